@@ -1,0 +1,454 @@
+"""Traces as JSON lines and as `*.radtrace.zip` files.
+
+A saved trace is a zip of `manifest.json`, `trace.jsonl` (one event a line), `display.png`,
+`seen.png` and `crops/N.png`. It holds what the events carry and nothing else: no file name,
+no tag of the original. Reading treats the file as hostile: sizes are checked before anything
+is unpacked or decoded, nothing is executed, and every value is decoded against the declared
+type of its field. A file that fails any of this raises `TraceFileError` with one sentence.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import stat
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from engine.trace import (
+    EVENT_TYPES,
+    SCHEMA_VERSION,
+    Event,
+    EvidenceMap,
+    Failed,
+    Finished,
+    LatentStep,
+    Reground,
+    RunStarted,
+    TokenStep,
+    Trace,
+)
+
+NOTICE: Final = "Research and teaching only. Not for diagnosis."
+SUFFIX: Final = ".radtrace.zip"
+
+MAX_FILE_BYTES: Final = 50 * 2**20
+MAX_UNPACKED_BYTES: Final = 256 * 2**20
+MAX_ENTRIES: Final = 500
+MAX_RATIO: Final = 100
+MAX_EVENTS: Final = 1_000_000
+MAX_LINE_BYTES: Final = 64 * 2**20
+MAX_MANIFEST_BYTES: Final = 2**20
+MAX_GRID_CELLS: Final = 65_536
+MAX_PNG_SIDE: Final = 4096
+MAX_SOURCE_SIDE: Final = 65_535
+MAX_INTEGER_DIGITS: Final = 20
+
+_EVENT_BY_NAME: Final[Mapping[str, type[Event]]] = {cls.__name__: cls for cls in EVENT_TYPES}
+_PNG_FIELDS: Final = ("display_png", "seen_png", "crop_png")
+_TRACE, _MANIFEST = "trace.jsonl", "manifest.json"
+_CONFIG: Final = ConfigDict(
+    strict=True, extra="forbid", val_json_bytes="base64", allow_inf_nan=False
+)
+
+BlobName = Callable[[str, bytes], str | None]
+"""Given a field's name and its bytes, the member that holds them, or None for base64."""
+
+
+class TraceFileError(ValueError):
+    """A trace that cannot be read or written; the message is one sentence for the user."""
+
+
+def to_json(event: Event, blob_name: BlobName | None = None) -> dict[str, Any]:
+    """One event as a JSON object: `type`, `seconds`, then the other fields.
+
+    Byte fields (map values, latent vectors, pictures) become base64 text; a picture for which
+    `blob_name` names a member of the archive becomes `{"file": name}` instead.
+    """
+    encoded: dict[str, Any] = {"type": type(event).__name__, "seconds": event.seconds}
+    for field in dataclasses.fields(event):
+        encoded[field.name] = _encoded(getattr(event, field.name), field.name, blob_name)
+    return encoded
+
+
+def _encoded(value: Any, name: str, blob_name: BlobName | None) -> Any:
+    if isinstance(value, bytes):
+        member = blob_name(name, value) if blob_name and name in _PNG_FIELDS else None
+        return {"file": member} if member else base64.b64encode(value).decode("ascii")
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: _encoded(getattr(value, field.name), field.name, blob_name)
+            for field in dataclasses.fields(value)
+        }
+    if isinstance(value, tuple):
+        return [_encoded(item, name, blob_name) for item in value]
+    return value
+
+
+def dumps(event: Event, blob_name: BlobName | None = None) -> str:
+    """One event as one line of JSON, without the line break.
+
+    Raises:
+        TraceFileError: when the event holds a number that is not finite.
+    """
+    try:
+        return json.dumps(to_json(event, blob_name), allow_nan=False, separators=(",", ":"))
+    except ValueError as error:
+        raise TraceFileError(
+            f"A {type(event).__name__} event holds a number that is not finite."
+        ) from error
+
+
+def from_json(encoded: Mapping[str, Any], blobs: Mapping[str, bytes] | None = None) -> Event:
+    """The event that `to_json` wrote, decoded strictly against its declared types.
+
+    Args:
+        encoded: the JSON object.
+        blobs: archive members by name, for pictures that were stored as files.
+
+    Raises:
+        TraceFileError: for an unknown type, a field that is missing, unknown or of the wrong
+            type, or a picture that is not in `blobs`.
+    """
+    if not isinstance(encoded, Mapping):
+        raise TraceFileError("The trace has a line that is not a JSON object.")
+    fields = {key: _inlined(value, blobs or {}) for key, value in encoded.items() if key != "type"}
+    name = encoded.get("type")
+    cls = _EVENT_BY_NAME.get(name) if isinstance(name, str) else None
+    if cls is None:
+        raise TraceFileError("The trace holds an event of a kind that this version does not know.")
+    try:
+        (event,) = _adapter(cls).validate_json(json.dumps([fields]))
+    except (ValidationError, ValueError) as error:
+        raise TraceFileError(f"The trace has a damaged {name} event{_where(error)}.") from error
+    _check_event(event)
+    return event
+
+
+@functools.cache
+def _adapter(cls: type[Event]) -> TypeAdapter[tuple[Event]]:
+    # A bare dataclass cannot be given a config, its one-tuple can, and passes it on.
+    return TypeAdapter(tuple[cls], config=_CONFIG)  # type: ignore[valid-type]
+
+
+def _where(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return ""
+    path = [str(part) for part in error.errors()[0]["loc"] if isinstance(part, str)]
+    known = [part for part in path if part.isidentifier()][:4]
+    return f" (field {'.'.join(known)[:80]})" if known else ""
+
+
+def _inlined(value: Any, blobs: Mapping[str, bytes]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"file"}:
+            blob = blobs.get(value["file"]) if isinstance(value["file"], str) else None
+            if blob is None:
+                raise TraceFileError("The trace names a picture that is not in the file.")
+            return base64.b64encode(blob).decode("ascii")
+        return {key: _inlined(item, blobs) for key, item in value.items()}
+    return value
+
+
+def loads(line: str | bytes, blobs: Mapping[str, bytes] | None = None) -> Event:
+    """The event of one line of JSON.
+
+    Raises:
+        TraceFileError: when the line is not JSON or not an event.
+    """
+    return from_json(_parsed(line, "The trace has a line that is not valid JSON."), blobs)
+
+
+def _parsed(text: str | bytes, complaint: str) -> Any:
+    try:
+        return json.loads(
+            text, parse_constant=_not_finite, parse_float=_finite_float, parse_int=_short_int
+        )
+    except TraceFileError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise TraceFileError(complaint) from error
+
+
+def _not_finite(_: str) -> NoReturn:
+    raise TraceFileError("The trace holds a number that is not finite.")
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _not_finite(text)
+
+
+def _short_int(text: str) -> int:
+    if len(text) > MAX_INTEGER_DIGITS:
+        raise TraceFileError("The trace holds a whole number that is too large.")
+    return int(text)
+
+
+def _check_event(event: Event) -> None:
+    if event.seconds < 0:
+        raise TraceFileError("The trace has an event from before the run began.")
+    if isinstance(event, RunStarted):
+        image = event.image
+        _check_grid(image.rows, image.columns)
+        for side in (image.source_width, image.source_height):
+            if not 1 <= side <= MAX_SOURCE_SIDE:
+                raise TraceFileError("The trace names an image size that is out of range.")
+        for png in (image.display_png, image.seen_png):
+            check_png(png)
+    elif isinstance(event, Reground):
+        _check_grid(event.rows, event.columns)
+        check_png(event.crop_png)
+        if event.number < 1:
+            raise TraceFileError("The trace numbers a crop below 1.")
+        x0, y0, x1, y1 = event.box
+        if not (0.0 <= x0 < x1 <= 1.0 and 0.0 <= y0 < y1 <= 1.0):
+            raise TraceFileError("The trace has a crop that lies outside the image.")
+
+
+def _check_grid(rows: int, columns: int) -> None:
+    if rows < 1 or columns < 1 or rows * columns > MAX_GRID_CELLS:
+        raise TraceFileError("The trace has a patch grid whose size is out of range.")
+
+
+def check_png(data: bytes) -> tuple[int, int]:
+    """Width and height of a PNG, read from its header; nothing is decoded.
+
+    Raises:
+        TraceFileError: when it is no PNG, or a side is 0 or longer than `MAX_PNG_SIDE`.
+    """
+    # PNG (ISO/IEC 15948) sections 5.2 and 11.2.1: signature, then IHDR with the size.
+    if len(data) < 33 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
+        raise TraceFileError("A picture in the trace is not a PNG.")
+    width, height = struct.unpack(">II", data[16:24])
+    if not (1 <= width <= MAX_PNG_SIDE and 1 <= height <= MAX_PNG_SIDE):
+        raise TraceFileError("A picture in the trace is larger than this version accepts.")
+    return width, height
+
+
+def _check_order(events: Iterable[Event]) -> None:
+    grids: dict[int, tuple[int, int]] = {}
+    ended = False
+    for position, event in enumerate(events):
+        if ended:
+            raise TraceFileError("The trace goes on after the end of its run.")
+        if isinstance(event, RunStarted):
+            if position:
+                raise TraceFileError("The trace holds more than one run.")
+            grids[0] = (event.image.rows, event.image.columns)
+        elif not position and not isinstance(event, Failed):
+            raise TraceFileError("The trace does not begin with the start of a run.")
+        elif isinstance(event, Reground):
+            grids[event.number] = (event.rows, event.columns)
+        elif isinstance(event, TokenStep | LatentStep):
+            _check_maps(event, grids)
+        ended = isinstance(event, Finished | Failed)
+
+
+def _check_maps(event: TokenStep | LatentStep, grids: Mapping[int, tuple[int, int]]) -> None:
+    maps: tuple[EvidenceMap, ...] = event.attention
+    if isinstance(event, LatentStep):
+        maps = (*maps, event.similarity)
+    for evidence in maps:
+        if grids.get(evidence.image) != (evidence.rows, evidence.columns):
+            raise TraceFileError("The trace has a map that does not fit the grid of its image.")
+
+
+def write_trace(path: str | Path, events: Iterable[Event], *, app_version: str = "") -> None:
+    """Writes a trace as `*.radtrace.zip`, whole or not at all.
+
+    Raises:
+        TraceFileError: when an event holds a number that is not finite.
+        OSError: when the folder cannot be written.
+    """
+    target = Path(path)
+    data = to_zip(events, app_version=app_version)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".radtrace-")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def to_zip(events: Iterable[Event], *, app_version: str = "") -> bytes:
+    """The bytes of a `*.radtrace.zip`; equal events give equal bytes.
+
+    Raises:
+        TraceFileError: when an event holds a number that is not finite.
+    """
+    members: dict[str, bytes] = {}
+    lines = [dumps(event, functools.partial(_store, event, members)) for event in events]
+    members[_TRACE] = "".join(f"{line}\n" for line in lines).encode("utf-8")
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "app_version": app_version,
+        "notice": NOTICE,
+        "events": len(lines),
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
+    }
+    members[_MANIFEST] = json.dumps(manifest, indent=1, sort_keys=True).encode("utf-8")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in sorted(members, key=lambda name: (name != _MANIFEST, name)):
+            # ZipInfo's fixed default date keeps the moment of saving out of the file.
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0o644 << 16
+            info.compress_type = _compression(name, members[name])
+            archive.writestr(info, members[name])
+    return buffer.getvalue()
+
+
+def _compression(name: str, data: bytes) -> int:
+    # PNGs are compressed already, and what shrinks beyond the ratio that reading allows
+    # (empty maps by the thousand) is stored as it is, so that every written file reads back.
+    if name.endswith(".png") or len(data) > MAX_RATIO // 2 * len(zlib.compress(data)):
+        return zipfile.ZIP_STORED
+    return zipfile.ZIP_DEFLATED
+
+
+def _store(event: Event, members: dict[str, bytes], field: str, data: bytes) -> str | None:
+    if isinstance(event, Reground):
+        name = f"crops/{event.number}.png"
+    else:
+        name = {"display_png": "display.png", "seen_png": "seen.png"}[field]
+    if members.setdefault(name, data) != data:
+        return None  # A second picture of that name stays inline.
+    return name
+
+
+def read_trace(source: str | Path | bytes) -> Trace:
+    """The trace of a `*.radtrace.zip`, checked from end to end.
+
+    Args:
+        source: a path, or the bytes of the file.
+
+    Raises:
+        TraceFileError: when the file is too large, is no trace, is damaged, or was written by
+            a newer version.
+        OSError: when the path cannot be read.
+    """
+    data = source if isinstance(source, bytes) else _file_bytes(Path(source))
+    if len(data) > MAX_FILE_BYTES:
+        raise TraceFileError(f"The file is larger than {MAX_FILE_BYTES // 2**20} MB.")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = dict(_members(archive))
+    except TraceFileError:
+        raise
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
+        raise TraceFileError("This is not a saved trace (*.radtrace.zip).") from error
+    except Exception as error:
+        # What zipfile and its codecs raise on damaged input (zlib.error, EOFError,
+        # RuntimeError, struct.error, ...) shares no base class.
+        raise TraceFileError("The saved trace is damaged and cannot be unpacked.") from error
+    _check_manifest(members)
+    trace = Trace.from_events(_events(members))
+    _check_order(trace)
+    return trace
+
+
+def _file_bytes(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(MAX_FILE_BYTES + 1)
+
+
+def _members(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
+    entries = archive.infolist()
+    if len(entries) > MAX_ENTRIES:
+        raise TraceFileError(f"The file has more than {MAX_ENTRIES} entries.")
+    if len({entry.filename for entry in entries}) != len(entries):
+        raise TraceFileError("The file has two entries of the same name.")
+    budget = MAX_UNPACKED_BYTES
+    for entry in entries:
+        _check_entry(entry)
+        if entry.file_size > budget:
+            raise TraceFileError("The file unpacks to more than this version accepts.")
+        # The size in the directory may lie: never read beyond it, and demand it exactly.
+        with archive.open(entry) as stream:
+            data = stream.read(entry.file_size + 1)
+        if len(data) != entry.file_size:
+            raise TraceFileError("The file has an entry whose size is not what it says.")
+        budget -= len(data)
+        yield entry.filename, data
+
+
+def _check_entry(entry: zipfile.ZipInfo) -> None:
+    name = entry.filename
+    known = name in (_TRACE, _MANIFEST, "display.png", "seen.png") or _is_crop(name)
+    if not known or name != entry.orig_filename:
+        raise TraceFileError("The file has an entry that does not belong in a trace.")
+    mode = entry.external_attr >> 16
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+        raise TraceFileError("The file has an entry that is not a plain file.")
+    if entry.flag_bits & 0x1:
+        raise TraceFileError("The file is encrypted; save the trace without a password.")
+    if entry.file_size > MAX_RATIO * max(entry.compress_size, 1) + 1024:
+        raise TraceFileError("The file is compressed more than a trace ever is.")
+
+
+def _is_crop(name: str) -> bool:
+    folder, _, file = name.partition("/")
+    stem = file.removesuffix(".png")
+    return (
+        folder == "crops"
+        and file == f"{stem}.png"
+        and stem.isascii()
+        and stem.isdigit()
+        and not stem.startswith("0")
+        and len(stem) <= 6
+    )
+
+
+def _check_manifest(members: Mapping[str, bytes]) -> None:
+    if _MANIFEST not in members or _TRACE not in members:
+        raise TraceFileError("This is not a saved trace: its manifest or its events are missing.")
+    if len(members[_MANIFEST]) > MAX_MANIFEST_BYTES:
+        raise TraceFileError("The manifest of the saved trace is too large.")
+    manifest = _parsed(members[_MANIFEST], "The manifest of the saved trace is damaged.")
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if type(version) is not int or version < 1:
+        raise TraceFileError("The manifest of the saved trace is damaged.")
+    if version > SCHEMA_VERSION:
+        raise TraceFileError(
+            f"The trace was saved by a newer version (format {version}; this one reads up to "
+            f"{SCHEMA_VERSION}): update the program."
+        )
+    listed = manifest.get("sha256")
+    actual = {
+        name: hashlib.sha256(data).hexdigest()
+        for name, data in members.items()
+        if name != _MANIFEST
+    }
+    if listed != actual:
+        raise TraceFileError("The saved trace was changed or damaged: its checksums do not match.")
+
+
+def _events(members: Mapping[str, bytes]) -> Iterator[Event]:
+    count = 0
+    for line in io.BytesIO(members[_TRACE]):
+        count += 1
+        if count > MAX_EVENTS:
+            raise TraceFileError(f"The trace has more than {MAX_EVENTS} events.")
+        if len(line) > MAX_LINE_BYTES:
+            raise TraceFileError("The trace has a line that is too long.")
+        yield loads(line, members)
+    if not count:
+        raise TraceFileError("The trace is empty.")
