@@ -1,0 +1,1 @@
+"""Everything that makes a checkpoint: phantoms, questions, objectives, stages and evaluation."""
