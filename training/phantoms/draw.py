@@ -441,7 +441,7 @@ def _add_nodule_texture(image: Image, nodule: NoduleShape, look: Exposure) -> No
     total = np.zeros((size, size), np.float32)
     pairs = (
         (detail.spicules, nodule.spiculated, 0.30),
-        (detail.specks, nodule.calcified, 0.80),
+        (detail.specks, nodule.calcified, 2.0),
     )
     for index, (paint, present, gain) in enumerate(pairs):
         rng = np.random.default_rng((nodule.seed, index))

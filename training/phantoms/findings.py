@@ -239,7 +239,7 @@ def _nodule(scene: Scene, request: FindingRequest, rng: Generator) -> None:
         NoduleShape(
             centre,
             radius,
-            rng.normal(0, 0.022, (3, 2)),
+            rng.normal(0, 1, (3, 2)) * ((0.025,), (0.015,), (0.008,)),
             margin == SPICULATED,
             calcified,
             int(rng.integers(2**31)),
