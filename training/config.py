@@ -1,0 +1,108 @@
+"""Typed YAML configuration: a file and `key=value` overrides into a frozen dataclass.
+
+Unknown keys are refused with the nearest known name; types are checked; nothing is coerced
+silently except a whole number where a float is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+ConfigT = TypeVar("ConfigT")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and what to do."""
+
+
+def load_config(cls: type[ConfigT], path: Path, overrides: list[str]) -> ConfigT:
+    """Reads a YAML file, applies `section.key=value` overrides, and builds `cls`.
+
+    Raises:
+        ConfigError: file missing or not YAML, unknown key, wrong type, bad value.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"Cannot read the configuration {path.name}: {error.strerror}.") from error
+    try:
+        raw = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.name} is not valid YAML.") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path.name} must hold keys and values.")
+    for override in overrides:
+        _apply(raw, override)
+    return build(cls, raw)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"{override!r} is not of the form key=value.")
+    *sections, last = key.split(".")
+    target = raw
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"{section!r} in {key!r} is a value, not a section.")
+    try:
+        target[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of {key!r} is not valid YAML.") from error
+
+
+def build(cls: type[ConfigT], raw: dict[str, Any], prefix: str = "") -> ConfigT:
+    """Builds a dataclass from plain data, section by section.
+
+    Raises:
+        ConfigError: unknown key, missing key, wrong type, bad value.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in raw:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            hint = f" Did you mean {prefix + near[0]!r}?" if near else ""
+            raise ConfigError(f"Unknown key {prefix + str(key)!r}.{hint}")
+    values = {key: _checked(hints[key], value, prefix + key) for key, value in raw.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ConfigError(f"The configuration {prefix or cls.__name__!r} lacks a key: {error}.") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _checked(hint: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name!r} must be a section with keys.")
+        return build(typing.cast("type[Any]", hint), value, f"{name}.")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name!r} must be a list.")
+        return tuple(_checked(arguments[0], item, name) for item in value)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _checked(next(a for a in arguments if a is not type(None)), value, name)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(f"{name!r} must be one of {', '.join(map(str, arguments))}.")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{name!r} must be of type {hint.__name__}, not {value!r}.")
+    return value

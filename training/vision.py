@@ -1,0 +1,151 @@
+"""Dense warm-up of the vision tower: every visual token predicts what it covers.
+
+Trained from scratch on answers alone the small model learned question priors and nothing
+visual; with this warm-up it sees. Heads are thrown away afterwards: coverage of structures
+and findings, attributes where a finding is, and distances to the edges of the box that the
+token belongs to (as FCOS regresses them, arXiv 1904.01355 eq. 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, Picture
+
+# CLIP's normalisation, as Qwen2-VL's image processor applies it.
+MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+STD: Final = (0.26862954, 0.26130258, 0.27577711)
+PATCH: Final = 14
+
+
+def patches_of(pixels: torch.Tensor) -> torch.Tensor:
+    """Grey images `(B, H, W)` in 0 to 255 as the tower's patches `(B * patches, 1176)`.
+
+    Equal to transformers' image processor on an image that needs no resize (tested).
+    """
+    batch, height, width = pixels.shape
+    rows, columns = height // (2 * PATCH), width // (2 * PATCH)
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    blocks = pixels.reshape(batch, rows, 2, PATCH, columns, 2, PATCH) / 255.0
+    blocks = blocks.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, -1, 1, 1, PATCH * PATCH)
+    channels = (blocks - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    return channels.expand(-1, -1, 3, 2, -1).reshape(batch * blocks.shape[1], -1)
+
+
+def grid_thw_of(pixels: torch.Tensor) -> torch.Tensor:
+    """`image_grid_thw` of same-sized images `(B, H, W)`: int64 `(B, 3)`."""
+    batch, height, width = pixels.shape
+    return torch.tensor([[1, height // PATCH, width // PATCH]]).expand(batch, -1).contiguous()
+
+
+def visual_tokens(
+    model: Qwen2_5_VLForConditionalGeneration, groups: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Visual tokens of groups of same-sized grey images, in order: `(sum of cells, D)`."""
+    pixel_values = torch.cat([patches_of(group) for group in groups])
+    grid_thw = torch.cat([grid_thw_of(group) for group in groups])
+    features = model.model.get_image_features(pixel_values, grid_thw, return_dict=True)
+    return torch.cat(list(features.pooler_output))
+
+
+def augmented(
+    pixels: npt.NDArray[np.uint8], rng: np.random.Generator, strength: float = 1.0
+) -> npt.NDArray[np.float32]:
+    """A picture with other exposure, contrast, noise and blocked corners; 0 to 255."""
+    image = pixels.astype(np.float32) / 255.0
+    image = np.power(image, np.exp(rng.uniform(-0.45, 0.45) * strength))
+    scale = np.exp(rng.uniform(-0.3, 0.3) * strength)
+    image = (image - 0.5) * scale + 0.5 + rng.uniform(-0.12, 0.12) * strength
+    if rng.random() < 0.5:
+        image = image + rng.normal(0, 0.03 * rng.random() * strength, image.shape)
+    if rng.random() < 0.3:
+        ramp = np.linspace(-1, 1, image.shape[int(rng.integers(2))], dtype=np.float32)
+        tilt = rng.uniform(-0.1, 0.1) * strength * ramp
+        image = image + (tilt[None, :] if len(ramp) == image.shape[1] else tilt[:, None])
+    levels: npt.NDArray[np.float32] = (np.clip(image, 0, 1) * 255).astype(np.float32)
+    return levels
+
+
+class DenseHeads(nn.Module):
+    """Linear readings of a visual token; used only while the tower is trained."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = [len(values) for values in ATTRIBUTES.values()]
+        self.norm = nn.LayerNorm(width)
+        self.cover = nn.Linear(width, len(COVER_NAMES))
+        self.attributes = nn.Linear(width, sum(self.sizes))
+        self.edges = nn.Linear(width, len(BOX_GROUPS) * 4)
+
+    def forward(
+        self, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
+        """Logits of coverage `(N, C)`, of each attribute, and edge distances `(N, G, 4)`."""
+        tokens = self.norm(tokens)
+        attributes = self.attributes(tokens).split(self.sizes, dim=-1)
+        return self.cover(tokens), attributes, self.edges(tokens).unflatten(-1, (-1, 4))
+
+
+@dataclass(frozen=True, slots=True)
+class DenseTargets:
+    """Stacked targets of a batch of pictures, in the order of their visual tokens."""
+
+    cover: torch.Tensor
+    attributes: torch.Tensor
+    edges: torch.Tensor
+
+    @classmethod
+    def of(cls, pictures: Sequence[Picture]) -> DenseTargets:
+        """float `(N, C)` in 0 to 1, int64 `(N, A)`, float `(N, G, 4)` with NaN for none."""
+        return cls(
+            torch.from_numpy(np.concatenate([p.cover for p in pictures])).float() / 255.0,
+            torch.from_numpy(np.concatenate([p.attributes for p in pictures])).long(),
+            torch.from_numpy(np.concatenate([p.edges for p in pictures])).float(),
+        )
+
+
+def dense_loss(
+    outputs: tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor],
+    targets: DenseTargets,
+    known_cover: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """The parts of the loss: cover (BCE), attributes (CE where known), edges (L1 where known).
+
+    Args:
+        outputs: of `DenseHeads`.
+        targets: for the same tokens.
+        known_cover: bool `(N, C)`: which coverages are known (a real radiograph says only
+            where its lungs are); None: all.
+    """
+    cover, attributes, edges = outputs
+    # Findings are rare: weighing their positives keeps the tower from calling all tokens clear.
+    weight = torch.ones(len(COVER_NAMES))
+    weight[4:] = 4.0
+    per_token = functional.binary_cross_entropy_with_logits(
+        cover.float(), targets.cover, pos_weight=weight, reduction="none"
+    )
+    if known_cover is not None:
+        per_token = per_token * known_cover
+    parts = {"cover": per_token.sum(-1).mean()}
+    ce = [
+        functional.cross_entropy(logits.float(), labels, ignore_index=-1)
+        for logits, labels in zip(attributes, targets.attributes.T, strict=True)
+        if bool((labels >= 0).any())
+    ]
+    parts["attributes"] = torch.stack(ce).sum() if ce else cover.new_zeros(())
+    known = ~targets.edges.isnan()
+    parts["edges"] = (
+        (edges.float() - targets.edges.nan_to_num()).abs()[known].mean()
+        if bool(known.any())
+        else cover.new_zeros(())
+    )
+    return parts

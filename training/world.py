@@ -1,0 +1,392 @@
+"""The images that the embedded model is trained on, prepared once and kept on disk.
+
+A `World` is a list of phantoms, each with the picture of it that the model sees, crops of the
+places that its questions point to, and per visual token what is there: coverage of each
+structure and finding, attributes, and distances to the edges of the box that the token
+belongs to. It is built in shards, each written whole or not at all, so that an interrupted
+build goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from engine.geometry import FULL_IMAGE, Box, PatchGrid, clamped_box
+from engine.manifest import PixelBudget
+from engine.processor import TOKEN_SIZE, crop_pixels
+from training.phantoms import to_view8
+from training.phantoms.truth import Truth, seed_for
+from training.questions import FAMILIES, Question, QuestionCase, case_for, questions_for
+
+VIEW_BUDGET: Final = PixelBudget(least=224 * 224, most=224 * 224)
+CROP_PADDING: Final = 0.2
+
+STRUCTURES: Final = ("right_lung", "left_lung", "heart", "mediastinum")
+FINDINGS: Final = (
+    "nodule",
+    "consolidation",
+    "pleural effusion",
+    "pneumothorax",
+    "endotracheal tube",
+    "central line",
+)
+COVER_NAMES: Final = STRUCTURES + FINDINGS
+# Boxes that a token can belong to: one group for each lung, the heart, and any finding.
+BOX_GROUPS: Final = ("right_lung", "left_lung", "heart", "finding")
+ATTRIBUTES: Final = {
+    "margin": ("smooth", "spiculated"),
+    "calcification": ("not calcified", "calcified"),
+    "air bronchogram": ("no", "yes"),
+    "grade": ("small", "moderate", "large"),
+    "heart size": ("normal", "mildly enlarged", "severely enlarged"),
+    "tip": ("above the carina", "in the right main bronchus"),
+}
+FINE_ATTRIBUTES: Final = ("margin", "calcification", "air bronchogram")
+UNKNOWN: Final = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One image as the model sees it, with what every visual token shows.
+
+    Attributes:
+        pixels: uint8 `(height, width)`, already resized.
+        region: the part of the full image that it shows.
+        cover: uint8 `(cells, len(COVER_NAMES))`, 255 = wholly covered.
+        attributes: int8 `(cells, len(ATTRIBUTES))`, class index or -1.
+        edges: float16 `(cells, len(BOX_GROUPS), 4)`: distances from the cell's centre to the
+            left, top, right and bottom edge of its box, in shares of this picture; NaN: none.
+        known_cover: bool, as `cover`: where the coverage is known; None: everywhere.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    region: Box
+    cover: npt.NDArray[np.uint8]
+    attributes: npt.NDArray[np.int8]
+    edges: npt.NDArray[np.float16]
+    known_cover: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def grid(self) -> PatchGrid:
+        """Visual tokens after merging."""
+        return PatchGrid(self.pixels.shape[0] // TOKEN_SIZE, self.pixels.shape[1] // TOKEN_SIZE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """One phantom (or real radiograph) with its pictures.
+
+    Attributes:
+        truth: None for a real radiograph.
+        view: the whole image.
+        crops: for each box that a question may point to, pictures of it (boxes jittered as a
+            model's own would be).
+        asked: the question for which a phantom was made, if any.
+    """
+
+    truth: Truth | None
+    view: Picture
+    crops: dict[Box, tuple[Picture, ...]] = field(default_factory=dict)
+    asked: Question | None = None
+
+
+def resized(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A grey image `(H, W)` as the model sees it: what `engine.processor` makes of it (tested).
+
+    One channel and no normalisation: several times faster than the whole preprocessing.
+    """
+    height, width = smart_resize(
+        *pixels.shape,
+        factor=TOKEN_SIZE,
+        min_pixels=VIEW_BUDGET.least,
+        max_pixels=VIEW_BUDGET.most,
+    )
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def seen_picture(pixels: npt.NDArray[np.uint8], region: Box, truth: Truth) -> Picture:
+    """The picture of a region of a phantom, through transformers' own preprocessing."""
+    part = pixels if region == FULL_IMAGE else crop_pixels(pixels, region)
+    seen = resized(part)
+    grid = PatchGrid(seen.shape[0] // TOKEN_SIZE, seen.shape[1] // TOKEN_SIZE)
+    return Picture(
+        pixels=seen,
+        region=region,
+        cover=cover_of(truth, region, grid),
+        attributes=attributes_of(truth, region, grid),
+        edges=edges_of(truth, region, grid),
+    )
+
+
+def cover_of(truth: Truth, region: Box, grid: PatchGrid) -> npt.NDArray[np.uint8]:
+    """Share of every cell that each structure and finding covers, 0 to 255."""
+    masks = np.zeros((len(COVER_NAMES), *_mask_shape(truth)), dtype=np.float32)
+    for index, name in enumerate(STRUCTURES):
+        masks[index] = truth.anatomy[name].mask
+    for finding in truth.findings:
+        if finding.kind in FINDINGS:
+            index = COVER_NAMES.index(finding.kind)
+            masks[index] = np.maximum(masks[index], finding.mask)
+    cells = np.stack([_sampled(mask, region, grid) for mask in masks], axis=-1)
+    levels: npt.NDArray[np.uint8] = np.rint(cells * 255).astype(np.uint8)
+    return levels.reshape(grid.cells, len(COVER_NAMES))
+
+
+def _mask_shape(truth: Truth) -> tuple[int, int]:
+    shape = truth.anatomy[STRUCTURES[0]].mask.shape
+    return int(shape[0]), int(shape[1])
+
+
+def _sampled(mask: npt.NDArray[np.float32], region: Box, grid: PatchGrid) -> npt.NDArray[np.float32]:
+    """Mean of a full-image mask in each cell of a region's grid, by 8 x 8 samples a cell."""
+    rows, columns = grid.rows * 8, grid.columns * 8
+    x = (region.x0 + (np.arange(columns) + 0.5) / columns * (region.x1 - region.x0)) * mask.shape[1]
+    y = (region.y0 + (np.arange(rows) + 0.5) / rows * (region.y1 - region.y0)) * mask.shape[0]
+    map_x, map_y = np.meshgrid((x - 0.5).astype(np.float32), (y - 0.5).astype(np.float32))
+    fine = cv2.remap(mask, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    blocks = fine.reshape(grid.rows, 8, grid.columns, 8)
+    means: npt.NDArray[np.float32] = blocks.mean(axis=(1, 3))
+    return means
+
+
+def _relative(box: tuple[float, float, float, float], region: Box) -> tuple[float, ...]:
+    """A full-image box in shares of a region, not cut."""
+    width, height = region.x1 - region.x0, region.y1 - region.y0
+    return (
+        (box[0] - region.x0) / width,
+        (box[1] - region.y0) / height,
+        (box[2] - region.x0) / width,
+        (box[3] - region.y0) / height,
+    )
+
+
+def _touched(box: tuple[float, ...], grid: PatchGrid) -> list[int]:
+    """Cells that a region-relative box touches; empty when it lies outside."""
+    x0, y0, x1, y1 = (min(1.0, max(0.0, value)) for value in box)
+    if x1 - x0 <= 1e-6 or y1 - y0 <= 1e-6:
+        return []
+    return list(grid.cells_of(Box(x0, y0, x1, y1)))
+
+
+def attributes_of(truth: Truth, region: Box, grid: PatchGrid) -> npt.NDArray[np.int8]:
+    """Attribute classes of the cells that a finding (or the heart) touches, else -1."""
+    labels = np.full((grid.cells, len(ATTRIBUTES)), UNKNOWN, dtype=np.int8)
+    names = tuple(ATTRIBUTES)
+    heart = _touched(_relative(truth.anatomy["heart"].box, region), grid)
+    if region == FULL_IMAGE:
+        labels[heart, names.index("heart size")] = ATTRIBUTES["heart size"].index(truth.heart_size)
+    for finding in truth.findings:
+        cells = _touched(_relative(finding.focus, region), grid)
+        for name, value in finding.attributes.items():
+            if name in ATTRIBUTES and value in ATTRIBUTES[name] and _readable(name, region):
+                labels[cells, names.index(name)] = ATTRIBUTES[name].index(value)
+    return labels
+
+
+def _readable(name: str, region: Box) -> bool:
+    """Fine attributes are taught on crops only: the view does not show them."""
+    return name not in FINE_ATTRIBUTES or region != FULL_IMAGE
+
+
+def edges_of(truth: Truth, region: Box, grid: PatchGrid) -> npt.NDArray[np.float16]:
+    """Distances from cell centres to the edges of the boxes that the cells belong to."""
+    edges = np.full((grid.cells, len(BOX_GROUPS), 4), np.nan, dtype=np.float32)
+    boxes = [(truth.anatomy[name].box, group) for group, name in enumerate(BOX_GROUPS[:3])]
+    # Larger findings first, so that a small one inside keeps its own cells.
+    ordered = sorted(
+        (finding for finding in truth.findings if finding.kind in FINDINGS),
+        key=lambda f: -(f.focus[2] - f.focus[0]) * (f.focus[3] - f.focus[1]),
+    )
+    boxes += [(finding.focus, 3) for finding in ordered]
+    return fill_edges(edges, [(_relative(box, region), group) for box, group in boxes], grid)
+
+
+def fill_edges(
+    edges: npt.NDArray[np.float32],
+    boxes: list[tuple[tuple[float, ...], int]],
+    grid: PatchGrid,
+) -> npt.NDArray[np.float16]:
+    """Writes edge distances of region-relative boxes into the cells that they touch."""
+    for box, group in boxes:
+        for cell in _touched(box, grid):
+            x = (cell % grid.columns + 0.5) / grid.columns
+            y = (cell // grid.columns + 0.5) / grid.rows
+            edges[cell, group] = (x - box[0], y - box[1], box[2] - x, box[3] - y)
+    clipped: npt.NDArray[np.float16] = np.clip(edges, -2.0, 2.0).astype(np.float16)
+    return clipped
+
+
+def jittered(box: Box, rng: np.random.Generator, amount: float) -> Box:
+    """A box moved and resized at random: each edge by up to `amount` of the box's size."""
+    width, height = box.x1 - box.x0, box.y1 - box.y0
+    shift = rng.uniform(-amount, amount, 4)
+    return clamped_box(
+        box.x0 + shift[0] * width,
+        box.y0 + shift[1] * height,
+        box.x1 + shift[2] * width,
+        box.y1 + shift[3] * height,
+    )[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldConfig:
+    """How many phantoms, from which seed and split, with how many crops of each target."""
+
+    count: int = 5000
+    seed: int = 0
+    split: str = "train"
+    crops_per_target: int = 2
+    shard: int = 125
+    workers: int = 2
+
+
+def balanced_case(config: WorldConfig, index: int) -> QuestionCase:
+    """The `index`-th question of a world: families in turn, answers in turn inside a family."""
+    name = tuple(FAMILIES)[index % len(FAMILIES)]
+    answers = FAMILIES[name].answers
+    answer = answers[index // len(FAMILIES) % len(answers)]
+    return case_for(name, answer, seed_for(config.split, index, config.seed))
+
+
+def build_case(ordered: QuestionCase, crops: int) -> Case:
+    """Draws one phantom and its pictures."""
+    phantom = ordered.phantom()
+    rng = np.random.default_rng([ordered.phantom_seed, 7])
+    pixels = to_view8(phantom)
+    truth = phantom.truth
+    view = seen_picture(pixels, FULL_IMAGE, truth)
+    targets: dict[Box, tuple[Picture, ...]] = {}
+    questions = [ordered.question, *questions_for(truth, rng)]
+    # The details are learned from crops alone, so their targets get more of them.
+    wanted = {Box(*box): 1 for q in questions for box in q.target_boxes}
+    wanted |= {Box(*box): crops for q in questions if q.kind == "fine" for box in q.target_boxes}
+    for box, variants in wanted.items():
+        targets[box] = tuple(
+            seen_picture(pixels, jittered(box, rng, 0.15).padded(CROP_PADDING), truth)
+            for _ in range(variants)
+        )
+    return Case(truth=truth, view=view, crops=targets, asked=ordered.question)
+
+
+def _question(record: dict[str, Any]) -> Question:
+    """A question from plain JSON."""
+    record["options"] = tuple(record["options"])
+    record["target_boxes"] = tuple(tuple(box) for box in record["target_boxes"])
+    return Question(**record)
+
+
+def save_cases(path: Path, cases: list[Case]) -> None:
+    """Writes cases to one `.npz` (plain arrays and JSON), whole or not at all."""
+    pictures: list[Picture] = []
+    records = []
+    for case in cases:
+        crops = []
+        first = len(pictures)
+        pictures.append(case.view)
+        for box, variants in case.crops.items():
+            crops.append({"box": box.as_tuple(), "pictures": [len(pictures), len(variants)]})
+            pictures += variants
+        records.append(
+            {
+                "truth": case.truth.to_json(masks=False) if case.truth else None,
+                "asked": dataclasses.asdict(case.asked) if case.asked else None,
+                "view": first,
+                "crops": crops,
+            }
+        )
+    meta = {
+        "cases": records,
+        "shapes": [picture.pixels.shape for picture in pictures],
+        "regions": [picture.region.as_tuple() for picture in pictures],
+    }
+    partial = path.with_suffix(".partial.npz")
+    np.savez(
+        partial,
+        pixels=np.concatenate([picture.pixels.ravel() for picture in pictures]),
+        cover=np.concatenate([picture.cover for picture in pictures]),
+        attributes=np.concatenate([picture.attributes for picture in pictures]),
+        edges=np.concatenate([picture.edges for picture in pictures]),
+        meta=np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8),
+    )
+    os.replace(partial, path)
+
+
+def load_cases(path: Path) -> list[Case]:
+    """Reads what `save_cases` wrote."""
+    with np.load(path, allow_pickle=False) as data:
+        pixels, cover = data["pixels"], data["cover"]
+        attributes, edges = data["attributes"], data["edges"]
+        meta = json.loads(data["meta"].tobytes())
+    pictures = []
+    at = cell = 0
+    for (height, width), region in zip(meta["shapes"], meta["regions"], strict=True):
+        cells = (height // TOKEN_SIZE) * (width // TOKEN_SIZE)
+        pictures.append(
+            Picture(
+                pixels=pixels[at : at + height * width].reshape(height, width),
+                region=Box(*region),
+                cover=cover[cell : cell + cells],
+                attributes=attributes[cell : cell + cells],
+                edges=edges[cell : cell + cells],
+            )
+        )
+        at, cell = at + height * width, cell + cells
+    return [
+        Case(
+            truth=Truth.from_json(record["truth"]) if record["truth"] else None,
+            view=pictures[record["view"]],
+            crops={
+                Box(*crop["box"]): tuple(
+                    pictures[crop["pictures"][0] : sum(crop["pictures"])]
+                )
+                for crop in record["crops"]
+            },
+            asked=_question(record["asked"]) if record["asked"] else None,
+        )
+        for record in meta["cases"]
+    ]
+
+
+def load_world(
+    folder: Path, config: WorldConfig, report: Callable[[str], None] = lambda _: None
+) -> list[Case]:
+    """The phantoms of a configuration: built where shards are missing, then loaded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{config.split}-{config.seed}-{first:06d}.npz" for first in _starts(config)]
+    missing = [(config, first, path) for first, path in zip(_starts(config), paths, strict=True)
+               if not path.exists()]
+    if missing:
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(config.workers) as pool:
+            for done, _ in enumerate(pool.imap_unordered(_build_shard, missing), start=1):
+                report(f"{config.split} phantoms: shard {done} of {len(missing)}")
+    return [case for path in paths for case in load_cases(path)]
+
+
+def _starts(config: WorldConfig) -> range:
+    return range(0, config.count, config.shard)
+
+
+def _build_shard(job: tuple[WorldConfig, int, Path]) -> None:
+    config, first, path = job
+    cv2.setNumThreads(1)
+    stop = min(first + config.shard, config.count)
+    cases = [
+        build_case(balanced_case(config, index), config.crops_per_target)
+        for index in range(first, stop)
+    ]
+    save_cases(path, cases)
