@@ -181,8 +181,8 @@ def mask_box(coverage: Image, threshold: float = 0.5) -> Box:
 
 def _sample_frame(rng: Generator, shape: tuple[int, int]) -> Frame:
     rows, cols = shape
-    half_width = rng.uniform(0.35, 0.45) * cols
-    lung_height = float(np.clip(half_width * rng.uniform(1.45, 2.0), 0.48 * rows, 0.78 * rows))
+    half_width = rng.uniform(0.35, 0.47) * cols
+    lung_height = float(np.clip(half_width * rng.uniform(1.35, 2.1), 0.46 * rows, 0.84 * rows))
     angle = np.deg2rad(rng.normal(0, 2.0))
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = rotation @ np.diag([half_width, lung_height])
@@ -196,7 +196,7 @@ def _sample_frame(rng: Generator, shape: tuple[int, int]) -> Frame:
 def _sample_lung(rng: Generator, side: str) -> Points:
     points = _LUNG + rng.normal(0, 0.010, _LUNG.shape)
     points[6] = points[5] + (-0.004, 0.006)
-    points[_DOME, 1] += rng.uniform(-0.05, 0.03)
+    points[_DOME, 1] += rng.uniform(-0.05, 0.045)
     points[:4, 0] += rng.uniform(-0.04, 0.03)
     if side == LEFT:
         points[5:11, 1] += rng.uniform(0.0, 0.035)
@@ -233,15 +233,15 @@ def _sample_heart(rng: Generator, width: float) -> Points:
 
 def _sample_mediastinum(rng: Generator) -> Points:
     wide = rng.uniform(0.88, 1.15)
-    knob = rng.uniform(0.22, 0.31)
+    knob = rng.uniform(0.23, 0.30)
     left = [
         (0.30, -0.35),
         (0.22, -0.05),
-        (0.16 * wide, 0.10),
-        (0.19 * wide, 0.20),
+        (0.18 * wide, 0.10),
+        (0.21 * wide, 0.20),
         (knob, 0.275),
-        (0.20 * wide, 0.345),
-        (0.22 * wide, 0.42),
+        (0.22 * wide, 0.345),
+        (0.23 * wide, 0.42),
         (0.20, 0.60),
         (0.18, 1.1),
     ]

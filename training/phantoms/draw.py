@@ -67,10 +67,10 @@ def sample_exposure(rng: Generator) -> Exposure:
     low = rng.uniform(0.02, 0.16)
     return Exposure(
         low=low,
-        high=low + rng.uniform(0.58, 0.80),
+        high=low + rng.uniform(0.45, 0.82),
         bend=rng.uniform(-0.35, 0.45),
         noise=rng.uniform(0.006, 0.012),
-        lung=rng.uniform(0.38, 0.50),
+        lung=rng.uniform(0.40, 0.54),
         bone=rng.uniform(0.05, 0.11),
         vessels=rng.uniform(0.06, 0.12),
         collimation=(float(borders[0]), float(borders[1]), float(borders[2]), float(borders[3])),
@@ -161,7 +161,7 @@ def _breasts(a: Image, b: Image, rng: Generator) -> Image:
     total = np.zeros_like(a)
     for sign in (-1, 1):
         distance = np.hypot((a - sign * 0.68) / 0.46, (b - centre) / 0.26)
-        total += 1 / (1 + np.exp((distance - 1) / np.float32(0.06)))
+        total += 1 / (1 + np.exp(np.minimum((distance - 1) / np.float32(0.06), 50)))
     return (strength * total).astype(np.float32)
 
 
@@ -202,11 +202,11 @@ def _bones(scene: Scene, look: Exposure, air: Image, rng: Generator) -> Image:
         for index in range(10):
             _posterior_rib(back, rim, scene, (sign, index, gap, tilt), unit, rng)
         for index in range(6):
-            _anterior_rib(front, scene, (sign, index, gap), unit, rng)
-    weight = 0.30 + 0.70 * np.clip(_to_fine(air, back.shape), 0, 1)
-    bones = look.bone * _smooth(back.astype(np.float32) / 255, 1.6)
-    bones += 0.55 * look.bone * _smooth(front.astype(np.float32) / 255, 2.5)
-    bones += 0.42 * look.bone * _smooth(rim.astype(np.float32) / 255, 0.9)
+            _anterior_rib(front, rim, scene, (sign, index, gap), unit, rng)
+    weight = 0.45 + 0.55 * np.clip(_to_fine(air, back.shape), 0, 1)
+    bones = 0.62 * look.bone * _smooth(back.astype(np.float32) / 255, 1.4)
+    bones += 0.42 * look.bone * _smooth(front.astype(np.float32) / 255, 1.8)
+    bones += 0.75 * look.bone * _smooth(rim.astype(np.float32) / 255, 0.7)
     torso = _to_fine(scene.anatomy.masks["torso"], back.shape)
     return (bones * weight + _clavicles(scene, look, rng, unit) + _spine(scene, rng)) * torso
 
@@ -221,8 +221,8 @@ def _posterior_rib(
 ) -> None:
     sign, index, gap, tilt = rib
     top = -0.02 + gap * index + rng.normal(0, 0.004)
-    reach = min(1.06, 0.66 + 0.13 * index)
-    u = np.linspace(0.10, 1, 14)
+    reach = min(1.04, 0.60 + 0.15 * index)
+    u = np.linspace(0.10, 1.07, 15)
     lift = 0.055 * np.sin(np.pi * np.minimum(u * 1.25, 1)) - 0.02
     drop = top - lift + (tilt + 0.16 + 0.012 * index) * u**3.2
     line = np.stack([sign * reach * u, drop], axis=-1)
@@ -234,6 +234,7 @@ def _posterior_rib(
 
 def _anterior_rib(
     canvas: NDArray[np.uint8],
+    rim: NDArray[np.uint8],
     scene: Scene,
     rib: tuple[int, int, float],
     unit: float,
@@ -244,7 +245,10 @@ def _anterior_rib(
     u = np.linspace(0, 1, 10)
     a = sign * (min(1.02, 0.82 + 0.09 * index) - u * (0.52 + 0.02 * index))
     b = outer + (0.13 + 0.012 * index) * u**0.8
-    _polyline(canvas, scene, np.stack([a, b], axis=-1), unit * 0.046)
+    line = np.stack([a, b], axis=-1)
+    _polyline(canvas, scene, line, unit * 0.050)
+    _polyline(rim, scene, line - (0, 0.023), 1, 110)
+    _polyline(rim, scene, line + (0, 0.023), 1, 110)
 
 
 def _clavicles(scene: Scene, look: Exposure, rng: Generator, unit: float) -> Image:
@@ -308,11 +312,21 @@ def _vessels(scene: Scene, look: Exposure, air: Image, rng: Generator) -> Image:
             _vessel(canvas, scene, hilum + heading * 0.03, heading, length, unit * 0.030, rng)
         _hilum(canvas, scene, sign, hilum, unit, rng)
     lines = _smooth(canvas.astype(np.float32) / 255, 0.9)
-    grain = _smooth(rng.standard_normal(canvas.shape, np.float32), 1.4) * 0.030
+    grain = _parenchyma(canvas.shape, rng)
     visible = np.clip(_to_fine(air, canvas.shape), 0, 1)
     for pleural in scene.layers.pleural_air:
         visible *= 1 - _to_fine(pleural, canvas.shape)
-    return (look.vessels * lines + grain) * visible
+    a, b = scene.anatomy.frame.coarse_patient_grid()
+    distance = np.hypot((abs(a) - 0.26) / 0.26, (b - 0.50) / 0.24)
+    haze = _to_fine(np.exp(-(distance**2)).astype(np.float32), canvas.shape)
+    return (look.vessels * (lines * (0.75 + 0.5 * haze) + 0.35 * haze) + grain) * visible
+
+
+def _parenchyma(shape: tuple[int, ...], rng: Generator) -> Image:
+    """Irregular markings of the lung between the visible vessels, on two scales."""
+    small = _smooth(rng.standard_normal(shape, np.float32), 1.1)
+    large = _smooth(rng.standard_normal((shape[0] // 2, shape[1] // 2), np.float32), 2.0)
+    return rng.uniform(0.02, 0.05) * small + 0.10 * _to_fine(large, shape)
 
 
 def _hilum(
@@ -430,7 +444,7 @@ def nodule_profile(nodule: NoduleShape, half: int, offset: Points) -> Image:
 def _add_nodule(image: Image, nodule: NoduleShape, look: Exposure) -> None:
     half = int(np.ceil(RIM * nodule.radius)) + _PAD
     inside, patch, offset = _window(image, nodule.centre, half)
-    image[inside] += (0.52 * look.lung * nodule_profile(nodule, half, offset))[patch]
+    image[inside] += (nodule.contrast * look.lung * nodule_profile(nodule, half, offset))[patch]
 
 
 def _add_nodule_texture(image: Image, nodule: NoduleShape, look: Exposure) -> None:
@@ -460,8 +474,8 @@ def _add_patch_texture(image: Image, patch: PatchShape, look: Exposure) -> None:
     )
     texture = detail.bronchi(opacity, rng)
     if not patch.bronchogram:
-        texture = detail.decoy(texture, rng, 9.0)
-    image[y0:y1, x0:x1] += 0.30 * (look.high - look.low) * texture
+        texture = detail.decoy(texture, rng, 5.0)
+    image[y0:y1, x0:x1] += 0.24 * (look.high - look.low) * texture
 
 
 def _tone(image: Image, look: Exposure) -> None:

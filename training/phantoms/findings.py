@@ -70,10 +70,11 @@ class DoesNotFit(Exception):
 
 @dataclass(frozen=True)
 class NoduleShape:
-    """A nodule: centre (x, y) and radius in pixels, contour harmonics, two texture seeds."""
+    """A nodule: centre (x, y) and radius in pixels, contrast, contour harmonics, texture seed."""
 
     centre: Points
     radius: float
+    contrast: float
     harmonics: Points
     spiculated: bool
     calcified: bool
@@ -239,6 +240,7 @@ def _nodule(scene: Scene, request: FindingRequest, rng: Generator) -> None:
         NoduleShape(
             centre,
             radius,
+            float(rng.uniform(0.42, 0.60)),
             rng.normal(0, 1, (3, 2)) * ((0.025,), (0.015,), (0.008,)),
             margin == SPICULATED,
             calcified,
