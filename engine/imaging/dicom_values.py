@@ -1,0 +1,166 @@
+"""What stored DICOM numbers mean: modality values, padding, windows, millimetres, units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.imaging.lut import LookupTable, make_table
+from engine.imaging.source import SpacingKind
+from engine.imaging.tags import TechnicalTags
+from engine.imaging.window import WINDOW_FUNCTIONS, Window, WindowFunction
+
+Pixels = npt.NDArray[np.generic]
+
+_INT32 = np.iinfo(np.int32)
+_SPACINGS: tuple[tuple[str, SpacingKind], ...] = (
+    ("PixelSpacing", "patient"),
+    ("ImagerPixelSpacing", "detector"),
+    ("NominalScannedPixelSpacing", "nominal"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameTags:
+    """Tags of one frame: its functional groups (PS3.3 C.7.6.16), then the data set itself."""
+
+    image: TechnicalTags
+    groups: tuple[TechnicalTags, ...]
+
+    def group(self, keyword: str, needed: str) -> TechnicalTags:
+        """The functional group `keyword` that holds `needed`, else the data set."""
+        for groups in self.groups:
+            item = groups.item(keyword)
+            if item is not None and item.has(needed):
+                return item
+        return self.image
+
+
+def frame_tags(image: TechnicalTags, frame: int) -> FrameTags:
+    """The tags of frame `frame`; what is per frame comes before what is shared."""
+    own = image.item("PerFrameFunctionalGroupsSequence", frame)
+    shared = image.item("SharedFunctionalGroupsSequence")
+    return FrameTags(image, tuple(item for item in (own, shared) if item is not None))
+
+
+def to_modality_values(
+    stored: Pixels, tags: FrameTags, *, little_endian: bool, signed: bool
+) -> Pixels:
+    """Stored values through the modality LUT or the rescale (PS3.3 C.11.1).
+
+    Returns:
+        int32 where the values are whole numbers that fit, else float32; same shape.
+    """
+    item = tags.image.item("ModalityLUTSequence")
+    if item is not None:
+        table = _table(item, little_endian=little_endian, signed=signed)
+        return table.apply(stored).astype(np.int32)
+    group = tags.group("PixelValueTransformationSequence", "RescaleSlope")
+    slope = next(iter(group.numbers("RescaleSlope")), 1.0)
+    intercept = next(iter(group.numbers("RescaleIntercept")), 0.0)
+    # A slope of 0 would blank the image; it is a known export fault.
+    return _rescale(stored, slope or 1.0, intercept)
+
+
+def _rescale(stored: Pixels, slope: float, intercept: float) -> Pixels:
+    whole = stored.dtype.kind in "biu" and slope.is_integer() and intercept.is_integer()
+    if whole:
+        ends = [int(end) * int(slope) + int(intercept) for end in (stored.min(), stored.max())]
+        if _INT32.min <= min(ends) and max(ends) <= _INT32.max and _fits(stored, slope):
+            values = stored.astype(np.int32)
+            if slope != 1:
+                values *= int(slope)
+            if intercept != 0:
+                values += int(intercept)
+            return values
+    if slope == 1 and intercept == 0:
+        return stored.astype(np.float32)
+    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+
+
+def _fits(stored: Pixels, slope: float) -> bool:
+    """Whether the stored values and their multiples fit in 32 bits on the way."""
+    largest = max(abs(int(stored.min())), abs(int(stored.max())))
+    return largest * max(abs(int(slope)), 1) <= _INT32.max
+
+
+def without_padding(values: Pixels, stored: Pixels, tags: TechnicalTags) -> Pixels:
+    """The modality values outside of the padding, flat; all when everything is padding.
+
+    Pixel Padding Value and Pixel Padding Range Limit are stored values (PS3.3 C.7.5.1.1.2).
+    """
+    padding = tags.integers("PixelPaddingValue")
+    if not padding or stored.dtype.kind not in "iu":
+        return values.reshape(-1)
+    limit = tags.integers("PixelPaddingRangeLimit") or padding
+    ends = sorted(_as_stored(end, stored.dtype) for end in (padding[0], limit[0]))
+    kept = values[(stored < ends[0]) | (stored > ends[1])]
+    return kept if kept.size else values.reshape(-1)
+
+
+def _as_stored(value: int, dtype: np.dtype[np.generic]) -> int:
+    """A padding value written with the wrong sign, as the pixels hold it."""
+    bits = dtype.itemsize * 8
+    wrapped = value & (2**bits - 1)
+    return wrapped - 2**bits if dtype.kind == "i" and wrapped >= 2 ** (bits - 1) else wrapped
+
+
+def read_windows(tags: FrameTags) -> tuple[tuple[Window, ...], bool]:
+    """The windows of a frame in their order (PS3.3 C.11.2.1.2), and whether any is unusable.
+
+    Both elements may hold several values; a width that the function forbids is left out.
+    """
+    group = tags.group("FrameVOILUTSequence", "WindowCenter")
+    code = group.code("VOILUTFunction")
+    function: WindowFunction = "LINEAR"
+    for name in WINDOW_FUNCTIONS:
+        if code == name:
+            function = name  # type: ignore[assignment]
+    centers, widths = group.numbers("WindowCenter"), group.numbers("WindowWidth")
+    windows = []
+    for center, width in zip(centers, widths, strict=False):
+        if width >= 1 or (width > 0 and function != "LINEAR"):
+            windows.append(Window(center, width, function))
+    given = group.has("WindowCenter") or group.has("WindowWidth")
+    return tuple(windows), given and len(windows) < max(len(centers), len(widths), 1)
+
+
+def read_voi_table(
+    tags: FrameTags, values: Pixels, *, little_endian: bool, signed: bool
+) -> LookupTable | None:
+    """The first VOI LUT of a frame (PS3.3 C.11.2.1.1), or None."""
+    group = tags.group("FrameVOILUTSequence", "VOILUTSequence")
+    item = group.item("VOILUTSequence")
+    if item is None:
+        return None
+    table = _table(item, little_endian=little_endian, signed=signed)
+    if table.first >= 2**15 and values.min() < 0:  # written unsigned, meant signed
+        return LookupTable(table.first - 2**16, table.bits, table.entries)
+    return table
+
+
+def _table(item: TechnicalTags, *, little_endian: bool, signed: bool) -> LookupTable:
+    count, first, bits = (*item.integers("LUTDescriptor"), 0, 0, 0)[:3]
+    if signed and first >= 2**15:
+        first -= 2**16
+    data = item.raw("LUTData") or item.integers("LUTData")
+    return make_table((count & 0xFFFF, first, bits), data, little_endian=little_endian)
+
+
+def read_spacing(tags: FrameTags) -> tuple[tuple[float, float] | None, SpacingKind]:
+    """`(row, column)` spacing in millimetres and which plane it holds for (PS3.3 10.7)."""
+    for keyword, kind in _SPACINGS:
+        found = tags.group("PixelMeasuresSequence", keyword).numbers(keyword)
+        if len(found) == 2 and min(found) > 0:
+            return (found[0], found[1]), kind
+    return None, ""
+
+
+def read_units(tags: FrameTags) -> str:
+    """'HU' for CT that is rescaled to HU; without a type, CT values are HU (C.8.2.1)."""
+    group = tags.group("PixelValueTransformationSequence", "RescaleSlope")
+    if tags.image.code("Modality") != "CT" or not group.has("RescaleSlope"):
+        return ""
+    return "HU" if group.code("RescaleType") in ("HU", "") else ""

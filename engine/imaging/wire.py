@@ -1,0 +1,146 @@
+"""A `SourceImage` or an error as one line of JSON and plain arrays, from child to parent.
+
+The parent trusts nothing that it reads: the child may have been taken over by the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.imaging.errors import (
+    DAMAGED_MESSAGE,
+    ERRORS_BY_CODE,
+    DamagedImageError,
+    ImagingError,
+)
+from engine.imaging.limits import Limits
+from engine.imaging.lut import LookupTable
+from engine.imaging.source import SPACING_KINDS, SourceImage
+from engine.imaging.window import WINDOW_FUNCTIONS, WINDOW_SOURCES, Window
+
+_HEADER_BYTES = 1 << 20
+_MESSAGE_CHARACTERS = 400
+_DTYPES = ("uint8", "int32", "float32")
+_ARRAYS = ("pixels", "voi_lut")
+
+# JSON values; strict enough for `_decode`, which checks each one.
+Json = dict[str, object]
+
+
+def write_source(stream: IO[bytes], source: SourceImage) -> None:
+    """Write the facts as one line, then the pixels, then the entries of the VOI LUT."""
+    facts: Json = {
+        field.name: getattr(source, field.name)
+        for field in dataclasses.fields(source)
+        if field.name not in _ARRAYS
+    }
+    for name in ("default_window", "percentile_window", "full_window"):
+        facts[name] = _pack_window(getattr(source, name))
+    facts["windows"] = [_pack_window(window) for window in source.windows]
+    pixels = np.ascontiguousarray(source.pixels)
+    facts["dtype"], facts["shape"] = pixels.dtype.name, list(pixels.shape)
+    table = source.voi_lut
+    facts["table"] = None if table is None else [table.first, table.bits, table.entries.size]
+    stream.write(json.dumps(facts).encode() + b"\n")
+    stream.write(pixels.data)
+    if table is not None:
+        stream.write(np.ascontiguousarray(table.entries).data)
+
+
+def write_error(stream: IO[bytes], error: ImagingError) -> None:
+    """Write an error in the place of the facts."""
+    line = json.dumps({"code": error.code, "message": error.message})
+    stream.write(line.encode() + b"\n")
+
+
+def read_source(stream: IO[bytes], limits: Limits) -> SourceImage:
+    """Read what `write_source` or `write_error` wrote.
+
+    Raises:
+        ImagingError: the error that was written; E102 when what was written is malformed.
+    """
+    try:
+        return _read(stream, limits)
+    except ImagingError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+        raise DamagedImageError(DAMAGED_MESSAGE) from error
+
+
+def _read(stream: IO[bytes], limits: Limits) -> SourceImage:
+    facts = json.loads(stream.readline(_HEADER_BYTES))
+    if "code" in facts:
+        kind = ERRORS_BY_CODE[facts["code"]]
+        raise kind(_printable(facts["message"])[:_MESSAGE_CHARACTERS])
+    pixels = _read_pixels(stream, facts.pop("dtype"), facts.pop("shape"), limits)
+    table = _read_table(stream, facts.pop("table"))
+    for name in ("default_window", "percentile_window", "full_window"):
+        facts[name] = None if facts[name] is None else _unpack_window(facts[name])
+    facts["windows"] = tuple(_unpack_window(window) for window in facts["windows"])
+    facts["warnings"] = tuple(_printable(text) for text in facts["warnings"])
+    if facts["spacing_mm"] is not None:
+        row, column = facts["spacing_mm"]
+        facts["spacing_mm"] = (float(row), float(column))
+    if facts["window_source"] not in WINDOW_SOURCES or facts["spacing_kind"] not in SPACING_KINDS:
+        raise ValueError("A word that is not of the vocabulary.")
+    return SourceImage(pixels=pixels, voi_lut=table, **facts)
+
+
+def _read_pixels(
+    stream: IO[bytes], dtype: str, shape: list[int], limits: Limits
+) -> npt.NDArray[np.generic]:
+    if dtype not in _DTYPES or len(shape) not in (2, 3) or shape[2:] not in ([], [3]):
+        raise ValueError("Pixels of a type that is never sent.")
+    rows, columns = int(shape[0]), int(shape[1])
+    if min(rows, columns) < 1 or rows * columns > limits.frame_pixels:
+        raise ValueError("Pixels of a size that is never sent.")
+    pixels = np.empty(shape, dtype=np.dtype(dtype))
+    _fill(stream, pixels)
+    pixels.setflags(write=False)
+    return pixels
+
+
+def _read_table(stream: IO[bytes], facts: list[int] | None) -> LookupTable | None:
+    if facts is None:
+        return None
+    first, bits, size = (int(value) for value in facts)
+    if not (1 <= bits <= 16 and 1 <= size <= 65536):
+        raise ValueError("A lookup table of a size that is never sent.")
+    entries = np.empty(size, dtype=np.uint16)
+    _fill(stream, entries)
+    return LookupTable(first, bits, entries)
+
+
+def _fill(stream: IO[bytes], array: npt.NDArray[np.generic]) -> None:
+    """Read straight into the array, without a copy.
+
+    Raises:
+        ValueError: the stream ends early.
+    """
+    view = memoryview(array).cast("B")
+    filled = 0
+    while filled < len(view):
+        count = stream.readinto(view[filled:])  # type: ignore[attr-defined]
+        if not count:
+            raise ValueError("The pixels ended early.")
+        filled += count
+
+
+def _pack_window(window: Window | None) -> list[object] | None:
+    return None if window is None else [window.center, window.width, window.function]
+
+
+def _unpack_window(packed: list[object]) -> Window:
+    center, width, function = packed
+    if function not in WINDOW_FUNCTIONS:
+        raise ValueError("A window function that does not exist.")
+    return Window(float(center), float(width), function)  # type: ignore[arg-type]
+
+
+def _printable(text: object) -> str:
+    return "".join(letter for letter in str(text) if letter.isprintable())
