@@ -295,10 +295,10 @@ def _article(name: str) -> str:
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
-def _any_config(require: Sequence[FindingRequest] = (), forbid: Sequence[str] = ()) -> PhantomConfig:
-    return PhantomConfig(
-        require=tuple(require), forbid=tuple(forbid), extras=(0.35, 0.4, 0.25)
-    )
+def _any_config(
+    require: Sequence[FindingRequest] = (), forbid: Sequence[str] = ()
+) -> PhantomConfig:
+    return PhantomConfig(require=tuple(require), forbid=tuple(forbid), extras=(0.35, 0.4, 0.25))
 
 
 # --- what is shown ---------------------------------------------------------------------------
@@ -399,9 +399,7 @@ def _presence(kind: str) -> Family:
             return []
         texts = tuple(text.format(a=_named(kind)) for text in _PRESENCE_TEXTS)
         if not found:
-            return [
-                _Item(texts, (YES, NO), NO, (), _looked_at(kind), f"There is no {kind}.")
-            ]
+            return [_Item(texts, (YES, NO), NO, (), _looked_at(kind), f"There is no {kind}.")]
         after = f"There is {_named(kind)}."
         boxes = tuple(f.box for f in found)
         return [_Item(texts, (YES, NO), YES, boxes, _looked_at(kind), after)]
@@ -440,7 +438,11 @@ def _which_finding(truth: Truth) -> list[_Item]:
     after = "There is no finding." if answer == NONE else f"There is {_named(answer)}."
     return [
         _Item(
-            ("Which finding is present?", "Which finding does the chest show?", "Which disease is seen?"),
+            (
+                "Which finding is present?",
+                "Which finding does the chest show?",
+                "Which disease is seen?",
+            ),
             (*_DISEASES, NONE),
             answer,
             boxes,
@@ -455,7 +457,9 @@ def _order_which(answer: str, rng: Generator) -> PhantomConfig:
     forbid = tuple(kind for kind in _DISEASES if kind != answer)
     if answer == NONE:
         return _any_config((), forbid)
-    request = FindingRequest(answer, grade="small") if answer == EFFUSION else FindingRequest(answer)
+    request = (
+        FindingRequest(answer, grade="small") if answer == EFFUSION else FindingRequest(answer)
+    )
     return _any_config([request], forbid)
 
 
@@ -577,7 +581,9 @@ def _count(truth: Truth) -> list[_Item]:
     if not 1 <= len(found) <= len(_COUNTS):
         return []
     answer = _COUNTS[len(found) - 1]
-    parts = [f"{_COUNTS[n - 1]} in the {s} lung" for s in SIDES if (n := len(truth.of_kind(NODULE, s)))]
+    parts = [
+        f"{_COUNTS[n - 1]} in the {s} lung" for s in SIDES if (n := len(truth.of_kind(NODULE, s)))
+    ]
     return [
         _Item(
             ("How many nodules are there?", "What is the number of nodules?"),
@@ -748,7 +754,9 @@ def _referents(truth: Truth, kind: str) -> list[tuple[str, str, Finding]]:
     for side in SIDES:
         on_side = truth.of_kind(kind, side)
         if len(on_side) == 1:
-            named.append((f"the {kind} in the {side} lung", f"in the {on_side[0].zone}", on_side[0]))
+            named.append(
+                (f"the {kind} in the {side} lung", f"in the {on_side[0].zone}", on_side[0])
+            )
     return named
 
 
@@ -854,9 +862,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "pneumothorax_side": _side(PNEUMOTHORAX),
     "nodule_zone": _zone(NODULE),
     "consolidation_zone": _zone(CONSOLIDATION),
-    "effusion_grade": Family(
-        COARSE, EFFUSION_GRADES, _effusion_grade, _order_effusion_grade
-    ),
+    "effusion_grade": Family(COARSE, EFFUSION_GRADES, _effusion_grade, _order_effusion_grade),
     "heart_size": Family(COARSE, HEART_SIZES, _heart_size, _order_heart_size),
     "nodule_count": Family(COARSE, _COUNTS, _count, _order_count),
     "larger_nodule": Family(COARSE, ("right lung", "left lung"), _larger, _order_larger),

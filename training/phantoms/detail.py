@@ -79,9 +79,7 @@ def _strand(
     start: tuple[float, float],
     end: tuple[float, float],
 ) -> None:
-    ends = [
-        (centre + r * np.cos(angle), centre + r * np.sin(angle)) for r, angle in (start, end)
-    ]
+    ends = [(centre + r * np.cos(angle), centre + r * np.sin(angle)) for r, angle in (start, end)]
     (x0, y0), (x1, y1) = (tuple(round(v * 16) for v in p) for p in ends)
     cv2.line(canvas, (x0, y0), (x1, y1), 255, 1, cv2.LINE_AA, 4)
 

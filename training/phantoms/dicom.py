@@ -52,7 +52,9 @@ def to_dicom(phantom: Phantom) -> bytes:
     Identity is artificial: the patient is ``PHANTOM`` and every UID is derived from the seed.
     """
     truth = phantom.truth
-    data = FileDataset("", {}, file_meta=_file_meta(truth.seed, truth.modality), preamble=b"\0" * 128)
+    data = FileDataset(
+        "", {}, file_meta=_file_meta(truth.seed, truth.modality), preamble=b"\0" * 128
+    )
     _identify(data, truth.seed, truth.modality)
     _describe_pixels(data, phantom)
     data.PixelData = np.ascontiguousarray(phantom.pixels, dtype="<u2").tobytes()

@@ -420,7 +420,12 @@ def _window(
     """Slices of the image and of a (2 half + 1) patch that overlap, and the sub-pixel offset."""
     x, y = (int(v) for v in np.floor(centre))
     rows, cols = image.shape
-    y0, y1, x0, x1 = max(0, y - half), min(rows, y + half + 1), max(0, x - half), min(cols, x + half + 1)
+    y0, y1, x0, x1 = (
+        max(0, y - half),
+        min(rows, y + half + 1),
+        max(0, x - half),
+        min(cols, x + half + 1),
+    )
     inside = (slice(y0, y1), slice(x0, x1))
     patch = (slice(y0 - y + half, y1 - y + half), slice(x0 - x + half, x1 - x + half))
     return inside, patch, centre - 0.5 - (x, y)
@@ -507,7 +512,9 @@ def _collimate(image: Image, look: Exposure, rng: Generator) -> None:
 def _mark_side(image: Image, rng: Generator) -> None:
     """Letter at the upper corner of the patient's side."""
     rows, cols = image.shape
-    letter, x = ("R", rng.uniform(0.04, 0.10)) if rng.random() < 0.5 else ("L", rng.uniform(0.86, 0.92))
+    letter, x = (
+        ("R", rng.uniform(0.04, 0.10)) if rng.random() < 0.5 else ("L", rng.uniform(0.86, 0.92))
+    )
     y, size = rng.uniform(0.07, 0.16), rng.uniform(1.1, 2.0)
     stamp = np.zeros(image.shape, np.uint8)
     at = (int(x * cols), int(y * rows))

@@ -61,7 +61,9 @@ RIM: Final = 1.55
 """Half the side of a nodule's box in radii: room for the longest spicules, spiculated or not."""
 
 _ZONE_GAP: Final = 0.05
-_TRIES: Final = 200
+"""Distance of a focal finding's centre from the borders of its zone, in lung heights."""
+
+_COVERS: Final = ("moderate", "large")
 
 
 class DoesNotFit(Exception):
@@ -218,6 +220,9 @@ def _spot(
     """Side and centre for a focal finding; side and level are drawn before room is sought."""
     side = _pick(rng, SIDES, request.side)
     level = _pick(rng, LEVELS, request.level)
+    # under much fluid nobody can tell the thirds of a lung
+    if any(f.side == side and f.attributes.get("grade") in _COVERS for f in scene.findings):
+        raise DoesNotFit(request.kind)
     room = _room(scene, side, level, reach)
     if len(room) == 0 and request.level is None:
         room = _room(scene, side, None, reach)
@@ -282,11 +287,11 @@ def _consolidation(scene: Scene, request: FindingRequest, rng: Generator) -> Non
         round(box[3] * rows),
     )
     zone, gap = zone_of(scene, side, (box[1] + box[3]) / 2)
-    if gap < _ZONE_GAP / 2 or (request.level is not None and request.level not in zone):
+    heights = (np.nonzero(visible)[0].mean() + 0.5) / visible.shape[0]
+    disagree = zone_of(scene, side, float(heights))[0] != zone
+    if gap < _ZONE_GAP or disagree or (request.level is not None and request.level not in zone):
         raise DoesNotFit(CONSOLIDATION)
-    scene.layers.patches.append(
-        PatchShape(opacity, box_px, bronchogram, int(rng.integers(2**31)))
-    )
+    scene.layers.patches.append(PatchShape(opacity, box_px, bronchogram, int(rng.integers(2**31))))
     attributes = {"air bronchogram": "yes" if bronchogram else "no"}
     scene.findings.append(
         Finding(CONSOLIDATION, side, zone, box, box, grid_mask(opacity, 0.4), attributes, {})
@@ -419,7 +424,11 @@ def _tube(scene: Scene, request: FindingRequest, rng: Generator) -> None:
     x, y = scene.anatomy.carina
     start = [(x + rng.normal(0, 0.02), -0.7), (x + rng.normal(0, 0.012), -0.2)]
     if tip == TIP_LEVELS[0]:
-        points = [*start, (x + 0.004, y - 0.22), (x + rng.normal(0, 0.008), y - rng.uniform(0.10, 0.15))]
+        points = [
+            *start,
+            (x + 0.004, y - 0.22),
+            (x + rng.normal(0, 0.008), y - rng.uniform(0.10, 0.15)),
+        ]
     else:
         points = [
             *start,

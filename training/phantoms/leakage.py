@@ -236,7 +236,11 @@ def paired_difference(seed: int, **attributes: str | bool) -> tuple[Phantom, Pha
     """
     ((name, first),) = attributes.items()
     kind = CONSOLIDATION if name == "bronchogram" else NODULE
-    other = (not first) if isinstance(first, bool) else ("smooth" if first == SPICULATED else SPICULATED)
+    other = (
+        (not first)
+        if isinstance(first, bool)
+        else ("smooth" if first == SPICULATED else SPICULATED)
+    )
     pair = [
         generate(
             seed,

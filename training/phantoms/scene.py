@@ -139,5 +139,3 @@ def _truth(scene: Scene, shape: tuple[int, int], seed: int, rng: Generator) -> T
         photometric=("MONOCHROME1", "MONOCHROME2")[int(rng.integers(2))],
         modality=("CR", "DX")[int(rng.integers(2))],
     )
-
-
