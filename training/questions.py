@@ -274,10 +274,7 @@ def _word(name: str, family: Family, item: _Item, rng: Generator) -> Question:
     options = [item.answer, *(others[int(i)] for i in keep)]
     shuffled = tuple(options[int(i)] for i in rng.permutation(len(options)))
     text = item.texts[int(rng.integers(len(item.texts)))]
-    if family.kind == FINE:
-        before = f"{item.before} {LOOK_CLOSER}".strip()
-    else:
-        before = item.before
+    before = f"{item.before} {LOOK_CLOSER}" if family.kind == FINE else item.before
     return Question(
         family=name,
         kind=family.kind,
@@ -630,7 +627,7 @@ def _larger(truth: Truth) -> list[_Item]:
 
 def _order_larger(answer: str, rng: Generator) -> PhantomConfig:
     del rng
-    side = answer.split()[0]
+    side = answer.split(maxsplit=1)[0]
     other = LEFT if side == RIGHT else RIGHT
     return _any_config(
         [
@@ -659,7 +656,7 @@ def _more(truth: Truth) -> list[_Item]:
 
 
 def _order_more(answer: str, rng: Generator) -> PhantomConfig:
-    side = answer.split()[0]
+    side = answer.split(maxsplit=1)[0]
     other = LEFT if side == RIGHT else RIGHT
     more = [FindingRequest(NODULE, side=side)] * 2
     return _any_config(more + [FindingRequest(NODULE, side=other)] * int(rng.integers(2)))

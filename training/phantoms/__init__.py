@@ -4,17 +4,10 @@
 Both are functions of the seed and the configuration alone.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
-
 from training.phantoms.config import FindingRequest, PhantomConfig
-from training.phantoms.dicom import phantom_id, to_dicom, to_view8, write_dataset
-from training.phantoms.draw import MAX_STORED, draw
-from training.phantoms.scene import plan
+from training.phantoms.dataset import write_dataset
+from training.phantoms.dicom import phantom_id, to_dicom, to_view8
+from training.phantoms.phantom import Phantom, generate, truth_for
 from training.phantoms.truth import (
     FINDING_KINDS,
     MASK_GRID,
@@ -49,35 +42,3 @@ __all__ = [
     "truth_for",
     "write_dataset",
 ]
-
-
-@dataclass(frozen=True)
-class Phantom:
-    """One phantom.
-
-    Attributes:
-        pixels: stored values, uint16 (rows, columns) in [0, 4095]; bright means little
-            attenuation where ``truth.photometric`` is ``MONOCHROME1``.
-        truth: what was drawn.
-    """
-
-    pixels: NDArray[np.uint16]
-    truth: Truth
-
-
-def generate(seed: int, config: PhantomConfig | None = None) -> Phantom:
-    """Draw the phantom of a seed.
-
-    Raises:
-        ValueError: a negative seed, or findings that fit into no patient at once.
-    """
-    scene, truth = plan(seed, config or PhantomConfig())
-    pixels = draw(scene, seed)
-    if truth.photometric == "MONOCHROME1":
-        pixels = (MAX_STORED - pixels).astype(np.uint16)
-    return Phantom(pixels, truth)
-
-
-def truth_for(seed: int, config: PhantomConfig | None = None) -> Truth:
-    """Truth of the phantom that :func:`generate` draws, at a fraction of the cost."""
-    return plan(seed, config or PhantomConfig())[1]

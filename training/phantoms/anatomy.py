@@ -149,7 +149,7 @@ def fill(frame: Frame, outline: Points, step: int = GRID_STEP) -> Image:
     """Coverage in [0, 1] of a filled outline on the grid with ``step`` native pixels a cell."""
     canvas = np.zeros((frame.shape[0] // step, frame.shape[1] // step), np.uint8)
     cv2.fillPoly(canvas, [fixed_point(frame.to_px(outline), step)], 255, cv2.LINE_AA, 4)
-    return canvas.astype(np.float32) / 255
+    return np.multiply(canvas, np.float32(1 / 255), dtype=np.float32)
 
 
 def fixed_point(px: Points, step: int) -> NDArray[np.int32]:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from training.phantoms.anatomy import Generator, Image
+from training.phantoms.canvas import smooth
 
 BAND: Final = (0.20, 0.25)
 """Cycles per pixel below which nothing passes, and above which everything does."""
@@ -50,8 +51,7 @@ def decoy(structured: Image, rng: Generator, spread: float = 7.0) -> Image:
 
 def local_energy(texture: Image, spread: float) -> Image:
     """Smoothed square of a texture, (h, w)."""
-    energy: Image = cv2.GaussianBlur(texture * texture, (0, 0), spread)
-    return energy
+    return smooth(texture * texture, spread)
 
 
 def match_energy(texture: Image, reference: Image) -> Image:
@@ -70,7 +70,7 @@ def spicules(size: int, radius: float, rng: Generator) -> Image:
         bend = angle + rng.normal(0, 0.05)
         inner, outer = radius * rng.uniform(0.86, 0.96), radius * rng.uniform(1.32, 1.5)
         _strand(canvas, centre, (inner, angle), (outer, bend))
-    return band_pass(canvas.astype(np.float32) / 255)
+    return band_pass(canvas.astype(np.float32) / np.float32(255))
 
 
 def _strand(
@@ -93,8 +93,7 @@ def specks(size: int, radius: float, rng: Generator) -> Image:
     xs = np.round((size - 1) / 2 + r * np.cos(angle)).astype(int)
     ys = np.round((size - 1) / 2 + r * np.sin(angle)).astype(int)
     canvas[ys, xs] = rng.uniform(0.7, 1.0, count)
-    grains = cv2.GaussianBlur(canvas, (0, 0), 0.8)
-    return band_pass(grains)
+    return band_pass(smooth(canvas, 0.8))
 
 
 def bronchi(opacity: Image, rng: Generator) -> Image:

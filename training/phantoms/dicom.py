@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import (
+    UID,
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
 )
 
-from training.phantoms.draw import BITS, MAX_STORED
-
-if TYPE_CHECKING:
-    from training.phantoms import Phantom
+from training.phantoms.film import BITS, MAX_STORED
+from training.phantoms.phantom import Phantom
 
 WINDOW_CENTER: Final = (MAX_STORED + 1) / 2
 WINDOW_WIDTH: Final = float(MAX_STORED + 1)
@@ -52,9 +47,8 @@ def to_dicom(phantom: Phantom) -> bytes:
     Identity is artificial: the patient is ``PHANTOM`` and every UID is derived from the seed.
     """
     truth = phantom.truth
-    data = FileDataset(
-        "", {}, file_meta=_file_meta(truth.seed, truth.modality), preamble=b"\0" * 128
-    )
+    meta = _file_meta(truth.seed, truth.modality)
+    data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     _identify(data, truth.seed, truth.modality)
     _describe_pixels(data, phantom)
     data.PixelData = np.ascontiguousarray(phantom.pixels, dtype="<u2").tobytes()
@@ -68,51 +62,10 @@ def phantom_id(seed: int) -> str:
     return hashlib.sha256(f"phantom {seed}".encode()).hexdigest()[:12]
 
 
-def write_dataset(
-    out_dir: str | os.PathLike[str], count: int, seed: int = 0, split: str = "train"
-) -> Path:
-    """Write ``count`` phantoms as ``<id>.dcm`` with one ``truth.jsonl``; returns the latter.
-
-    Every file appears whole or not at all; ``truth.jsonl`` comes last.
-
-    Raises:
-        ValueError: a negative count or seed, or an unknown split.
-    """
-    if count < 0:
-        raise ValueError("The number of phantoms must not be negative.")
-    folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps({"id": name, "file": f"{name}.dcm", **record}, separators=(",", ":"))
-        for name, record in _write_each(folder, count, seed, split)
-    ]
-    target = folder / "truth.jsonl"
-    _write_whole(target, "".join(line + "\n" for line in lines).encode())
-    return target
-
-
-def _write_each(
-    folder: Path, count: int, seed: int, split: str
-) -> Iterator[tuple[str, dict[str, object]]]:
-    from training.phantoms import generate, seed_for  # noqa: PLC0415 - the package imports us
-
-    for index in range(count):
-        phantom = generate(seed_for(split, index, seed))
-        name = phantom_id(phantom.truth.seed)
-        _write_whole(folder / f"{name}.dcm", to_dicom(phantom))
-        yield name, phantom.truth.to_json()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
-def _uid(seed: int, role: str) -> str:
+def _uid(seed: int, role: str) -> UID:
     """UID under 2.25 from a hash (PS3.5 B.2)."""
     digest = hashlib.sha256(f"{role} {seed}".encode()).digest()[:15]
-    return f"{_UID_ROOT}.{int.from_bytes(digest, 'big')}"
+    return UID(f"{_UID_ROOT}.{int.from_bytes(digest, 'big')}")
 
 
 def _file_meta(seed: int, modality: str) -> FileMetaDataset:

@@ -66,7 +66,7 @@ _ZONE_GAP: Final = 0.05
 _COVERS: Final = ("moderate", "large")
 
 
-class DoesNotFit(Exception):
+class NoRoomError(Exception):
     """There is no room for the finding in this patient."""
 
 
@@ -155,7 +155,7 @@ def place(scene: Scene, request: FindingRequest, rng: Generator) -> None:
     """Add a finding to the scene.
 
     Raises:
-        DoesNotFit: the patient has no room for it; the scene is unchanged.
+        NoRoomError: the patient has no room for it; the scene is unchanged.
     """
     _PLACERS[request.kind](scene, request, rng)
 
@@ -211,7 +211,9 @@ def _room(scene: Scene, side: str, level: str | None, reach: float) -> Points:
     clear = np.minimum(abs(position - 1), abs(position - 2)) > 3 * _ZONE_GAP
     if level is not None:
         clear &= position.astype(int) == LEVELS.index(level)
-    return (np.stack([cols, rows], axis=-1)[clear] + 0.5) * GRID_STEP
+    centres = np.stack([cols, rows], axis=-1)[clear].astype(np.float64)
+    room: Points = (centres + 0.5) * GRID_STEP
+    return room
 
 
 def _spot(
@@ -222,12 +224,12 @@ def _spot(
     level = _pick(rng, LEVELS, request.level)
     # under much fluid nobody can tell the thirds of a lung
     if any(f.side == side and f.attributes.get("grade") in _COVERS for f in scene.findings):
-        raise DoesNotFit(request.kind)
+        raise NoRoomError(request.kind)
     room = _room(scene, side, level, reach)
     if len(room) == 0 and request.level is None:
         room = _room(scene, side, None, reach)
     if len(room) == 0:
-        raise DoesNotFit(request.kind)
+        raise NoRoomError(request.kind)
     return side, room[int(rng.integers(len(room)))] + rng.uniform(-2, 2, 2)
 
 
@@ -266,7 +268,7 @@ def _disc(scene: Scene, centre: Points, radius: float) -> Image:
     at = np.round((centre / GRID_STEP - 0.5) * 16).astype(int)
     size = round(radius / GRID_STEP * 16)
     cv2.circle(canvas, (int(at[0]), int(at[1])), size, 255, -1, cv2.LINE_AA, 4)
-    return canvas.astype(np.float32) / 255
+    return np.multiply(canvas, np.float32(1 / 255), dtype=np.float32)
 
 
 def _consolidation(scene: Scene, request: FindingRequest, rng: Generator) -> None:
@@ -277,7 +279,7 @@ def _consolidation(scene: Scene, request: FindingRequest, rng: Generator) -> Non
     opacity *= scene.anatomy.masks[side]
     visible = opacity > 0.4
     if visible.sum() * GRID_STEP**2 < 1.1 * reach**2:
-        raise DoesNotFit(CONSOLIDATION)
+        raise NoRoomError(CONSOLIDATION)
     box = mask_box(opacity, 0.4)
     rows, cols = scene.anatomy.frame.shape
     box_px = (
@@ -290,7 +292,7 @@ def _consolidation(scene: Scene, request: FindingRequest, rng: Generator) -> Non
     heights = (np.nonzero(visible)[0].mean() + 0.5) / visible.shape[0]
     disagree = zone_of(scene, side, float(heights))[0] != zone
     if gap < _ZONE_GAP or disagree or (request.level is not None and request.level not in zone):
-        raise DoesNotFit(CONSOLIDATION)
+        raise NoRoomError(CONSOLIDATION)
     scene.layers.patches.append(PatchShape(opacity, box_px, bronchogram, int(rng.integers(2**31))))
     attributes = {"air bronchogram": "yes" if bronchogram else "no"}
     scene.findings.append(
@@ -324,7 +326,7 @@ def _effusion(scene: Scene, request: FindingRequest, rng: Generator) -> None:
     grade = _pick(rng, EFFUSION_GRADES, request.grade)
     height = rng.uniform(*EFFUSION_HEIGHTS[grade])
     if scene.has(EFFUSION, side) or scene.has(PNEUMOTHORAX, side):
-        raise DoesNotFit(EFFUSION)
+        raise NoRoomError(EFFUSION)
     anatomy = scene.anatomy
     a, b = anatomy.frame.coarse_patient_grid()
     outline = anatomy.lungs[side]
@@ -336,7 +338,7 @@ def _effusion(scene: Scene, request: FindingRequest, rng: Generator) -> None:
     half = (a > 0) if side == LEFT else (a < 0)
     fluid: Image = (wet * lung).astype(np.float32)
     if float((fluid * scene.taken).sum()) > 1.0:
-        raise DoesNotFit(EFFUSION)
+        raise NoRoomError(EFFUSION)
     box = mask_box(fluid)
     scene.layers.fluid.append((wet * half).astype(np.float32))
     scene.findings.append(
@@ -357,7 +359,7 @@ def _effusion(scene: Scene, request: FindingRequest, rng: Generator) -> None:
 def _pneumothorax(scene: Scene, request: FindingRequest, rng: Generator) -> None:
     side = _pick(rng, SIDES, request.side)
     if scene.has(EFFUSION, side) or scene.has(PNEUMOTHORAX, side):
-        raise DoesNotFit(PNEUMOTHORAX)
+        raise NoRoomError(PNEUMOTHORAX)
     anatomy = scene.anatomy
     outline = anatomy.lungs[side]
     sign = 1 if side == LEFT else -1
@@ -370,7 +372,7 @@ def _pneumothorax(scene: Scene, request: FindingRequest, rng: Generator) -> None
     air: Image = anatomy.masks[side] * (1 - collapsed) * above
     air = air * (1 - anatomy.masks["mediastinum"])
     if float((air * scene.taken).sum()) > 1.0:
-        raise DoesNotFit(PNEUMOTHORAX)
+        raise NoRoomError(PNEUMOTHORAX)
     box = mask_box(air)
     scene.layers.pleural_air.append(air)
     scene.layers.pleural_lines.append(anatomy.frame.to_px(_lateral_run(edge)))
@@ -397,10 +399,11 @@ def _lateral_run(outline: Points) -> Points:
 
 def _cardiomegaly(scene: Scene, request: FindingRequest, rng: Generator) -> None:
     """Name the heart that the anatomy already has."""
+    del rng
     ratio = scene.anatomy.ctr
     grade = next(g for g, (_, high) in HEART_RATIOS.items() if ratio <= high + 1e-9)
-    if grade == HEART_SIZES[0] or scene.has(CARDIOMEGALY):
-        raise DoesNotFit(CARDIOMEGALY)
+    if grade not in HEART_SIZES[1:] or request.grade not in (None, grade):
+        raise NoRoomError(CARDIOMEGALY)
     heart = scene.anatomy.masks["heart"]
     box = mask_box(heart)
     scene.findings.append(
@@ -419,7 +422,7 @@ def _cardiomegaly(scene: Scene, request: FindingRequest, rng: Generator) -> None
 
 def _tube(scene: Scene, request: FindingRequest, rng: Generator) -> None:
     if scene.has(TUBE):
-        raise DoesNotFit(TUBE)
+        raise NoRoomError(TUBE)
     tip = _pick(rng, TIP_LEVELS, request.tip)
     x, y = scene.anatomy.carina
     start = [(x + rng.normal(0, 0.02), -0.7), (x + rng.normal(0, 0.012), -0.2)]
@@ -436,12 +439,14 @@ def _tube(scene: Scene, request: FindingRequest, rng: Generator) -> None:
             (x - 0.02, y - 0.01),
             (x - 0.17, y + rng.uniform(0.10, 0.13)),
         ]
-    _add_device(scene, TUBE, MIDLINE, np.array(points), 7.0, {"tip": tip}, rng)
+    path = scene.anatomy.frame.to_px(smooth_curve(np.array(points), closed=False))
+    tube = TubeShape(path, 7.0 * scene.scale, bool(rng.integers(2)))
+    _add_device(scene, tube, TUBE, MIDLINE, {"tip": tip})
 
 
 def _line(scene: Scene, request: FindingRequest, rng: Generator) -> None:
     if scene.has(LINE):
-        raise DoesNotFit(LINE)
+        raise NoRoomError(LINE)
     side = _pick(rng, SIDES, request.side)
     sign = 1 if side == LEFT else -1
     tip = (-0.135 + rng.normal(0, 0.01), rng.uniform(0.33, 0.44))
@@ -452,26 +457,20 @@ def _line(scene: Scene, request: FindingRequest, rng: Generator) -> None:
         (sign * 0.28, rng.uniform(0.06, 0.09)),
     ]
     inner = [(-0.145, 0.19)] if side == RIGHT else [(0.02, 0.14), (-0.13, 0.22)]
-    _add_device(scene, LINE, side, np.array([*outer, *inner, tip]), 4.5, {}, rng)
+    path = scene.anatomy.frame.to_px(smooth_curve(np.array([*outer, *inner, tip]), closed=False))
+    tube = TubeShape(path, 4.5 * scene.scale, bool(rng.integers(2)))
+    _add_device(scene, tube, LINE, side, {})
 
 
 def _add_device(
-    scene: Scene,
-    kind: str,
-    side: str,
-    points: Points,
-    width: float,
-    attributes: dict[str, str],
-    rng: Generator,
+    scene: Scene, tube: TubeShape, kind: str, side: str, attributes: dict[str, str]
 ) -> None:
-    path = scene.anatomy.frame.to_px(smooth_curve(points, closed=False))
-    width *= scene.scale
-    pad = 6 * scene.scale + width / 2
+    path, pad = tube.path, 6 * scene.scale + tube.width / 2
     tip, reach = path[-1], 64 * scene.scale
     coverage = np.zeros_like(scene.taken, dtype=np.uint8)
     cells = np.round((path / GRID_STEP - 0.5) * 16).astype(np.int32)
     cv2.polylines(coverage, [cells], False, 255, 3, cv2.LINE_AA, 4)
-    scene.layers.tubes.append(TubeShape(path, width, bool(rng.integers(2))))
+    scene.layers.tubes.append(tube)
     scene.findings.append(
         Finding(
             kind,
@@ -479,7 +478,7 @@ def _add_device(
             "",
             _px_box(scene, *(path.min(axis=0) - pad), *(path.max(axis=0) + pad)),
             _px_box(scene, *(tip - reach), *(tip + reach)),
-            grid_mask(coverage.astype(np.float32) / 255, 0.3),
+            grid_mask(coverage.astype(np.float32) / np.float32(255), 0.3),
             attributes,
             {},
         )

@@ -89,8 +89,7 @@ def resize_view(image: NDArray[np.uint8], resizer: Resizer = "bicubic") -> NDArr
     shrink = max(1.0, (rows * cols) ** 0.5 / VIEW)
     size = (int(cols / shrink // 28) * 28, int(rows / shrink // 28) * 28)
     if resizer == "area":
-        small: NDArray[np.uint8] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        return small
+        return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
     return np.asarray(PillowImage.fromarray(image).resize(size, PillowImage.Resampling.BICUBIC))
 
 
@@ -135,9 +134,10 @@ def _view_patches(view: NDArray[np.uint8], box: Box) -> tuple[Pixels, Pixels]:
     xs = x0 - 0.1 * width + (step + 0.5) * (1.2 * width / _PATCH) - 0.5
     ys = y0 - 0.1 * height + (step + 0.5) * (1.2 * height / _PATCH) - 0.5
     at = np.meshgrid(xs.astype(np.float32), ys.astype(np.float32))
-    patch: Pixels = cv2.remap(values, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    rest: Pixels = cv2.remap(residue, *at, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
-    return patch, rest
+    border = cv2.BORDER_REPLICATE
+    patch = cv2.remap(values, at[0], at[1], cv2.INTER_LINEAR, borderMode=border)
+    rest = cv2.remap(residue, at[0], at[1], cv2.INTER_NEAREST, borderMode=border)
+    return np.asarray(patch, dtype=np.float32), np.asarray(rest, dtype=np.float32)
 
 
 def _view_accuracies(
@@ -180,7 +180,8 @@ def _moments(values: Pixels) -> Features:
 
 def _standardise(features: Features, train: int) -> Features:
     known = features[:train]
-    return (features - known.mean(axis=0)) / (known.std(axis=0) + 1e-9)
+    scaled: Features = (features - known.mean(axis=0)) / (known.std(axis=0) + 1e-9)
+    return scaled
 
 
 def _nearest_centroid(train: Features, labels: Labels, test: Features) -> Labels:
@@ -192,7 +193,7 @@ def _nearest_centroid(train: Features, labels: Labels, test: Features) -> Labels
 def _logistic(train: Features, labels: Labels, test: Features, penalty: float = 0.05) -> Labels:
     """Logistic regression by gradient descent with an L2 penalty."""
     weights, bias = np.zeros(train.shape[1]), 0.0
-    rate = 4 / (np.linalg.norm(train, 2) ** 2 / len(train) + penalty)
+    rate = 4.0 / (float(np.linalg.norm(train, 2)) ** 2 / len(train) + penalty)
     for _ in range(400):
         error = 1 / (1 + np.exp(-np.clip(train @ weights + bias, -30, 30))) - labels
         weights -= rate * (train.T @ error / len(train) + penalty * weights)
@@ -202,7 +203,7 @@ def _logistic(train: Features, labels: Labels, test: Features, penalty: float = 
 
 
 def _crop_accuracy(samples: list[_Sample], name: str, train: int) -> float:
-    """Accuracy of the best threshold on the peakedness of the crop's fine detail."""
+    """Test accuracy of the best training threshold on :func:`crop_statistic`."""
     labels = np.array([s.labels[name] for s in samples])
     scores = np.array([crop_statistic(s.crops[name], name) for s in samples])
     edges = np.sort(scores[:train])

@@ -6,11 +6,11 @@ from typing import Final
 
 import numpy as np
 
-from training.phantoms.anatomy import GRID_STEP, Anatomy, Generator, mask_box, sample_anatomy
+from training.phantoms.anatomy import Anatomy, Generator, mask_box, sample_anatomy
 from training.phantoms.config import SIZES, FindingRequest, PhantomConfig
 from training.phantoms.findings import (
     HEART_RATIOS,
-    DoesNotFit,
+    NoRoomError,
     Scene,
     grid_mask,
     place,
@@ -53,7 +53,7 @@ def plan(seed: int, config: PhantomConfig) -> tuple[Scene, Truth]:
         rng = np.random.default_rng((seed, attempt))
         try:
             scene, shape = _try_patient(rng, config)
-        except DoesNotFit:
+        except NoRoomError:
             continue
         return scene, _truth(scene, shape, seed, rng)
     kinds = ", ".join(r.kind for r in config.require)
@@ -69,7 +69,7 @@ def _try_patient(rng: Generator, config: PhantomConfig) -> tuple[Scene, tuple[in
     for request in requests:
         try:
             _place_somewhere(scene, request, rng)
-        except DoesNotFit:
+        except NoRoomError:
             if request in config.require:
                 raise
     return scene, shape
@@ -79,7 +79,7 @@ def _place_somewhere(scene: Scene, request: FindingRequest, rng: Generator) -> N
     for _ in range(_TRIES_EACH - 1):
         try:
             place(scene, request, rng)
-        except DoesNotFit:
+        except NoRoomError:
             continue
         return
     place(scene, request, rng)
