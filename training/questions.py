@@ -48,7 +48,6 @@ FINE: Final = "fine"
 NONE: Final = "none"
 YES, NO = "yes", "no"
 LOOK_CLOSER: Final = "A closer look is needed."
-_SIDED: Final = (NODULE, CONSOLIDATION, EFFUSION, PNEUMOTHORAX)
 _HIDES_HEART: Final = ("moderate", "large")
 
 
