@@ -1,0 +1,133 @@
+"""What the page sends, checked and turned into a request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from engine.geometry import Box, BoxError, clamped_box
+from engine.imaging import Window
+from engine.request import (
+    Budgets,
+    DisplayImage,
+    Interventions,
+    LatentIntervention,
+    Method,
+    Request,
+    RequestError,
+    Sampling,
+)
+
+MAX_BOXES: Final = 8
+
+
+def request_from(form: Mapping[str, Any], image: DisplayImage) -> Request:
+    """The request that a filled-in form asks for.
+
+    Args:
+        form: `question`, `options`, `method`, and optionally `seed`, `temperature`,
+            `max_crops`, `latent_steps`, `threshold` and `changes`.
+        image: the image under the window of the viewer.
+
+    Raises:
+        RequestError: with a sentence for the user, for anything that cannot be run.
+    """
+    default = Budgets()
+    return Request(
+        image=image,
+        question=_text(form, "question"),
+        options=_options(form.get("options")),
+        method=cast("Method", _text(form, "method") or "auto"),
+        seed=int(_number(form, "seed", 0)),
+        sampling=Sampling(temperature=_number(form, "temperature", 0.0)),
+        budgets=Budgets(
+            max_new_tokens=int(_number(form, "max_new_tokens", default.max_new_tokens)),
+            max_crops=int(_number(form, "max_crops", default.max_crops)),
+            latent_steps=int(_number(form, "latent_steps", default.latent_steps)),
+        ),
+        entropy_threshold=_optional_number(form, "threshold"),
+        interventions=_interventions(form.get("changes")),
+    )
+
+
+def window_from(form: Mapping[str, Any]) -> tuple[Window | None, str]:
+    """The window that the user set and where it came from; None when it is untouched.
+
+    Raises:
+        RequestError: when it is no window.
+    """
+    given = form.get("window")
+    if given is None:
+        return None, ""
+    try:
+        center, width, function, source = given
+        if source not in ("preset", "request"):
+            raise ValueError
+        return Window(float(center), float(width), function), source
+    except (TypeError, ValueError) as error:
+        raise RequestError("The window of the viewer is out of range: reset it.") from error
+
+
+def _text(form: Mapping[str, Any], name: str) -> str:
+    value = form.get(name, "")
+    if not isinstance(value, str):
+        raise RequestError(f"The field {name} must be text.")
+    return value
+
+
+def _options(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(option, str) for option in value):
+        raise RequestError("The answer options must be a list of texts.")
+    options = tuple(option.strip() for option in value if option.strip())
+    if len(set(options)) != len(options):
+        raise RequestError("Two answer options are the same.")
+    return options
+
+
+def _number(form: Mapping[str, Any], name: str, default: float) -> float:
+    value = _optional_number(form, name)
+    return default if value is None else value
+
+
+def _optional_number(form: Mapping[str, Any], name: str) -> float | None:
+    value = form.get(name)
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RequestError(f"{name.replace('_', ' ').capitalize()} must be a number.")
+    # Integers can be too large for a float at all.
+    if abs(value) > 2**63 or not math.isfinite(value):
+        raise RequestError(f"{name.replace('_', ' ').capitalize()} is out of range.")
+    return value
+
+
+def _interventions(changes: object) -> Interventions:
+    if not isinstance(changes, Mapping):
+        return Interventions()
+    latents = changes.get("latents") or "none"
+    if latents == "shuffle" or not isinstance(latents, str):
+        raise RequestError("Shuffled inner steps need the run of another image.")
+    return Interventions(
+        latents=cast("LatentIntervention", latents),
+        skip_crops=tuple(
+            number
+            for number in _list(changes.get("skip_crops"))
+            if type(number) is int and 1 <= number <= 16
+        ),
+        occlude=tuple(_box(values) for values in _list(changes.get("occlude"))),
+    )
+
+
+def _list(value: object) -> list[Any]:
+    return value[:MAX_BOXES] if isinstance(value, list) else []
+
+
+def _box(values: object) -> Box:
+    try:
+        x0, y0, x1, y1 = (float(value) for value in cast("list[float]", values))
+        return clamped_box(x0, y0, x1, y1)[0]
+    except (TypeError, ValueError, BoxError) as error:
+        raise RequestError("A covered region is empty or lies outside the image.") from error

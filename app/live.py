@@ -1,0 +1,131 @@
+"""One live run: the engine in a thread of its own, its events in batches for the page."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
+
+from app.texts import FAULT
+from engine.request import Request
+from engine.trace import Event, Failed
+
+BATCH_SECONDS: Final = 0.125
+_IDLE_SECONDS: Final = 0.05
+
+logger = logging.getLogger(__name__)
+
+
+class StreamEngine(Protocol):
+    """Whatever can run a request and yield events."""
+
+    def stream(self, request: Request, stop: threading.Event | None = None) -> Iterator[Event]:
+        """The events of one run; ends within a token of `stop` being set."""
+
+
+class Turns:
+    """First come, first served: one run at a time on the device."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._waiting: list[object] = []
+
+    def join(self) -> object:
+        """A place in the line."""
+        ticket = object()
+        with self._condition:
+            self._waiting.append(ticket)
+        return ticket
+
+    def ahead(self, ticket: object) -> int:
+        """How many runs are before this one; 0 when it is its turn (or it has left)."""
+        with self._condition:
+            return self._waiting.index(ticket) if ticket in self._waiting else 0
+
+    def leave(self, ticket: object) -> None:
+        """Gives the place up."""
+        with self._condition:
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+            self._condition.notify_all()
+
+    def wait(self, ticket: object, given_up: Callable[[], bool]) -> bool:
+        """Blocks until it is the ticket's turn; False when `given_up()` came first."""
+        with self._condition:
+            while self._waiting[0] is not ticket:
+                if given_up():
+                    return False
+                self._condition.wait(_IDLE_SECONDS)
+            return not given_up()
+
+
+class LiveRun:
+    """Runs one request in a thread and hands its events over in batches.
+
+    The engine never waits for the page, and the page never waits for more than one batch.
+    """
+
+    def __init__(
+        self, engine: StreamEngine, request: Request, turns: Turns, stop: threading.Event
+    ) -> None:
+        self._engine = engine
+        self._request = request
+        self._turns = turns
+        self._stop = stop
+        self._ticket: object = None
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="run", daemon=True)
+
+    @property
+    def ahead(self) -> int:
+        """How many runs come first."""
+        return self._turns.ahead(self._ticket)
+
+    def batches(self) -> Iterator[list[Event]]:
+        """Batches of new events, at most one every `BATCH_SECONDS`; [] while in the line.
+
+        Closing the iterator stops the run.
+        """
+        self._ticket = self._turns.join()
+        self._thread.start()
+        try:
+            last, done = 0.0, False
+            while not done:
+                batch, done = self._drain(max(0.0, last + BATCH_SECONDS - time.monotonic()))
+                last = time.monotonic()
+                if batch or (self.ahead and not done):
+                    yield batch
+        finally:
+            self._stop.set()
+
+    def _drain(self, pause: float) -> tuple[list[Event], bool]:
+        if pause:
+            time.sleep(pause)
+        batch: list[Event] = []
+        wait = BATCH_SECONDS
+        while True:
+            try:
+                event = self._events.get(timeout=wait) if wait else self._events.get_nowait()
+            except queue.Empty:
+                return batch, False
+            if event is None:
+                return batch, True
+            batch.append(event)
+            wait = 0.0
+
+    def _work(self) -> None:
+        try:
+            if self._turns.wait(self._ticket, self._stop.is_set):
+                for event in self._engine.stream(self._request, self._stop):
+                    self._events.put(event)
+        except Exception as error:
+            # The page gets a sentence, the log the kind of error: no text of either may hold
+            # what the user typed.
+            logger.error("run failed: %s", type(error).__name__)  # noqa: TRY400
+            self._events.put(Failed(seconds=0.0, code="E500", message=FAULT))
+        finally:
+            self._turns.leave(self._ticket)
+            self._events.put(None)

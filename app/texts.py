@@ -1,0 +1,94 @@
+"""Sentences that the page shows, in one place so that they stay the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Final
+
+BADGE: Final = "Research and teaching only. Not for diagnosis."
+GATE: Final = (
+    "This tool shows how one vision-language model reaches an answer. It is not a medical "
+    "device, has not been cleared by any regulator, and is often wrong, also when it looks "
+    "confident. Do not use it to diagnose, treat or triage. Use only images you may use and "
+    "that contain no patient identity."
+)
+GATE_ACCEPT: Final = "I understand"
+HEAT_NOTE: Final = (
+    "Shows where attention was high. That is not proof of why the model answered."
+)
+ENTROPY_NOTE: Final = (
+    "Entropy is the model's own spread over next words, not the chance that it is right."
+)
+ANSWER_NOTE: Final = "Model's answer - may be wrong. Check the image yourself."
+EMPTY: Final = (
+    "Drop a PNG, JPEG or DICOM image, or start with a sample. De-identified images only."
+)
+CHECKING: Final = "Checking file... nothing leaves this computer."
+CHECKING_ON_SPACE: Final = (
+    "Checking file... it is uploaded to this Space and deleted within 30 min."
+)
+READY: Final = "Ask one question. Example: Is there a pleural effusion?"
+NO_ENGINE: Final = "No GPU/engine: live runs are off. Recorded sessions play normally."
+OUT_OF_DISTRIBUTION: Final = (
+    "This image is unlike what the model was trained on. Expect a meaningless answer: watch how "
+    "it reasons, not what it says."
+)
+BURNED_IN: Final = (
+    "This kind of image often has text burned into the picture. Make sure that it shows no name, "
+    "date or number of a patient."
+)
+FAULT: Final = "The run broke off because of a fault in the program; your image is still loaded."
+
+METHOD_TEXTS: Final = {
+    "auto": ("Model decides", "The model itself chooses whether to look closer."),
+    "direct": ("Just answer", "Words only: one look at the whole image, then the answer."),
+    "latent": (
+        "Think in pictures",
+        "Before answering, the model takes a few inner steps without words.",
+    ),
+    "zoom": (
+        "Look closer",
+        "The model may cut out a part of the original image and look at it in full detail.",
+    ),
+}
+
+LATENT_TEXTS: Final = {
+    "none": "Leave them as they are",
+    "zero": "Feed in nothing (zeros)",
+    "noise": "Feed in random noise",
+    "blind": "Keep them from seeing the image",
+    "skip": "Leave them out",
+}
+
+ABOUT: Final = f"""
+### What this is
+Lightbox shows, step by step, how a vision-language model reads a medical image: how unsure it is
+at every word, where it looks again and why, and what each step does to its answer.
+
+### What it is not
+{GATE}
+
+### How to read the page
+- **Entropy strip.** One bar per word. A tall bar means that the model hesitated between several
+  next words. {ENTROPY_NOTE}
+- **Heat map.** {HEAT_NOTE} Border patches often collect attention for no visual reason: the
+  inspector prints how much lies at the border.
+- **Crops.** The model may cut out a part of the *original* pixels and look again. Each crop card
+  compares what the model would have answered before and after.
+- **Inner steps.** Steps without words. Published studies found that they often hardly matter:
+  use *What if* to leave them out and compare.
+- **Belief.** How probable each answer option would be if the model had to answer at that point.
+
+### Your data
+Images are decoded on the machine that runs this program. Nothing is sent anywhere else, and there
+is no telemetry. The name of a file never leaves the browser. Uploaded files are
+deleted when the tab is closed, or after 30 minutes. The browser stores display preferences only.
+A saved trace holds the 8-bit picture, the question and the model's steps, and no tag of the
+original: check for burned-in text before you share it.
+
+### Keys
+| where | keys |
+|---|---|
+| Viewer | `1`-`4` window presets, `i` invert, `h` `v` flip, `r` `l` rotate, `+` `-` `=` zoom and fit, `space` reset, arrows pan, `o` heat map on/off, `c` contour, `[` `]` heat-map limit |
+| Timeline | `space` play or pause, `left` `right` step, `shift` with them ten steps, `up` `down` previous or next event, `Home` `End`, `n` next unsure word, `1`-`9` crop |
+| Everywhere | `Esc` stop, `Ctrl+Enter` explain, `/` question, `?` keys |
+"""

@@ -1,0 +1,193 @@
+"""The layout of the page; what it does is in `app.handlers`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from app.frontend import page_script, style_sheet
+from app.handlers import Handlers
+from app.live import StreamEngine
+from app.samples import Sample, list_samples
+from app.security import LOOPBACK, SameOriginGuard, private_folder
+from app.session import Sessions
+from app.texts import (
+    ABOUT,
+    ANSWER_NOTE,
+    BADGE,
+    BURNED_IN,
+    CHECKING,
+    CHECKING_ON_SPACE,
+    EMPTY,
+    ENTROPY_NOTE,
+    GATE,
+    GATE_ACCEPT,
+    HEAT_NOTE,
+    LATENT_TEXTS,
+    METHOD_TEXTS,
+    NO_ENGINE,
+    OUT_OF_DISTRIBUTION,
+    READY,
+)
+
+VERSION: Final = "0.1.0"
+ASSETS: Final = Path(__file__).resolve().parent.parent / "assets"
+TITLE: Final = "Lightbox"
+
+
+def build(
+    engine: StreamEngine | None,
+    *,
+    samples: tuple[Sample, ...] | None = None,
+    on_space: bool = False,
+) -> gr.Blocks:
+    """The page around an engine.
+
+    Args:
+        engine: what runs requests; None makes a page that replays saved runs only.
+        samples: what can be opened without a file; None takes those in `assets/samples`.
+        on_space: whether the page says that uploads go to a Space.
+
+    Returns:
+        The blocks, with `lightbox_folder` naming the temporary folder of its files.
+    """
+    upload_root = _upload_root()
+    served_root = upload_root / "served"
+    shown = list_samples(ASSETS / "samples") if samples is None else samples
+    handlers = Handlers(
+        engine,
+        Sessions(private_folder(), served_root),
+        shown,
+        upload_root=upload_root,
+        served_root=served_root,
+        version=VERSION,
+    )
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(300, 1800)
+    ) as demo:
+        # A hot reload would switch the history of runs on again; it keeps questions and
+        # file names in the browser.
+        demo.run_history = False
+        gr.HTML(html_template=_HEADER, elem_id="lb-header", js_on_load=None)
+        with gr.Tabs(elem_id="lb-tabs"):
+            with gr.Tab("Read", render_children=True):
+                live = gr.HTML(
+                    value=handlers.page(),
+                    html_template='<div class="lb" data-state="loading"></div>',
+                    js_on_load=page_script(ASSETS, _constants(shown, on_space=on_space)),
+                    elem_id="lb-live",
+                    apply_default_css=False,
+                )
+                with gr.Column(visible=False, elem_id="lb-chart") as panel:
+                    chart = gr.Plot(show_label=False, label="Chart of this run")
+            with gr.Tab("About & safety"):
+                gr.Markdown(ABOUT, elem_id="lb-about")
+        _wire(demo, handlers, live, chart, panel)
+    return demo
+
+
+def _upload_root() -> Path:
+    """Gradio's temporary folder, made private; the one that is set stays (a second execution
+    of the program, as `gradio app.py` does, must find the same)."""
+    set_before = os.environ.get("GRADIO_TEMP_DIR")
+    if set_before:
+        folder = Path(set_before)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="lightbox-gradio-"))
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    folder.chmod(0o700)
+    return folder.resolve()
+
+
+def _wire(
+    demo: gr.Blocks, handlers: Handlers, live: gr.HTML, chart: gr.Plot, panel: gr.Column
+) -> None:
+    quiet: dict[str, Any] = {
+        "show_progress": "hidden",
+        "api_visibility": "private",
+        "trigger_mode": "multiple",
+    }
+    aside = {**quiet, "queue": False}
+    opened = [
+        live.open_image(handlers.open_image, outputs=[live], concurrency_limit=4, **quiet),
+        live.open_sample(handlers.open_sample, outputs=[live], concurrency_limit=4, **quiet),
+        live.explain(
+            handlers.explain,
+            outputs=[live],
+            # The engine's own line keeps runs apart and tells people their place in it.
+            concurrency_limit=16,
+            **quiet,
+        ),
+    ]
+    live.set_frame(handlers.set_frame, outputs=[live], concurrency_limit=4, **quiet)
+    live.stop_run(handlers.stop, **aside)
+    live.save_trace(handlers.save_trace, outputs=[live], concurrency_limit=4, **quiet)
+    for event in opened:
+        event.then(handlers.chart, outputs=[chart, panel], **quiet)
+    demo.unload(handlers.close)
+    demo.queue(max_size=32)
+
+
+def launch_options(host: str | None) -> dict[str, Any]:
+    """The keyword arguments of `Blocks.launch` that make the page private and offline.
+
+    Args:
+        host: the address to listen on; None leaves it to Gradio, as on a Space.
+    """
+    hosts = LOOPBACK if host in LOOPBACK else None
+    return {
+        "server_name": host,
+        "share": False,
+        "run_history": False,
+        "footer_links": [],
+        "max_file_size": "64mb",
+        "allowed_paths": [],
+        "show_error": False,
+        "ssr_mode": False,
+        "strict_cors": True,
+        "enable_monitoring": False,
+        "theme": _theme(),
+        "css": style_sheet(ASSETS),
+        "app_kwargs": {"middleware": [Middleware(SameOriginGuard, hosts=hosts)]},
+    }
+
+
+def _theme() -> gr.themes.Base:
+    fonts = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    mono = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+    return gr.themes.Base(font=fonts, font_mono=mono)
+
+
+def _constants(samples: tuple[Sample, ...], *, on_space: bool) -> dict[str, Any]:
+    return {
+        "samples": [sample.to_json(index) for index, sample in enumerate(samples)],
+        "methods": METHOD_TEXTS,
+        "latents": LATENT_TEXTS,
+        "text": {
+            "gate": GATE,
+            "accept": GATE_ACCEPT,
+            "heat": HEAT_NOTE,
+            "entropy": ENTROPY_NOTE,
+            "answer": ANSWER_NOTE,
+            "empty": EMPTY,
+            "checking": CHECKING_ON_SPACE if on_space else CHECKING,
+            "ready": READY,
+            "no_engine": NO_ENGINE,
+            "distance": OUT_OF_DISTRIBUTION,
+            "burned_in": BURNED_IN,
+        },
+    }
+
+
+_HEADER: Final = f"""
+<header class="lb-head">
+  <div class="lb-brand"><span class="lb-mark" aria-hidden="true"></span>{TITLE}</div>
+  <div class="lb-badge" role="note">{BADGE}</div>
+</header>
+"""

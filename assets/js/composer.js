@@ -1,0 +1,199 @@
+// The question, the answer options, the method, and the settings of the next run.
+
+class Composer {
+  constructor(app) {
+    this.app = app;
+    this.covered = [];
+    this.build();
+    this.setMethod(prefs.read().method || 'auto');
+    this.update();
+  }
+
+  build() {
+    this.question = el('textarea', {
+      class: 'lb-input', rows: '2', maxlength: '1000', id: 'lb-question',
+      placeholder: LB.text.ready, 'aria-label': 'Question',
+    });
+    this.options = el('textarea', {
+      class: 'lb-input', rows: '2', id: 'lb-options', 'aria-label': 'Answer options, one per line',
+      placeholder: 'Answer options, one per line (or leave empty)',
+    });
+    this.methods = el('div', { class: 'lb-methods', role: 'radiogroup', 'aria-label': 'Method' });
+    for (const [name, [label, text]] of Object.entries(LB.methods)) {
+      const node = button(label, {
+        role: 'radio', class: 'lb-method', 'data-method': name, title: text,
+      }, () => this.setMethod(name));
+      this.methods.append(node);
+    }
+    this.methods.addEventListener('keydown', (event) => this.methodKey(event));
+    this.methodText = el('p', { class: 'lb-quiet lb-method-text' });
+    this.explain = button('Explain', { class: 'lb-primary', id: 'lb-explain' },
+      () => this.app.explain(false));
+    this.stop = button('Stop', { class: 'lb-stop', id: 'lb-stop', hidden: true,
+      title: 'Stop (Esc)' }, () => this.app.stop());
+    this.save = button('Save trace', { class: 'lb-small', id: 'lb-save', disabled: true },
+      () => this.app.save());
+    this.open = button('Open…', { class: 'lb-small', id: 'lb-open',
+      title: 'Open an image or a saved trace' }, () => this.app.pickFile());
+    this.settings = this.buildSettings();
+    this.whatIf = this.buildWhatIf();
+    this.root = el('section', { class: 'lb-composer', 'aria-label': 'Question' },
+      el('div', { class: 'lb-ask' }, this.question, this.options),
+      el('div', { class: 'lb-row' }, this.methods,
+        el('div', { class: 'lb-go' }, this.explain, this.stop)),
+      this.methodText,
+      el('div', { class: 'lb-row lb-more' }, this.settings, this.whatIf,
+        el('span', { class: 'lb-files' }, this.open, this.save)));
+    this.root.addEventListener('input', () => this.update());
+    this.root.addEventListener('keydown', (event) => {
+      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) this.app.explain(false);
+    });
+  }
+
+  field(label, attributes, help) {
+    const input = el('input', { class: 'lb-input lb-number', type: 'number', ...attributes });
+    return { input, node: el('label', { class: 'lb-field' },
+      el('span', {}, label, help ? hint(help) : null), input) };
+  }
+
+  buildSettings() {
+    this.fields = {
+      threshold: this.field('Look again above', { step: '0.1', min: '0', max: '20',
+        placeholder: 'off' }, 'Entropy in nats. When a word is less certain than this, the model '
+        + 'must take a closer look. Empty: only when it asks itself.'),
+      max_crops: this.field('Closer looks, at most', { min: '0', max: '8', value: '2' }),
+      latent_steps: this.field('Inner steps', { min: '0', max: '32', value: '8' },
+        'Steps without words that the model takes before it answers.'),
+      temperature: this.field('Temperature', { step: '0.1', min: '0', max: '2', value: '0' },
+        '0 always takes the likeliest word; higher values draw at random.'),
+      seed: this.field('Seed', { min: '0', step: '1', value: '0' },
+        'The same seed gives the same run again.'),
+    };
+    return el('details', { class: 'lb-fold lb-pop', name: 'lb-pop' },
+      el('summary', { text: 'Settings' }),
+      el('div', { class: 'lb-pop-body' },
+        el('p', { class: 'lb-quiet', text: 'Applies to the next run.' }),
+        el('div', { class: 'lb-fields' }, ...Object.values(this.fields).map((f) => f.node))));
+  }
+
+  buildWhatIf() {
+    this.latents = el('select', { class: 'lb-select', id: 'lb-latents', 'aria-label': 'Inner steps' },
+      ...Object.entries(LB.latents).map(([value, text]) => el('option', { value, text })));
+    this.skips = el('div', { class: 'lb-choice', role: 'group', 'aria-label': 'Withhold crops' },
+      ...[1, 2, 3, 4].map((n) => {
+        const node = button('Crop ' + n, { class: 'lb-small', 'aria-pressed': 'false',
+          'data-crop': n });
+        node.addEventListener('click', () => {
+          node.setAttribute('aria-pressed', String(node.getAttribute('aria-pressed') !== 'true'));
+          this.update();
+        });
+        return node;
+      }));
+    this.coverButton = button('Draw on the image', { class: 'lb-small', id: 'lb-cover' }, () => {
+      this.whatIf.open = false;
+      this.app.viewer.setTool('cover');
+    });
+    this.coverList = el('div', { class: 'lb-choice' });
+    this.again = button('Run again with this change', { class: 'lb-small lb-strong',
+      id: 'lb-again' }, () => this.app.explain(true));
+    return el('details', { class: 'lb-fold lb-pop', name: 'lb-pop' },
+      el('summary', { text: 'What if…' }),
+      el('div', { class: 'lb-pop-body' },
+        el('p', { class: 'lb-quiet',
+          text: 'Change the evidence and see whether the answer depends on it.' }),
+        el('div', { class: 'lb-field' }, el('span', { text: 'Inner steps' }), this.latents),
+        el('div', { class: 'lb-field' }, el('span', { text: 'Withhold what it cut out' }),
+          this.skips),
+        el('div', { class: 'lb-field' }, el('span', { text: 'Cover part of the image' }),
+          el('div', { class: 'lb-choice' }, this.coverButton, this.coverList)),
+        this.again));
+  }
+
+  methodKey(event) {
+    const names = Object.keys(LB.methods);
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const at = names.indexOf(this.method);
+    this.setMethod(names[(at + step + names.length) % names.length]);
+    this.methods.querySelector('[aria-checked="true"]').focus();
+  }
+
+  setMethod(name) {
+    this.method = LB.methods[name] ? name : 'auto';
+    prefs.write({ method: this.method });
+    for (const node of this.methods.children) {
+      const on = node.dataset.method === this.method;
+      node.setAttribute('aria-checked', String(on));
+      node.tabIndex = on ? 0 : -1;
+    }
+    this.methodText.textContent = LB.methods[this.method][1];
+  }
+
+  cover(box) {
+    this.covered.push(box.map((v) => Math.round(v * 1e4) / 1e4));
+    this.whatIf.open = true;
+    this.update();
+  }
+
+  fill(form) {
+    this.question.value = form.question || '';
+    this.options.value = (form.options || []).join('\n');
+    this.options.rows = clamp((form.options || []).length, 2, 5);
+    this.setMethod(form.method);
+    this.update();
+  }
+
+  clearChanges() {
+    this.covered = [];
+    this.latents.value = 'none';
+    for (const node of this.skips.children) node.setAttribute('aria-pressed', 'false');
+    this.update();
+  }
+
+  changes() {
+    return {
+      latents: this.latents.value,
+      skip_crops: [...this.skips.children]
+        .filter((node) => node.getAttribute('aria-pressed') === 'true')
+        .map((node) => Number(node.dataset.crop)),
+      occlude: this.covered,
+    };
+  }
+
+  values() {
+    const form = {
+      question: this.question.value,
+      options: this.options.value.split('\n').map((line) => line.trim()).filter(Boolean),
+      method: this.method,
+      changes: this.changes(),
+    };
+    for (const [name, { input }] of Object.entries(this.fields)) {
+      form[name] = input.value === '' ? null : Number(input.value);
+    }
+    return form;
+  }
+
+  update() {
+    const app = this.app;
+    const running = app.busy();
+    const ready = app.live && app.hasImage() && this.question.value.trim() !== '' && !running;
+    this.explain.disabled = !ready;
+    this.explain.hidden = running;
+    this.stop.hidden = !running;
+    this.save.disabled = !app.finished();
+    const changes = this.changes();
+    const some = changes.latents !== 'none' || changes.skip_crops.length
+      || changes.occlude.length;
+    this.whatIf.classList.toggle('lb-marked', Boolean(some));
+    this.again.disabled = !ready || !some || !app.finished();
+    this.explain.title = app.live ? 'Run the model (Ctrl+Enter)' : LB.text.no_engine;
+    clear(this.coverList, ...this.covered.map((box, i) => button('Region ' + (i + 1) + ' ×', {
+      class: 'lb-small', 'aria-label': 'Remove region ' + (i + 1),
+    }, () => {
+      this.covered.splice(i, 1);
+      this.update();
+    })));
+    app.viewer.setCovered(this.covered);
+  }
+}

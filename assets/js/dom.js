@@ -1,0 +1,91 @@
+// Small helpers. All text of users, files and models reaches the page through textContent.
+
+function el(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name === 'text') node.textContent = value;
+    else if (name === 'class') node.className = value;
+    else node.setAttribute(name, value === true ? '' : String(value));
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+function clear(node, ...children) {
+  node.replaceChildren(...children.filter(Boolean));
+  return node;
+}
+
+function clamp(value, low, high) {
+  return Math.min(high, Math.max(low, value));
+}
+
+function percent(value) {
+  if (value > 0 && value < 0.01) return '<1%';
+  if (value > 0.99 && value < 1) return '>99%';
+  return Math.round(value * 100) + '%';
+}
+
+function number(value, digits) {
+  return Number(value).toLocaleString('en', { maximumFractionDigits: digits, useGrouping: false });
+}
+
+function fileUrl(folder, name) {
+  const root = (window.gradio_config && window.gradio_config.root) || '';
+  const base = root ? root.replace(/\/?$/, '/') : new URL('.', document.baseURI).href;
+  const path = (folder + '/' + name).split('/').map(encodeURIComponent).join('/');
+  return base + 'gradio_api/file=' + path;
+}
+
+function button(label, attributes, onClick) {
+  const node = el('button', { type: 'button', text: label, ...attributes });
+  if (onClick) node.addEventListener('click', onClick);
+  return node;
+}
+
+// "?" with an explanation that opens on click, hover and focus.
+function hint(text) {
+  const node = el('span', { class: 'lb-hint', tabindex: '0', role: 'note', 'aria-label': text });
+  node.append(el('span', { 'aria-hidden': 'true', text: '?' }));
+  node.append(el('span', { class: 'lb-hint-text', 'aria-hidden': 'true', text }));
+  return node;
+}
+
+// A row of a bar list: label, bar, value.
+function bar(label, share, value, color) {
+  const fill = el('span', { class: 'lb-bar-fill' });
+  fill.style.width = clamp(share, 0, 1) * 100 + '%';
+  if (color) fill.style.background = color;
+  return el('div', { class: 'lb-bar' },
+    el('span', { class: 'lb-bar-label', text: label, title: label }),
+    el('span', { class: 'lb-bar-track' }, fill),
+    el('span', { class: 'lb-bar-value', text: value }));
+}
+
+const OPTION_COLORS = ['#56B4E9', '#E69F00', '#2BC49A', '#F0E442', '#CC79A7',
+  '#D55E00', '#9AA4AE', '#5B9BD5', '#E6E9EC', '#8C7AE6'];
+
+const CROP_DASHES = [[], [8, 4], [3, 3], [10, 3, 3, 3], [14, 5]];
+
+// Preferences only: never a text, a name or a picture.
+const prefs = {
+  read() {
+    try {
+      const stored = JSON.parse(window.localStorage.getItem('lightbox.preferences') || '{}');
+      return stored && typeof stored === 'object' ? stored : {};
+    } catch (error) {
+      return {};
+    }
+  },
+  write(changes) {
+    try {
+      const merged = JSON.stringify({ ...prefs.read(), ...changes });
+      window.localStorage.setItem('lightbox.preferences', merged);
+    } catch (error) {
+      // A browser that refuses storage only forgets the preference.
+    }
+  },
+};
+
+const still = window.matchMedia('(prefers-reduced-motion: reduce)');

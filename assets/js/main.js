@@ -1,0 +1,568 @@
+// Joins the parts: takes the page state from the server, keeps the cursor, sends requests.
+
+const END_TEXTS = {
+  answered: 'Done.',
+  stopped: 'Stopped. The partial trace is kept.',
+  token_budget: 'Ended: the limit on words was reached.',
+  no_answer: 'Ended without an answer.',
+  failed: 'The run broke off.',
+};
+
+class App {
+  constructor(root) {
+    this.root = root;
+    this.run = null;
+    this.cursor = 0;
+    this.selected = -1;
+    this.follow = true;
+    this.playing = false;
+    this.live = false;
+    this.pending = null;
+    this.marks = new Set();
+    this.truth = '';
+    this.details = new Details();
+    this.viewer = new Viewer({
+      onFrame: (frame) => this.send('set_frame', { frame }),
+      onWindow: () => this.stale && this.checkStale(),
+      onCover: (box) => this.composer.cover(box),
+      onTool: (name) => { if (this.viewer) this.root.dataset.tool = name; },
+      onProblem: (text) => this.say(text, 'error'),
+    });
+    this.cards = new Cards(this);
+    this.strip = new Strip(this);
+    this.inspector = new Inspector(this);
+    this.composer = new Composer(this);
+    this.layout();
+    this.listen();
+  }
+
+  // ---- layout ----------------------------------------------------------------------------
+
+  layout() {
+    this.banners = el('div', { class: 'lb-banners' });
+    this.status = el('p', { class: 'lb-status', role: 'status', 'aria-live': 'polite' });
+    this.compare = el('div', { class: 'lb-compare', hidden: true });
+    this.stale = el('p', { class: 'lb-stale', hidden: true });
+    this.ghosts = el('ol', { class: 'lb-ghosts', 'aria-label': 'How it works' },
+      ...[['Look', 'The model describes what it sees, word by word. You see how sure it is.'],
+        ['A closer look', 'Where it is unsure it may cut out a part of the original picture.'],
+        ['Answer', 'You see what each step did to its belief in every answer.']].map(
+        ([title, text], i) => el('li', {}, el('span', { class: 'lb-ghost-number',
+          text: String(i + 1) }), el('b', { text: title }), el('span', { text }))));
+    this.scroll = el('div', { class: 'lb-scroll' }, this.ghosts, this.cards.list);
+    const reasoning = el('section', { class: 'lb-reasoning', 'aria-label': 'Reasoning' },
+      el('div', { class: 'lb-reasoning-head' }, el('h2', { class: 'lb-title',
+        text: 'Reasoning' }), this.status), this.compare, this.scroll);
+    this.file = el('input', { type: 'file', class: 'lb-file', id: 'lb-file',
+      'aria-label': 'Open an image or a saved trace' });
+    this.empty = this.buildEmpty();
+    this.viewer.stage.append(this.empty, this.stale);
+    clear(this.root, this.banners, this.viewer.root, this.composer.root, reasoning,
+      this.inspector.root, this.strip.root, this.file);
+  }
+
+  buildEmpty() {
+    const card = (sample) => {
+      const node = button('', { class: 'lb-sample', 'data-sample': sample.index },
+        () => this.openSample(sample.index));
+      node.append(el('span', { class: 'lb-sample-kind', text: sample.modality || '▶' }),
+        el('span', { class: 'lb-sample-title', text: sample.title }),
+        el('span', { class: 'lb-quiet', text: { phantom: 'drawn, truth known',
+          real: 'real, no diagnosis', recorded: 'recorded run' }[sample.kind] }));
+      return node;
+    };
+    const open = button('Choose a file', { class: 'lb-primary', id: 'lb-choose' },
+      () => this.pickFile());
+    const samples = LB.samples.length
+      ? [el('p', { class: 'lb-quiet lb-samples-title', text: 'Samples' }),
+        el('div', { class: 'lb-samples' }, ...LB.samples.map(card))] : [];
+    return el('div', { class: 'lb-empty' },
+      el('div', { class: 'lb-empty-icon', 'aria-hidden': 'true' }),
+      el('p', { class: 'lb-empty-text', text: LB.text.empty }), open, ...samples);
+  }
+
+  // ---- requests --------------------------------------------------------------------------
+
+  send(name, payload) {
+    // Every name is spelt out, because the server listens to the names that it finds here.
+    const senders = {
+      open_image: () => trigger('open_image', payload),
+      open_sample: () => trigger('open_sample', payload),
+      set_frame: () => trigger('set_frame', payload),
+      explain: () => trigger('explain', payload),
+      stop_run: () => trigger('stop_run', payload),
+      save_trace: () => trigger('save_trace', payload),
+    };
+    senders[name]();
+  }
+
+  pickFile() {
+    this.file.value = '';
+    this.file.click();
+  }
+
+  async openFile(file) {
+    if (!file) return;
+    if (file.size > 64 * 2 ** 20) {
+      this.say('The file is larger than 64 MB.', 'error');
+      return;
+    }
+    this.say(LB.text.checking);
+    this.wait('checking');
+    try {
+      // The name stays here: it may be a patient's.
+      const name = Array.from(window.crypto.getRandomValues(new Uint8Array(8)),
+        (byte) => byte.toString(16).padStart(2, '0')).join('') + '.bin';
+      const { path } = await upload(new File([file], name));
+      this.send('open_image', { path });
+    } catch (error) {
+      this.wait(null);
+      this.say('The file could not be sent to the program.', 'error');
+    }
+  }
+
+  openSample(index) {
+    this.say(LB.text.checking);
+    this.wait('checking');
+    this.send('open_sample', { index });
+  }
+
+  explain(compare) {
+    if (this.composer.explain.disabled) return;
+    this.composer.settings.open = false;
+    this.composer.whatIf.open = false;
+    if (!compare) this.composer.clearChanges();
+    this.say('Starting…');
+    this.wait('running');
+    this.follow = true;
+    this.send('explain', { form: { ...this.composer.values(), compare,
+      window: this.viewer.requestWindow() } });
+  }
+
+  stop() {
+    if (!this.busy()) return;
+    this.say('Stopping…');
+    this.send('stop_run', {});
+  }
+
+  save() {
+    this.send('save_trace', {});
+  }
+
+  wait(what) {
+    this.pending = what;
+    this.pendingKey = this.run && this.run.key;
+    this.root.dataset.state = what || this.stateName();
+    this.composer.update();
+  }
+
+  busy() {
+    return this.pending === 'running' || Boolean(this.run && this.run.status === 'running');
+  }
+
+  finished() {
+    return Boolean(this.run && this.run.items.length && !this.busy());
+  }
+
+  hasImage() {
+    return Boolean(this.state && this.state.image);
+  }
+
+  // ---- state from the server -------------------------------------------------------------
+
+  take(state) {
+    if (!state || typeof state !== 'object') return;
+    this.state = state;
+    this.live = state.live;
+    const run = state.run;
+    const acted = this.pending && (this.pending !== 'running' || state.error
+      || (run && run.key !== this.pendingKey));
+    if (acted) this.pending = null;
+    this.once(state.form, (form) => {
+      this.truth = form.truth || '';
+      this.composer.fill(form);
+    });
+    this.takeImage(state);
+    this.takeRun(run);
+    this.once(state.error, (error) => this.say(error.message + ' (' + error.code + ')', 'error'));
+    this.once(state.download, (file) => this.download(file.name));
+    this.describeState(state);
+    this.root.dataset.state = this.pending || this.stateName();
+    this.composer.update();
+  }
+
+  once(content, action) {
+    if (!content || this.marks.has(content.mark)) return;
+    this.marks.add(content.mark);
+    action(content);
+  }
+
+  takeImage(state) {
+    const facts = state.image;
+    const replay = state.run && state.run.replay && state.run.facts;
+    this.empty.hidden = Boolean(facts || replay);
+    if (replay) {
+      if (this.shownImage !== state.run.key) {
+        this.shownImage = state.run.key;
+        this.viewer.setPicture(fileUrl(state.run.folder, 'display.png'),
+          pictureFacts(state.run));
+      }
+    } else if (facts && this.shownImage !== facts.id) {
+      this.shownImage = facts.id;
+      if (!state.form && !state.run) this.truth = '';
+      this.viewer.setImage(facts);
+      this.composer.covered = [];
+    }
+  }
+
+  takeRun(run) {
+    if (!run) {
+      if (this.run) this.forget();
+      return;
+    }
+    const fresh = !this.run || this.run.key !== run.key;
+    if (fresh) this.forget();
+    this.run = run;
+    this.ghosts.hidden = Boolean(run.cards.length);
+    if (fresh) this.details.reset(run);
+    this.details.learn(run.items);
+    if (!run.facts && !run.items.length) return;
+    this.cards.append();
+    this.strip.append();
+    this.inspector.about();
+    this.boxes();
+    if (this.follow) this.toEnd(fresh);
+    else this.mark();
+  }
+
+  forget() {
+    this.run = null;
+    this.cursor = 0;
+    this.selected = -1;
+    this.follow = true;
+    this.pause();
+    this.cards.reset();
+    this.strip.reset();
+    this.strip.root.hidden = true;
+    this.inspector.reset();
+    this.viewer.setHeat(null);
+    this.viewer.setBoxes([]);
+    this.ghosts.hidden = false;
+  }
+
+  stateName() {
+    if (!this.state) return 'loading';
+    if (!this.run) return this.state.image ? 'ready' : 'empty';
+    if (this.run.status === 'running') return this.state.queued ? 'queued' : 'running';
+    return { answered: 'done', failed: 'error' }[this.run.status] || this.run.status;
+  }
+
+  describeState(state) {
+    const run = state.run;
+    const error = state.error && this.lastSaid === state.error.mark;
+    if (state.error) this.lastSaid = state.error.mark;
+    if (run && !error && !state.error) {
+      if (run.status === 'running') {
+        const ahead = state.queued;
+        const words = run.items.filter((item) => item[0] === 't').length;
+        const kind = run.cards.length ? run.cards[run.cards.length - 1][0] : '';
+        this.say(ahead ? ahead + (ahead === 1 ? ' run' : ' runs') + ' ahead of you.'
+          : kind === 'crop' ? 'Unsure here - taking a closer look.'
+            : kind === 'latent' ? 'Taking inner steps…'
+              : words ? 'Reading… word ' + words : 'Looking at the image…', 'busy');
+      } else {
+        this.say((run.replay ? 'Recorded run. ' : '') + (END_TEXTS[run.status] || 'Done.'),
+          run.status === 'failed' ? 'error' : '');
+      }
+    } else if (!run && !state.error) {
+      this.say(state.image ? LB.text.ready : '');
+    }
+    this.banner(state);
+    this.comparison(state.before);
+    this.checkStale();
+  }
+
+  say(text, kind) {
+    if (this.status.textContent !== text) this.status.textContent = text;
+    this.status.dataset.kind = kind || '';
+  }
+
+  banner(state) {
+    const lines = [];
+    const facts = state.run && state.run.facts;
+    if (!state.live) lines.push(['info', LB.text.no_engine]);
+    if (facts && facts.distance && facts.distance.flagged) lines.push(['warn', LB.text.distance]);
+    if (facts) facts.notices.forEach((text) => lines.push(['info', text]));
+    if (facts && describeChanges(facts.changes)) {
+      lines.push(['change', 'This run was changed on purpose: ' + describeChanges(facts.changes)
+        + '.']);
+    }
+    if (state.image) {
+      if (state.image.burned_in) lines.push(['warn', LB.text.burned_in]);
+      state.image.warnings.forEach((text) => lines.push(['info', text]));
+    }
+    const key = JSON.stringify(lines);
+    if (key === this.bannerKey) return;
+    this.bannerKey = key;
+    const shown = lines.filter((line) => !(this.closed && this.closed.has(line[1])));
+    clear(this.banners, ...shown.map(([kind, text]) => {
+      const node = el('p', { class: 'lb-banner lb-banner-' + kind, text });
+      if (kind !== 'warn') {
+        node.append(button('×', { class: 'lb-banner-close', 'aria-label': 'Hide this note' },
+          () => {
+            this.closed = (this.closed || new Set()).add(text);
+            node.remove();
+          }));
+      }
+      return node;
+    }));
+  }
+
+  comparison(before) {
+    const run = this.run;
+    const answer = run && [...run.items].reverse().find((item) => item[0] === 'a');
+    this.compare.hidden = !before || !answer;
+    if (this.compare.hidden || this.comparedKey === run.key) return;
+    this.comparedKey = run.key;
+    const options = run.facts.options;
+    const now = answer[4];
+    const rows = options.map((option, i) => bar(option, now[i] || 0,
+      percent(before.probabilities[i] || 0) + ' → ' + percent(now[i] || 0),
+      OPTION_COLORS[i % OPTION_COLORS.length]));
+    rows.forEach((row, i) => {
+      const mark = el('span', { class: 'lb-bar-before' });
+      mark.style.left = (before.probabilities[i] || 0) * 100 + '%';
+      row.querySelector('.lb-bar-track').append(mark);
+      row.classList.add('lb-bar-change');
+    });
+    const same = before.answer === answer[1];
+    clear(this.compare,
+      el('p', {}, el('span', { class: 'lb-quiet', text: 'Before: ' }), el('b', {
+        text: before.answer || 'no answer' }), el('span', { class: 'lb-quiet', text: '  Now: ' }),
+      el('b', { text: answer[1] || 'no answer' })),
+      el('p', { class: 'lb-quiet', text: same ? 'The change left the answer as it was.'
+        : 'The change altered the answer.' }), ...rows);
+  }
+
+  checkStale() {
+    const run = this.run;
+    const image = this.state && this.state.image;
+    let text = '';
+    if (run && run.facts && image && !run.replay && this.viewer.window) {
+      const seen = run.facts.image.window;
+      const now = this.viewer.window;
+      if (run.image !== image.id) {
+        text = 'Another frame is shown than the one that the model saw.';
+      } else if (seen && (Math.abs(seen[0] - now[0]) > 0.01 || Math.abs(seen[1] - now[1]) > 0.01)) {
+        text = 'Window changed since this run. The model saw W ' + number(seen[1], 1) + ' / L '
+          + number(seen[0], 1) + '.';
+      }
+    }
+    this.stale.textContent = text;
+    this.stale.hidden = !text;
+  }
+
+  download(name) {
+    const link = el('a', { href: fileUrl(this.run.folder, name), download: name });
+    this.root.append(link);
+    link.click();
+    link.remove();
+  }
+
+  // ---- cursor ----------------------------------------------------------------------------
+
+  above(item) {
+    const limit = this.run.facts && this.run.facts.threshold;
+    return item[0] === 't' && item[4] === 0 && item[2] >= (limit || 1.5);
+  }
+
+  zoomFactor(box) {
+    const seen = this.run.facts.image;
+    const across = Math.max((box[2] - box[0]) * seen.source[0], (box[3] - box[1]) * seen.source[1]);
+    return Math.max(seen.source[0], seen.source[1]) / across;
+  }
+
+  boxes() {
+    const crops = this.run.items.map((item, index) => [item, index])
+      .filter(([item]) => item[0] === 'c');
+    this.viewer.setBoxes(crops.filter(([, index]) => index < this.cursor || this.follow)
+      .map(([item, index]) => ({
+        number: item[1], box: item[2], skipped: Boolean(item[5][1]),
+        active: index === this.selected,
+      })));
+  }
+
+  toEnd(fresh) {
+    this.cursor = this.run.items.length;
+    const live = this.run.live;
+    const running = this.run.status === 'running';
+    this.mark();
+    if (running && live && live.maps.length) {
+      this.viewer.setHeat(decodeGrid(live.maps[0]), Math.max(this.run.scale, 1e-6), 'attention');
+    }
+    const last = this.lastStep(this.cursor);
+    if (!running && (fresh || this.selected < 0)) this.pick(this.answerIndex() || last, {});
+    if (running || fresh) this.cards.reveal(this.run.items.length - 1, false);
+  }
+
+  answerIndex() {
+    const index = this.run.items.findIndex((item) => item[0] === 'a');
+    return index >= 0 ? index : 0;
+  }
+
+  lastStep(before) {
+    for (let i = Math.min(before, this.run.items.length) - 1; i >= 0; i -= 1) {
+      if ('tlca'.includes(this.run.items[i][0])) return i;
+    }
+    return 0;
+  }
+
+  mark() {
+    this.cards.show(this.cursor, this.selected);
+    this.strip.draw();
+    this.boxes();
+  }
+
+  // Selects an item: the cursor goes just after it.
+  select(index, how) {
+    if (!this.run || !this.run.items[index]) return;
+    this.pause();
+    this.pick(index, how);
+  }
+
+  pick(index, { fly }) {
+    this.follow = index >= this.run.items.length - 1 && this.run.status === 'running';
+    this.selected = index;
+    const last = index >= this.answerIndex() && this.run.items[index][0] === 'a';
+    this.cursor = last ? this.run.items.length : index + 1;
+    this.mark();
+    this.cards.reveal(index, true);
+    this.inspector.show(index);
+    const item = this.run.items[index];
+    if (fly && item[0] === 'c') this.viewer.flyTo(item[2]);
+  }
+
+  inspectAgain() {
+    if (this.selected >= 0) this.inspector.show(this.selected);
+  }
+
+  steps() {
+    return this.strip.columns;
+  }
+
+  go(place) {
+    const steps = this.steps();
+    if (!steps.length) return;
+    this.select(steps[clamp(place - 1, 0, steps.length - 1)], {});
+  }
+
+  step(by) {
+    const at = this.strip.columnOf(this.cursor);
+    this.go(clamp(at + by, 1, this.steps().length));
+  }
+
+  // To the start of the next or the former card.
+  event(direction) {
+    const starts = this.run.cards.map(([, from]) => this.strip.columnOf(from) + 1);
+    const at = this.strip.columnOf(this.cursor);
+    const next = direction > 0 ? starts.find((start) => start > at)
+      : [...starts].reverse().find((start) => start < at);
+    this.go(next || (direction > 0 ? Infinity : 1));
+  }
+
+  nextUnsure() {
+    const index = this.run.items.findIndex((item, i) => i >= this.cursor && this.above(item));
+    if (index >= 0) this.select(index, {});
+  }
+
+  toCrop(n) {
+    const index = this.run.items.findIndex((item) => item[0] === 'c' && item[1] === n);
+    if (index >= 0) this.select(index, { fly: true });
+  }
+
+  togglePlay() {
+    if (this.playing) {
+      this.pause();
+      return;
+    }
+    if (!this.run || !this.steps().length) return;
+    if (this.strip.columnOf(this.cursor) >= this.steps().length) this.pick(this.steps()[0], {});
+    this.playing = true;
+    this.tick();
+  }
+
+  tick() {
+    const at = this.strip.columnOf(this.cursor);
+    if (at >= this.steps().length) {
+      this.pause();
+      return;
+    }
+    this.pick(this.steps()[at], {});
+    const kind = this.run.items[this.selected][0];
+    const pause = (kind === 't' ? 110 : kind === 'l' ? 300 : 900) / Number(this.strip.speed.value);
+    this.timer = window.setTimeout(() => this.playing && this.tick(), pause);
+    this.strip.draw();
+  }
+
+  pause() {
+    this.playing = false;
+    window.clearTimeout(this.timer);
+    if (this.run) this.strip.draw();
+  }
+
+  // ---- whole page ------------------------------------------------------------------------
+
+  listen() {
+    this.file.addEventListener('change', () => this.openFile(this.file.files[0]));
+    const stage = this.viewer.stage;
+    for (const name of ['dragenter', 'dragover']) {
+      this.root.addEventListener(name, (event) => {
+        event.preventDefault();
+        stage.classList.add('lb-drop');
+      });
+    }
+    for (const name of ['dragleave', 'drop']) {
+      this.root.addEventListener(name, (event) => {
+        event.preventDefault();
+        stage.classList.remove('lb-drop');
+      });
+    }
+    this.root.addEventListener('drop', (event) => this.openFile(event.dataTransfer.files[0]));
+    document.addEventListener('keydown', (event) => this.key(event));
+  }
+
+  key(event) {
+    if (!this.root.isConnected || document.querySelector('.lb-gate')) return;
+    const typing = event.target.closest && event.target.closest('input, textarea, select');
+    if (event.key === 'Escape') {
+      const keys = this.root.querySelector('.lb-keys');
+      if (keys) keys.remove();
+      else if (this.busy()) this.stop();
+      else this.viewer.setTool('window');
+    } else if (!typing && event.key === '/') {
+      event.preventDefault();
+      this.composer.question.focus();
+    } else if (!typing && event.key === '?') {
+      toggleKeys(this.root);
+    }
+  }
+}
+
+function pictureFacts(run) {
+  const { image } = run.facts;
+  return {
+    id: run.key, kind: 'grey8', width: image.source[0], height: image.source[1], offset: 0,
+    slope: 1, lut: false, inverted: false, modality: image.modality, units: '',
+    spacing: image.spacing, spacing_kind: '', frame: 0, frames: 1,
+    window: [127.5, 255, 'LINEAR_EXACT'], presets: [['As saved', [127.5, 255, 'LINEAR_EXACT']]],
+  };
+}
+
+const root = element.querySelector('.lb');
+if (root && !root.dataset.mounted) {
+  root.dataset.mounted = 'true';
+  const app = new App(root);
+  app.take(props.value);
+  watch('value', () => app.take(props.value));
+  showGate();
+}
