@@ -16,10 +16,8 @@ from engine.imaging.limits import Limits
 from engine.imaging.loading import load_image
 from engine.imaging.wire import write_error, write_source
 
-try:
+if sys.platform != "win32":  # Windows has no limits of this kind; the wall clock still holds
     import resource
-except ImportError:  # Windows has no limits of this kind; the wall clock still holds
-    resource = None  # type: ignore[assignment]
 
 _PR_SET_PDEATHSIG = 1
 _BYTES_PER_PIXEL = 4
@@ -42,7 +40,7 @@ def main() -> None:
         write_error(output, error)
     except MemoryError:
         write_error(output, TooLargeError("This image needs more memory than is allowed."))
-    except Exception:  # the parent must get an answer whatever happened
+    except Exception:  # noqa: BLE001 (the parent must get an answer whatever happened)
         write_error(output, DamagedImageError(DAMAGED_MESSAGE))
     output.flush()
 
@@ -55,7 +53,7 @@ def _die_with_parent() -> None:
 
 def _limit_process(limits: Limits) -> None:
     """Bound memory, processor time, written bytes and core dumps of this process."""
-    if resource is None:
+    if sys.platform == "win32":
         return
     result_bytes = limits.frame_pixels * _BYTES_PER_PIXEL + _RESULT_SLACK
     for kind, value in (

@@ -6,12 +6,13 @@ import importlib
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.pixels import get_decoder, pixel_array
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import pixel_array
 
+from engine.imaging.arrays import Pixels
 from engine.imaging.errors import DamagedImageError, MissingCodecError, UnsupportedImageError
 
 _GDCM = "python-gdcm"
@@ -104,7 +105,7 @@ def choose_plugin(codec: Codec, available: tuple[str, ...]) -> str:
     )
 
 
-def decode_frame(dataset: Dataset, syntax: str, frame: int) -> npt.NDArray[np.generic]:
+def decode_frame(dataset: Dataset, syntax: str, frame: int) -> Pixels:
     """Decode one frame and no other.
 
     Args:
@@ -124,10 +125,11 @@ def decode_frame(dataset: Dataset, syntax: str, frame: int) -> npt.NDArray[np.ge
     plugin = choose_plugin(codec, tuple(decoder.available_plugins))
     if syntax == uid.JPEGExtended12Bit and int(dataset.BitsStored) > 8:
         return _decode_jpeg_12_bit(dataset, frame)
-    return pixel_array(dataset, index=frame, decoding_plugin=plugin)
+    decoded: Pixels = pixel_array(dataset, index=frame, decoding_plugin=plugin)
+    return decoded
 
 
-def _decode_jpeg_12_bit(dataset: Dataset, frame: int) -> npt.NDArray[np.generic]:
+def _decode_jpeg_12_bit(dataset: Dataset, frame: int) -> Pixels:
     """JPEG Extended with 12 bits through GDCM, which pydicom's own plugin declines.
 
     Raises:

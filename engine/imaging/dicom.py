@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
-import numpy.typing as npt
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import dcmread, read_dataset
-from pydicom.pixels import apply_color_lut
 from pydicom.tag import BaseTag
 
+from engine.imaging.arrays import Bytes, Pixels
 from engine.imaging.codecs import CODECS, check_syntax, decode_frame
 from engine.imaging.dicom_layout import PixelLayout, check_frame_index, read_layout
 from engine.imaging.dicom_values import (
-    FrameTags,
     frame_tags,
     read_spacing,
     read_units,
@@ -44,6 +42,7 @@ from engine.imaging.errors import (
 )
 from engine.imaging.limits import Limits
 from engine.imaging.lut import LookupTable
+from engine.imaging.palette import apply_palette
 from engine.imaging.sniff import DICOM_MAGIC_OFFSET, ImageFormat, has_preamble
 from engine.imaging.source import SourceImage, SpacingKind, table_window
 from engine.imaging.tags import TechnicalTags, count_hidden
@@ -149,14 +148,12 @@ def read_file(data: bytes) -> tuple[Dataset, str]:
 def read_file_meta(data: bytes, offset: int) -> Dataset:
     """The group 0002 elements (PS3.10, section 7.1); always explicit little endian."""
 
-    def behind_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
+    def behind_meta(tag: BaseTag, *_: object) -> bool:
         return tag.group != 2
 
     stream = io.BytesIO(data)
     stream.seek(offset)
-    return read_dataset(
-        stream, is_implicit_VR=False, is_little_endian=True, stop_when=behind_meta
-    )
+    return read_dataset(stream, is_implicit_VR=False, is_little_endian=True, stop_when=behind_meta)
 
 
 def _guess_syntax(dataset: Dataset) -> str:
@@ -167,7 +164,7 @@ def _guess_syntax(dataset: Dataset) -> str:
     return str(uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian)
 
 
-def _decode(opened: _OpenedFile) -> npt.NDArray[np.generic]:
+def _decode(opened: _OpenedFile) -> Pixels:
     """Stored values of one frame; shifts down what was stored above bit 0 (old files)."""
     dataset, layout = opened.dataset, opened.layout
     if "PhotometricInterpretation" not in dataset:  # ACR-NEMA
@@ -186,17 +183,15 @@ def _decode(opened: _OpenedFile) -> npt.NDArray[np.generic]:
     return np.right_shift(stored, shift) if shifted else stored
 
 
-def _read_color(
-    opened: _OpenedFile, stored: npt.NDArray[np.generic], facts: _Facts
-) -> SourceImage:
+def _read_color(opened: _OpenedFile, stored: Pixels, facts: _Facts) -> SourceImage:
     layout = opened.layout
-    bits = layout.bits_stored
     if layout.photometric == "PALETTE COLOR":
-        stored = apply_color_lut(stored, opened.dataset)
-        bits = stored.dtype.itemsize * 8
-    elif stored.dtype.kind != "u":
+        little = bool(opened.dataset.original_encoding[1])
+        pixels = apply_palette(stored, opened.dataset, little_endian=little, signed=layout.signed)
+    elif stored.dtype.kind == "u":
+        pixels = scale_to_bytes(stored, layout.bits_stored)
+    else:
         raise UnsupportedImageError("Signed colour is not supported. Export it as 8-bit RGB.")
-    pixels = scale_to_bytes(stored, bits)
     if layout.frames == 1:
         full_range_window(pixels)  # raises when the image is blank
     return SourceImage(
@@ -214,19 +209,18 @@ def _read_color(
     )
 
 
-def scale_to_bytes(values: npt.NDArray[np.generic], bits: int) -> npt.NDArray[np.uint8]:
+def scale_to_bytes(values: Pixels, bits: int) -> Bytes:
     """Unsigned samples of `bits` bits as 8 bits, so that full scale stays full scale."""
     if bits == 8 and values.dtype == np.uint8:
         return values.astype(np.uint8, copy=False)
     if bits > 16:
         return np.right_shift(values, bits - 8).astype(np.uint8)
     table = np.rint(np.arange(2**bits) * (255.0 / (2**bits - 1))).astype(np.uint8)
-    return np.take(table, values.astype(np.intp), mode="clip")
+    scaled: Bytes = np.take(table, values.astype(np.intp), mode="clip")
+    return scaled
 
 
-def _read_grey(
-    opened: _OpenedFile, stored: npt.NDArray[np.generic], facts: _Facts
-) -> SourceImage:
+def _read_grey(opened: _OpenedFile, stored: Pixels, facts: _Facts) -> SourceImage:
     layout = opened.layout
     image = TechnicalTags(opened.dataset)
     tags = frame_tags(image, opened.frame)
@@ -254,9 +248,7 @@ def _read_grey(
     )
 
 
-def _computed_windows(
-    values: npt.NDArray[np.generic], *, blank_ok: bool
-) -> tuple[Window, Window]:
+def _computed_windows(values: Pixels, *, blank_ok: bool) -> tuple[Window, Window]:
     """Full range and percentiles; a blank frame of a series gets a window that shows it dark.
 
     Raises:
@@ -283,9 +275,7 @@ def _default_window(
     return percentile, "percentile"
 
 
-def _grey_warnings(
-    source: WindowSource, *, rejected: bool, has_table: bool
-) -> tuple[str, ...]:
+def _grey_warnings(source: WindowSource, *, rejected: bool, has_table: bool) -> tuple[str, ...]:
     found = []
     if rejected:
         found.append("A window in this file is unusable and was left out.")
@@ -347,8 +337,9 @@ def has_burned_in_risk(tags: TechnicalTags) -> bool:
     declared = tags.code("BurnedInAnnotation")
     if declared in ("YES", "NO"):
         return declared == "YES"
+    sop_class = tags.code("SOPClassUID") + "."
     return (
         tags.code("Modality") in _SCREEN_MODALITIES
-        or tags.code("SOPClassUID").startswith(_SECONDARY_CAPTURE_UID)
+        or sop_class.startswith(_SECONDARY_CAPTURE_UID + ".")
         or tags.has("ConversionType")
     )

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from engine.imaging.arrays import Pixels
 from engine.imaging.lut import LookupTable, make_table
 from engine.imaging.source import SpacingKind
 from engine.imaging.tags import TechnicalTags
 from engine.imaging.window import WINDOW_FUNCTIONS, Window, WindowFunction
-
-Pixels = npt.NDArray[np.generic]
 
 _INT32 = np.iinfo(np.int32)
 _SPACINGS: tuple[tuple[str, SpacingKind], ...] = (
@@ -96,14 +94,14 @@ def without_padding(values: Pixels, stored: Pixels, tags: TechnicalTags) -> Pixe
         return values.reshape(-1)
     limit = tags.integers("PixelPaddingRangeLimit") or padding
     ends = sorted(_as_stored(end, stored.dtype) for end in (padding[0], limit[0]))
-    kept = values[(stored < ends[0]) | (stored > ends[1])]
+    kept = values[np.less(stored, ends[0]) | np.greater(stored, ends[1])]
     return kept if kept.size else values.reshape(-1)
 
 
-def _as_stored(value: int, dtype: np.dtype[np.generic]) -> int:
+def _as_stored(value: int, dtype: np.dtype[np.integer | np.floating]) -> int:
     """A padding value written with the wrong sign, as the pixels hold it."""
-    bits = dtype.itemsize * 8
-    wrapped = value & (2**bits - 1)
+    bits = int(dtype.itemsize) * 8
+    wrapped: int = value & (2**bits - 1)
     return wrapped - 2**bits if dtype.kind == "i" and wrapped >= 2 ** (bits - 1) else wrapped
 
 

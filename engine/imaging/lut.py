@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engine.imaging.arrays import Pixels
 from engine.imaging.errors import DamagedImageError
 
 
@@ -29,12 +30,12 @@ class LookupTable:
     bits: int
     entries: npt.NDArray[np.uint16]
 
-    def apply(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint16]:
+    def apply(self, values: Pixels) -> npt.NDArray[np.uint16]:
         """Entries for `values` (any shape, any number type; NaN takes the first entry)."""
         index = np.nan_to_num(values, nan=self.first).astype(np.int64) - self.first
-        return self.entries[np.clip(index, 0, self.entries.size - 1)]
+        return np.take(self.entries, index, mode="clip")
 
-    def apply_unit(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    def apply_unit(self, values: Pixels) -> npt.NDArray[np.float64]:
         """Display values in [0, 1]: entries over the largest value that their bits hold."""
         shown: npt.NDArray[np.float64] = self.apply(values) / float(2**self.bits - 1)
         return np.minimum(shown, 1.0)

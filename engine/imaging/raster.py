@@ -6,9 +6,9 @@ import io
 import warnings
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from engine.imaging.arrays import Bytes, Pixels
 from engine.imaging.errors import (
     DAMAGED_MESSAGE,
     DamagedImageError,
@@ -67,9 +67,7 @@ def load_raster(
     return _describe(pixels, warned, image_format, sha256)
 
 
-def _read(
-    data: bytes, image_format: ImageFormat, limits: Limits
-) -> tuple[npt.NDArray[np.generic], tuple[str, ...]]:
+def _read(data: bytes, image_format: ImageFormat, limits: Limits) -> tuple[Pixels, tuple[str, ...]]:
     """Pixels as `_to_pixels` makes them, and what had to be left off."""
     with Image.open(io.BytesIO(data), formats=(image_format,)) as image:
         check_frame_size(image.height, image.width, limits)
@@ -91,7 +89,7 @@ def _drops_bits(data: bytes, image_format: ImageFormat, mode: str) -> bool:
     return deep and mode not in _WIDE_MODES
 
 
-def _to_pixels(image: Image.Image) -> npt.NDArray[np.generic]:
+def _to_pixels(image: Image.Image) -> Pixels:
     """int32 `(H, W)` for 16-bit greyscale, else uint8 `(H, W)` or `(H, W, 3)`."""
     if image.mode in _WIDE_MODES:
         return np.asarray(image).astype(np.int32)
@@ -104,7 +102,7 @@ def _to_pixels(image: Image.Image) -> npt.NDArray[np.generic]:
     return _grey_if_equal(np.asarray(image.convert("RGB")))
 
 
-def _grey_if_equal(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _grey_if_equal(pixels: Bytes) -> Bytes:
     """Most radiographs in teaching files are grey pictures saved as RGB."""
     red = pixels[..., 0]
     if np.array_equal(red, pixels[..., 1]) and np.array_equal(red, pixels[..., 2]):
@@ -113,7 +111,7 @@ def _grey_if_equal(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _describe(
-    pixels: npt.NDArray[np.generic],
+    pixels: Pixels,
     warned: tuple[str, ...],
     image_format: ImageFormat,
     sha256: str,

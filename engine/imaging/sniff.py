@@ -13,9 +13,7 @@ DICOM_MAGIC_OFFSET = 128
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
-_EXPLICIT_VRS = frozenset(
-    b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()  # short form only
-)
+_EXPLICIT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 
 # Formats that people do try, by their first bytes, so that the message can name them.
 _KNOWN_OTHERS: tuple[tuple[bytes, str], ...] = (
@@ -88,14 +86,15 @@ def _read_element_header(data: bytes, offset: int) -> tuple[tuple[int, int], int
     """Tag of the element at `offset` and the offset behind its value; None when it is none."""
     if offset + 8 > len(data):
         return None
-    group, element, vr, short_length = struct.unpack_from("<HH2sH", data, offset)
-    if vr in _EXPLICIT_VRS:
-        length = short_length
-    else:
+    group, element, vr, length = struct.unpack_from("<HH2sH", data, offset)
+    value = offset + 8
+    if vr == b"OB" and offset + 12 <= len(data):  # two empty bytes, then a long length
+        length, value = struct.unpack_from("<I", data, offset + 8)[0], offset + 12
+    elif vr not in _EXPLICIT_VRS:
         length = struct.unpack_from("<I", data, offset + 4)[0]
-    if length % 2 or length > 1024 or offset + 8 + length > len(data):
+    if length % 2 or length > 1024 or value + length > len(data):
         return None
-    return (group, element), offset + 8 + length
+    return (group, element), value + length
 
 
 def _refusal(data: bytes) -> str:
@@ -117,8 +116,10 @@ def _name_of(data: bytes) -> str | None:
         return "HEIC or AVIF"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
-    if data[344:348] in (b"n+1\x00", b"ni1\x00"):
-        return "NIfTI"
+    return "NIfTI" if data[344:348] in (b"n+1\x00", b"ni1\x00") else _markup_name(data)
+
+
+def _markup_name(data: bytes) -> str | None:
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(b"<svg") or (start.startswith(b"<?xml") and b"<svg" in start):
         return "SVG"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from engine.imaging.arrays import Bytes, Pixels
 from engine.imaging.lut import LookupTable
 from engine.imaging.sniff import ImageFormat
 from engine.imaging.window import (
@@ -61,7 +61,7 @@ class SourceImage:
         warnings: sentences about what had to be assumed or left off.
     """
 
-    pixels: npt.NDArray[np.generic]
+    pixels: Pixels
     is_color: bool
     inverted: bool
     bits_stored: int
@@ -89,12 +89,12 @@ class SourceImage:
         """`(width, height)` in pixels."""
         return int(self.pixels.shape[1]), int(self.pixels.shape[0])
 
-    def render(self, window: Window | None = None) -> npt.NDArray[np.uint8]:
+    def render(self, window: Window | None = None) -> Bytes:
         """See `render`."""
         return render(self, window)
 
 
-def render(source: SourceImage, window: Window | None = None) -> npt.NDArray[np.uint8]:
+def render(source: SourceImage, window: Window | None = None) -> Bytes:
     """The 8-bit image as the viewer shows it.
 
     Without a window: the VOI LUT of the file, else its first window (DICOM PS3.3 C.11.2
@@ -117,9 +117,7 @@ def render(source: SourceImage, window: Window | None = None) -> npt.NDArray[np.
     return _render_floats(source, chosen, use_table=use_table)
 
 
-def _to_bytes(
-    source: SourceImage, values: npt.NDArray[np.generic], window: Window, *, use_table: bool
-) -> npt.NDArray[np.uint8]:
+def _to_bytes(source: SourceImage, values: Pixels, window: Window, *, use_table: bool) -> Bytes:
     if use_table and source.voi_lut is not None:
         shown = source.voi_lut.apply_unit(values)
     else:
@@ -129,9 +127,7 @@ def _to_bytes(
     return np.rint(shown * 255.0).astype(np.uint8)
 
 
-def _render_integers(
-    source: SourceImage, window: Window, *, use_table: bool
-) -> npt.NDArray[np.uint8]:
+def _render_integers(source: SourceImage, window: Window, *, use_table: bool) -> Bytes:
     """Window every value of the range once and look the pixels up: ten times faster."""
     low, high = int(source.pixels.min()), int(source.pixels.max())
     if high - low >= _TABLE_SPAN:
@@ -140,12 +136,10 @@ def _render_integers(
     return np.take(table, source.pixels.astype(np.int32, copy=False) - low)
 
 
-def _render_floats(
-    source: SourceImage, window: Window, *, use_table: bool
-) -> npt.NDArray[np.uint8]:
+def _render_floats(source: SourceImage, window: Window, *, use_table: bool) -> Bytes:
     """In blocks of rows, so that the float64 copies stay small."""
     image = np.empty(source.pixels.shape, dtype=np.uint8)
-    for top in range(0, image.shape[0], _ROWS_PER_BLOCK):
+    for top in range(0, source.size[1], _ROWS_PER_BLOCK):
         block = source.pixels[top : top + _ROWS_PER_BLOCK]
         image[top : top + _ROWS_PER_BLOCK] = _to_bytes(source, block, window, use_table=use_table)
         if source.inverted and block.dtype.kind == "f":

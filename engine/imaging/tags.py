@@ -45,7 +45,7 @@ ALLOWED_KEYWORDS: frozenset[str] = frozenset(
         "VOILUTFunction",
         "LUTDescriptor",
         "LUTData",
-        # Millimetres: 10.7
+        # Millimetres, section 10.7
         "PixelSpacing",
         "ImagerPixelSpacing",
         "NominalScannedPixelSpacing",

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from engine.imaging.arrays import Pixels
 from engine.imaging.errors import UnusableImageError
 
 WindowFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
@@ -85,10 +86,8 @@ def apply_window(values: npt.ArrayLike, window: Window) -> FloatArray:
         float64 of the same shape, in [0, 1].
     """
     x = np.asarray(values, dtype=np.float64)
-    if window.function == "SIGMOID":
-        shown = _sigmoid(x, window)
-    else:
-        shown = _linear(x, *window.bounds)
+    sigmoid = window.function == "SIGMOID"
+    shown = _sigmoid(x, window) if sigmoid else _linear(x, *window.bounds)
     return np.nan_to_num(shown, copy=False, nan=0.0)
 
 
@@ -118,16 +117,15 @@ def window_between(low: float, high: float) -> Window:
     return Window((low + high) / 2.0, high - low, "LINEAR_EXACT")
 
 
-def percentile_window(
-    values: npt.NDArray[np.generic], low: float = 1.0, high: float = 99.0
-) -> Window:
+def percentile_window(values: Pixels, low: float = 1.0, high: float = 99.0) -> Window:
     """The fallback for images without a window: from the 1st to the 99th percentile.
 
     Where these coincide (a mask, a mostly empty image) the full range is taken.
 
     Args:
         values: modality values of any shape; NaN and infinities are left out.
-        low, high: percentiles in [0, 100].
+        low: percentile in [0, 100] that becomes black.
+        high: percentile that becomes white.
 
     Raises:
         UnusableImageError: all finite values are equal, or there is none.
@@ -137,7 +135,7 @@ def percentile_window(
     return window_between(start, end) if end > start else full_range_window(finite)
 
 
-def full_range_window(values: npt.NDArray[np.generic]) -> Window:
+def full_range_window(values: Pixels) -> Window:
     """The window from the smallest to the largest finite value.
 
     Raises:
@@ -150,7 +148,7 @@ def full_range_window(values: npt.NDArray[np.generic]) -> Window:
     return window_between(start, end)
 
 
-def finite_values(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def finite_values(values: Pixels) -> Pixels:
     """The finite values as a flat array, without a copy for integers.
 
     Raises:

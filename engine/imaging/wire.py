@@ -10,8 +10,8 @@ import json
 from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 
+from engine.imaging.arrays import Pixels
 from engine.imaging.errors import (
     DAMAGED_MESSAGE,
     ERRORS_BY_CODE,
@@ -91,9 +91,7 @@ def _read(stream: IO[bytes], limits: Limits) -> SourceImage:
     return SourceImage(pixels=pixels, voi_lut=table, **facts)
 
 
-def _read_pixels(
-    stream: IO[bytes], dtype: str, shape: list[int], limits: Limits
-) -> npt.NDArray[np.generic]:
+def _read_pixels(stream: IO[bytes], dtype: str, shape: list[int], limits: Limits) -> Pixels:
     if dtype not in _DTYPES or len(shape) not in (2, 3) or shape[2:] not in ([], [3]):
         raise ValueError("Pixels of a type that is never sent.")
     rows, columns = int(shape[0]), int(shape[1])
@@ -116,13 +114,13 @@ def _read_table(stream: IO[bytes], facts: list[int] | None) -> LookupTable | Non
     return LookupTable(first, bits, entries)
 
 
-def _fill(stream: IO[bytes], array: npt.NDArray[np.generic]) -> None:
+def _fill(stream: IO[bytes], array: Pixels) -> None:
     """Read straight into the array, without a copy.
 
     Raises:
         ValueError: the stream ends early.
     """
-    view = memoryview(array).cast("B")
+    view = memoryview(array.data).cast("B")
     filled = 0
     while filled < len(view):
         count = stream.readinto(view[filled:])  # type: ignore[attr-defined]
