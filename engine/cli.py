@@ -1,0 +1,282 @@
+"""The command line: `python -m engine trace | show | render | bench`.
+
+Bad input ends with status 2 and one line on stderr. `show` and `render` need no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, NoReturn
+
+from engine.imaging import ImagingError, Window, open_image, render
+from engine.rasters import encoded_png
+from engine.request import (
+    LATENT_INTERVENTIONS,
+    METHODS,
+    Budgets,
+    DisplayImage,
+    Interventions,
+    Request,
+    RequestError,
+    Sampling,
+)
+from engine.trace import (
+    Answered,
+    Belief,
+    Event,
+    Failed,
+    Finished,
+    LatentStep,
+    Reground,
+    RunStarted,
+    TokenStep,
+)
+from engine.trace_io import SUFFIX, TraceFileError, dumps, read_trace, write_trace
+
+DEFAULT_CHECKPOINT: Final = Path(__file__).resolve().parent.parent / "assets/checkpoints/base"
+USAGE_STATUS: Final = 2
+FAILED_STATUS: Final = 1
+
+
+class UsageError(ValueError):
+    """Bad input on the command line; the message is one line for the user."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    try:
+        options = _parser().parse_args(arguments)
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except (UsageError, RequestError, TraceFileError, ImagingError) as error:
+        message = error.message if isinstance(error, ImagingError) else str(error)
+        sys.stderr.write(" ".join(message.split()) + "\n")
+        return USAGE_STATUS
+    except BrokenPipeError:
+        # The reader (`head`, a pager) has seen enough.
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m engine", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, parser_class=_Parser)
+    _add_trace(commands.add_parser("trace", help="one run on one image"))
+    show = commands.add_parser("show", help="a saved trace as a readable table")
+    show.add_argument("file", type=Path)
+    show.set_defaults(run=_show)
+    draw = commands.add_parser("render", help="the image as the viewer shows it")
+    _add_image(draw)
+    draw.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    draw.set_defaults(run=_render)
+    bench = commands.add_parser("bench", help="the performance ratios of this machine")
+    bench.add_argument("--json", action="store_true", help="machine-readable")
+    bench.add_argument("--group", choices=("random", "embedded", "all"), default="all")
+    bench.add_argument("--repeats", type=int, default=9, help="interleaved rounds, at least 7")
+    bench.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINT))
+    bench.set_defaults(run=_bench)
+    return parser
+
+
+def _add_image(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--frame", type=int, default=0, help="from 0")
+    parser.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"))
+
+
+def _add_trace(parser: argparse.ArgumentParser) -> None:
+    _add_image(parser)
+    parser.add_argument("question")
+    parser.add_argument("--option", action="append", default=[], metavar="TEXT")
+    parser.add_argument("--method", choices=METHODS, default="direct")
+    parser.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINT), metavar="ID_OR_DIR")
+    parser.add_argument("--device")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument("--max-crops", type=int, default=2)
+    parser.add_argument("--latent-steps", type=int, default=8)
+    parser.add_argument("--entropy-threshold", type=float, metavar="NATS")
+    parser.add_argument(
+        "--latents",
+        choices=[kind for kind in LATENT_INTERVENTIONS if kind != "shuffle"],
+        default="none",
+        help="intervention on the latent steps",
+    )
+    parser.add_argument("--out", type=Path, metavar=f"FILE{SUFFIX}")
+    parser.add_argument("--jsonl", action="store_true", help="events to stdout as they come")
+    parser.set_defaults(run=_trace)
+
+
+def _trace(options: argparse.Namespace) -> int:
+    if options.out is not None:
+        _check_folder(options.out)
+    request = _request(options)
+    # torch is imported only where a model runs.
+    from transformers.utils import logging as transformers_logging
+
+    from engine.engine import Engine
+    from engine.loading import CheckpointError
+
+    # Errors reach the user as one line of our own.
+    logging.getLogger("engine").setLevel(logging.CRITICAL)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        engine = Engine.load(options.checkpoint, options.device)
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
+    events: list[Event] = []
+    for event in engine.stream(request):
+        events.append(event)
+        if options.jsonl:
+            sys.stdout.write(dumps(event) + "\n")
+            sys.stdout.flush()
+        else:
+            _write_rows(_rows([event]))
+    if options.out is not None:
+        write_trace(options.out, events)
+    failed = next((event for event in events if isinstance(event, Failed)), None)
+    if failed is not None:
+        sys.stderr.write(failed.message + "\n")
+        return USAGE_STATUS if failed.code in ("image_shape", "request") else FAILED_STATUS
+    return 0
+
+
+def _request(options: argparse.Namespace) -> Request:
+    return Request(
+        image=_display_image(options),
+        question=options.question,
+        options=tuple(options.option),
+        method=options.method,
+        seed=options.seed,
+        sampling=Sampling(temperature=options.temperature),
+        budgets=Budgets(
+            max_new_tokens=options.max_new_tokens,
+            max_crops=options.max_crops,
+            latent_steps=options.latent_steps,
+        ),
+        entropy_threshold=options.entropy_threshold,
+        interventions=Interventions(latents=options.latents),
+    )
+
+
+def _display_image(options: argparse.Namespace) -> DisplayImage:
+    window = _window(options.window)
+    source = open_image(options.image, frame=options.frame)
+    shown = window or source.default_window
+    return DisplayImage(
+        pixels=render(source, window),
+        sha256=source.sha256,
+        modality=source.modality,
+        window_center=None if shown is None else shown.center,
+        window_width=None if shown is None else shown.width,
+        window_source="request" if window else source.window_source,
+        spacing_mm=source.spacing_mm,
+    )
+
+
+def _window(values: Sequence[float] | None) -> Window | None:
+    if values is None:
+        return None
+    try:
+        return Window(values[0], values[1])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder {path.parent.name!r} to write {path.name} into.")
+
+
+def _show(options: argparse.Namespace) -> int:
+    _write_rows(_rows(read_trace(options.file)))
+    return 0
+
+
+def _render(options: argparse.Namespace) -> int:
+    _check_folder(options.out)
+    pixels = render(open_image(options.image, frame=options.frame), _window(options.window))
+    try:
+        options.out.write_bytes(encoded_png(pixels))
+    except OSError as error:
+        raise UsageError(f"{options.out.name} cannot be written: {error.strerror}.") from error
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from engine.bench import benchmark, readable
+
+    groups = ("random", "embedded") if options.group == "all" else (options.group,)
+    if options.repeats < 1:
+        raise UsageError("--repeats must be at least 1.")
+    report = benchmark(groups, repeats=options.repeats, checkpoint=Path(options.checkpoint))
+    text = json.dumps(report, indent=2) if options.json else readable(report)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _write_rows(rows: Iterable[str]) -> None:
+    for row in rows:
+        sys.stdout.write(row + "\n")
+
+
+def _rows(events: Iterable[Event]) -> Iterator[str]:
+    """Readable lines: seconds, what happened, and what there is to know of it."""
+    for event in events:
+        yield f"{event.seconds:8.3f}  {type(event).__name__:<10}  {_summary(event)}"
+
+
+def _summary(event: Event) -> str:  # noqa: PLR0911 - one for every kind of event
+    match event:
+        case RunStarted():
+            facts, image = event.model, event.image
+            notices = "".join(f" [{notice}]" for notice in event.notices)
+            return (
+                f"{facts.id} on {facts.device}, method {event.request.method}, "
+                f"image {image.source_width} x {image.source_height} seen at "
+                f"{image.seen_width} x {image.seen_height}{notices}"
+            )
+        case TokenStep():
+            forced = " forced" if event.forced else ""
+            return (
+                f"{event.segment:<9} {event.text!r:<24} logprob {event.logprob:8.3f}  "
+                f"entropy {event.entropy_nats:6.3f}{forced}"
+            )
+        case LatentStep():
+            return f"{event.step}/{event.steps}  norm {event.norm:.3f}"
+        case Reground():
+            box = ", ".join(f"{value:.3f}" for value in event.box)
+            skipped = ", kept from the model" if event.skipped else ""
+            return f"crop {event.number} at ({box}) by {event.trigger.kind}{skipped}"
+        case Belief():
+            return f"{event.moment:<12} {_shares(event.options, event.probabilities)}"
+        case Answered():
+            validity = "" if event.valid else " (not a valid answer)"
+            return f"{event.text!r}{validity} {_shares(event.options, event.probabilities)}"
+        case Finished():
+            counts = event.counts
+            return (
+                f"{event.reason}: {counts.generated} tokens, {counts.latent} latents, "
+                f"{counts.forwarded} positions forwarded"
+            )
+        case Failed():
+            return f"{event.code}: {event.message}"
+
+
+def _shares(options: tuple[str, ...], probabilities: tuple[float, ...]) -> str:
+    pairs = zip(options, probabilities, strict=False)
+    return "  ".join(f"{option}: {probability:.3f}" for option, probability in pairs)

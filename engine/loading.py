@@ -1,0 +1,279 @@
+"""Checkpoints: a hub id, a local folder or a peft adapter, made ready to run.
+
+Weights come from safetensors only and no code of a checkpoint is ever executed. bf16 on CUDA,
+fp32 on a CPU (half-precision files are upcast).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from tokenizers import AddedToken
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLForConditionalGeneration,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from engine.attention import register_row_attention
+from engine.manifest import Manifest, ManifestError, read_manifest
+from engine.out_of_distribution import Detector, DetectorError, read_detector
+from engine.processor import ImageProcessor
+from engine.prompt import IM_END, IM_START, IMAGE_PAD, LATENT_TOKENS
+from engine.trace import ModelFacts
+from engine.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+MODEL_TYPE: Final = "qwen2_5_vl"
+ADAPTER_FILE: Final = "adapter_config.json"
+NO_LATENT_NOTICE: Final = (
+    "This checkpoint was not trained for latent steps: its latent segment means nothing."
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A checkpoint in memory.
+
+    Attributes:
+        facts: what a trace says about the model.
+        notices: sentences for the user about limits of this checkpoint.
+        detector: tells images that the checkpoint does not know; None when it has none.
+    """
+
+    model: Qwen2_5_VLForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: ImageProcessor
+    manifest: Manifest
+    facts: ModelFacts
+    vocabulary: Vocabulary
+    notices: tuple[str, ...]
+    detector: Detector | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.model.device
+
+
+def load_checkpoint(id_or_dir: str | Path, device: str | None = None) -> LoadedModel:
+    """Loads a checkpoint and makes it ready to run.
+
+    Args:
+        id_or_dir: hub id, local folder, or folder of a peft adapter.
+        device: torch device; CUDA when there is one and none is named.
+
+    Raises:
+        CheckpointError: when it is missing, broken or of another architecture.
+    """
+    name = str(id_or_dir)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder = _local_folder(name)
+    try:
+        if folder is not None and (folder / ADAPTER_FILE).is_file():
+            return _load_adapter(folder, chosen)
+        return _load_base(name, folder, chosen)
+    except CheckpointError:
+        raise
+    except (ManifestError, DetectorError) as error:
+        raise CheckpointError(f"The checkpoint {_label(name)} cannot be used: {error}") from error
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(
+            f"Not enough memory on {chosen} to load the checkpoint {_label(name)}."
+        ) from error
+    except Exception as error:
+        logger.info("loading a checkpoint failed: %s", type(error).__name__)
+        raise CheckpointError(
+            f"The checkpoint {_label(name)} cannot be loaded: its files are missing, broken or "
+            "not those of a Qwen2.5-VL model."
+        ) from error
+
+
+def assembled(
+    *,
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: ImageProcessor,
+    manifest: Manifest,
+    revision: str,
+    name: str | None = None,
+    detector: Detector | None = None,
+) -> LoadedModel:
+    """Ties model, tokenizer and manifest together; adds what the engine needs to both.
+
+    Raises:
+        CheckpointError: when the tokenizer is not one of Qwen's.
+    """
+    for token in (IM_START, IM_END, IMAGE_PAD):
+        if token not in tokenizer.get_vocab():
+            raise CheckpointError(
+                f"The checkpoint's tokenizer lacks {token}: a Qwen2.5-VL tokenizer is needed."
+            )
+    notices = manifest.notices + add_latent_tokens(model, tokenizer)
+    if NO_LATENT_NOTICE not in notices and "latent" not in manifest.trained_methods:
+        notices += (NO_LATENT_NOTICE,)
+    attention = register_row_attention()
+    model.set_attn_implementation({"": "sdpa", "text_config": attention, "vision_config": "sdpa"})
+    text: Any = model.config.text_config
+    if "sliding_attention" in text.layer_types:
+        raise CheckpointError("Checkpoints with sliding-window attention are not supported.")
+    stops = model.generation_config.eos_token_id
+    facts = ModelFacts(
+        id=name or manifest.name,
+        revision=revision,
+        stage=manifest.stage,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=model.device.type,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=int(text.num_hidden_layers),
+        embedded=manifest.embedded,
+        trained_methods=manifest.trained_methods,
+    )
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        manifest=manifest,
+        facts=facts,
+        vocabulary=Vocabulary(
+            tokenizer,
+            int(model.lm_head.weight.shape[0]),
+            stops if isinstance(stops, list) else [stops] if isinstance(stops, int) else [],
+        ),
+        notices=notices,
+        detector=detector,
+    )
+
+
+def add_latent_tokens(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, ...]:
+    """Adds the latent tokens where they are missing; returns what the user should know.
+
+    The embedding matrix grows only when the new ids do not fit its padding.
+    """
+    known = tokenizer.get_vocab()
+    missing = [token for token in LATENT_TOKENS if token not in known]
+    if not missing:
+        return ()
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
+    if len(tokenizer) > model.lm_head.weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    return (NO_LATENT_NOTICE,)
+
+
+def _load_base(name: str, folder: Path | None, device: torch.device) -> LoadedModel:
+    if folder is None and _looks_like_a_path(name):
+        raise CheckpointError(
+            f"There is no checkpoint {_label(name)}: give a folder that exists, or a hub id."
+        )
+    source = str(folder) if folder is not None else name
+    local = folder is not None
+    config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+    if config.model_type != MODEL_TYPE:
+        raise CheckpointError(
+            f"The checkpoint {_label(name)} is of the type {config.model_type}; "
+            "only Qwen2.5-VL models can be used."
+        )
+    loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        source,
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=local,
+        output_loading_info=True,
+    )
+    model, report = loaded
+    if report["missing_keys"] or report.get("mismatched_keys"):
+        raise CheckpointError(
+            f"The checkpoint {_label(name)} is incomplete: "
+            f"{len(report['missing_keys'])} of its weights are missing or of the wrong shape."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, local_files_only=local, trust_remote_code=False
+    )
+    manifest = read_manifest(folder) if folder is not None else Manifest(name=name)
+    return assembled(
+        model=model.to(device).eval(),
+        tokenizer=tokenizer,
+        image_processor=_image_processor(source, folder),
+        manifest=manifest,
+        revision=str(getattr(config, "_commit_hash", None) or ""),
+        name=_model_id(name, folder, manifest),
+        detector=None if folder is None else read_detector(folder),
+    )
+
+
+def _load_adapter(folder: Path, device: torch.device) -> LoadedModel:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise CheckpointError(
+            "This checkpoint is a LoRA adapter: install the package peft to use it."
+        ) from error
+    base_name = _adapter_base(folder)
+    base = load_checkpoint(base_name, str(device))
+    wrapped: Any = PeftModel.from_pretrained(base.model, str(folder), use_safetensors=True)
+    merged = wrapped.merge_and_unload()
+    manifest = read_manifest(folder) if (folder / "lightbox.json").is_file() else base.manifest
+    return replace(
+        assembled(
+            model=merged.eval(),
+            tokenizer=base.tokenizer,
+            image_processor=base.image_processor,
+            manifest=manifest,
+            revision=base.facts.revision,
+            name=_model_id(str(folder), folder, manifest),
+            detector=read_detector(folder) or base.detector,
+        ),
+    )
+
+
+def _adapter_base(folder: Path) -> str:
+    raw = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    base = raw.get("base_model_name_or_path") if isinstance(raw, dict) else None
+    if not isinstance(base, str) or not base:
+        raise CheckpointError("The adapter does not name the model that it belongs to.")
+    relative = folder / base
+    return str(relative) if not Path(base).is_absolute() and relative.is_dir() else base
+
+
+def _image_processor(source: str, folder: Path | None) -> ImageProcessor:
+    if folder is not None and not (folder / "preprocessor_config.json").is_file():
+        return ImageProcessor()
+    return ImageProcessor(
+        Qwen2VLImageProcessorPil.from_pretrained(source, local_files_only=folder is not None)
+    )
+
+
+def _local_folder(name: str) -> Path | None:
+    path = Path(name).expanduser()
+    return path if path.is_dir() else None
+
+
+def _looks_like_a_path(name: str) -> bool:
+    parts = name.split("/")
+    return name.startswith((".", "/", "~", "\\")) or len(parts) != 2 or parts[0] == "assets"
+
+
+def _label(name: str) -> str:
+    """The checkpoint's name without the folders around it."""
+    return Path(name).name if _looks_like_a_path(name) or _local_folder(name) else name
+
+
+def _model_id(name: str, folder: Path | None, manifest: Manifest) -> str:
+    if folder is None:
+        return name
+    return manifest.name if (folder / "lightbox.json").is_file() else folder.resolve().name

@@ -1,0 +1,437 @@
+"""The one decode loop: a batch of branches in, events out.
+
+The live view, the command line, replays and training rollouts all run through `Rollout`. In
+every round each branch decides a token (or takes its last hidden state as a latent), all of
+them are fed in one forward, and crops are appended to the branches that asked for one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine.answers import read_answer
+from engine.attention import AttentionRecorder, BatchRecorder, traced_layers
+from engine.belief import Distribution, feed, leading_text, probe
+from engine.branch import Branch, Opening, Written
+from engine.decode import Decoder, DecodeState, Layout
+from engine.geometry import PatchGrid
+from engine.interventions import LatentChange
+from engine.latent import attention_maps, unit
+from engine.memory import peak_memory_bytes
+from engine.processor import SeenImage
+from engine.prompt import IM_END, assistant_head, tool_message_text, tool_response_text, turn
+from engine.reground import NO_ZOOMS_LEFT, SKIPPED_MESSAGE, cut_crop
+from engine.request import Request
+from engine.sampling import Draw, packed_step, unpacked_steps
+from engine.tool_call import ImageSizes, ToolCallError, parse_zoom_call
+from engine.trace import (
+    Alternative,
+    Answered,
+    Belief,
+    BeliefMoment,
+    Event,
+    EvidenceMap,
+    Finished,
+    TokenCounts,
+    TokenStep,
+    Trigger,
+)
+
+# After a turn that ended without an answer (methods notes, 3.8).
+ANSWER_TURN: Final = f"{IM_END}\n{turn('user', 'Answer now.')}{assistant_head()}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a rollout starts.
+
+    Attributes:
+        request: what is asked; the same for all branches but for their seeds.
+        pixels: the image that crops are cut from (occlusions already painted).
+        seen: the view as the vision tower takes it.
+        view: its visual tokens `(N, D)`.
+        prompt: the prompt, laid out.
+    """
+
+    request: Request
+    pixels: npt.NDArray[np.uint8]
+    seen: SeenImage
+    view: torch.Tensor
+    prompt: Layout
+
+
+class Rollout:
+    """Runs one prompt in one or several branches.
+
+    Attributes:
+        branches: what each branch has written, in order of their numbers.
+        recorders: the attention rows of each branch; empty when none are traced.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        start: Start,
+        *,
+        count: int = 1,
+        clock: float | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.decoder = decoder
+        self.start = start
+        self.request = start.request
+        self.vocabulary = decoder.loaded.vocabulary
+        self._clock = time.perf_counter() if clock is None else clock
+        self._stop = stop
+        height, width = start.pixels.shape[:2]
+        self._sizes = ImageSizes(start.seen.width, start.seen.height, width, height)
+        self.branches = [
+            Branch(self.request, self._sizes, self.vocabulary, decoder.device, index)
+            for index in range(count)
+        ]
+        # Row of the batch -> branch; shrinks as branches end.
+        self._rows = list(self.branches)
+        layers = traced_layers(self.request.tracing.layers, decoder.loaded.facts.layers)
+        self.recorders = [AttentionRecorder(layers, decoder.device) for _ in self.branches]
+        self._traces = bool(layers)
+        self._unit_view = unit(start.view.float()) if self._may_go_latent() else start.view
+        self._change = LatentChange(
+            self.request.interventions, self.request.seed, start.view.shape[-1]
+        )
+        self._state: DecodeState | None = None
+        self._prefill_seconds = 0.0
+        self._prefill_end = self._clock
+        self._crop_tokens = 0
+        self._latent_slots = 0
+
+    def events(self) -> Iterator[tuple[int, Event]]:
+        """Runs until every branch has ended; pairs of a branch's number and its event.
+
+        Raises:
+            InvalidLogitsError: when the model's output is not finite.
+            RequestError: when latents of another run do not fit the model.
+        """
+        self._prefill()
+        for row in range(len(self._rows)):
+            yield from self._believe(row, "prefill", self._rows[row].here(self.state.length))
+        while any(not branch.finished for branch in self._rows):
+            if self._stopped():
+                yield from self._break_off()
+                break
+            yield from self._round()
+        for recorder in self.recorders:
+            recorder.finish()
+
+    @property
+    def state(self) -> DecodeState:
+        """The tensors of the batch."""
+        if self._state is None:
+            raise RuntimeError("The prompt has not been run yet.")
+        return self._state
+
+    def release(self) -> None:
+        """Drops every tensor of the run."""
+        self._state = None
+        self.recorders = []
+
+    def _prefill(self) -> None:
+        begun = time.perf_counter()
+        if self._traces:
+            for recorder in self.recorders:
+                recorder.begin_step(self.start.prompt.images)
+        state = self.decoder.prefill(self.start.prompt, self.recorders[0] if self._traces else None)
+        if len(self.branches) > 1:
+            state = self.decoder.expanded(state, len(self.branches))
+            for recorder in self.recorders[1:]:
+                recorder.copy_step(self.recorders[0])
+        self._state = state
+        self._prefill_end = time.perf_counter()
+        self._prefill_seconds = self._prefill_end - begun
+
+    def _break_off(self) -> Iterator[tuple[int, Event]]:
+        for branch in self._rows:
+            if not branch.finished:
+                branch.reason = "stopped"
+                yield branch.index, self._finished(branch)
+
+    def _round(self) -> Iterator[tuple[int, Event]]:
+        """Every branch decides, all are fed, and what follows is done."""
+        yield from self._decide()
+        for row, branch in enumerate(self._rows):
+            if branch.finished and not branch.reported:
+                yield from self._conclude(row)
+        if all(branch.finished for branch in self._rows) or self._stopped():
+            return
+        self._drop_finished()
+        latents = self._feed()
+        for row, branch in enumerate(self._rows):
+            if branch.finished:
+                continue
+            if row in latents:
+                yield branch.index, self._latent_step(row, latents[row])
+            else:
+                yield from self._after_token(row)
+
+    def _decide(self) -> Iterator[tuple[int, Event]]:
+        rows = [r for r, b in enumerate(self._rows) if not b.finished and not b.in_latent]
+        while rows:
+            draws = self._draws(rows)
+            again: list[int] = []
+            for row, drawn in zip(rows, draws, strict=True):
+                branch = self._rows[row]
+                written = branch.write(drawn, self.state.length)
+                if written is not None:
+                    yield branch.index, self._token_step(row, drawn, written)
+                if branch.pending is None and not branch.finished:
+                    again.append(row)
+                if branch.take_answer_turn():
+                    self._append(row, ANSWER_TURN, [])
+            rows = again
+
+    @torch.inference_mode()
+    def _draws(self, rows: list[int]) -> list[Draw]:
+        logits = self.state.logits
+        chosen = torch.stack([self._rows[row].choose(logits[row]) for row in rows])
+        alone = len(self._rows) == 1
+        extra = self.recorders[0].mean_row()[None] if alone and self._traces else None
+        picked = logits if alone else logits[rows]
+        count = min(self.request.tracing.alternatives, logits.shape[-1])
+        return unpacked_steps(packed_step(picked, chosen, count, extra), count)
+
+    def _token_step(self, row: int, drawn: Draw, written: Written) -> TokenStep:
+        branch = self._rows[row]
+        attention: tuple[EvidenceMap, ...] = ()
+        if self._traces:
+            recorder = self.recorders[branch.index]
+            values = drawn.extra if len(drawn.extra) else recorder.mean_row().cpu()
+            attention = attention_maps(values, recorder.spans)
+        return TokenStep(
+            seconds=self._seconds(),
+            index=written.index,
+            token_id=drawn.token_id,
+            text=written.text,
+            logprob=drawn.logprob,
+            entropy_nats=drawn.entropy,
+            alternatives=tuple(
+                Alternative(
+                    token_id=token_id, text=self.vocabulary.text_of(token_id), logprob=logprob
+                )
+                for token_id, logprob in drawn.alternatives
+            ),
+            segment=written.segment,
+            forced=written.forced,
+            attention=attention,
+        )
+
+    @torch.inference_mode()
+    def _feed(self) -> dict[int, torch.Tensor]:
+        """One forward for all branches; returns the latents fed, by row."""
+        state = self.state
+        latents = {
+            row: self._change.apply(state.hidden[row], branch.latent.fed)
+            for row, branch in enumerate(self._rows)
+            if branch.latent is not None and branch.latent.open and not branch.finished
+        }
+        filler = self.vocabulary.im_end
+        tokens = [filler if b.pending is None else b.pending for b in self._rows]
+        inputs = self.decoder.embed_step(tokens)
+        for row, latent in latents.items():
+            inputs[row, 0] = latent
+        blind = tuple(latents) if self._change.blind else ()
+        self.decoder.step(state, inputs, self._begin_step_rows(), blind)
+        return latents
+
+    def _begin_step_rows(self) -> AttentionRecorder | BatchRecorder | None:
+        if not self._traces:
+            return None
+        chosen = [self.recorders[branch.index] for branch in self._rows]
+        for row, recorder in enumerate(chosen):
+            recorder.begin_step(self.state.images[row])
+        return chosen[0] if len(chosen) == 1 else BatchRecorder(chosen)
+
+    def _latent_step(self, row: int, latent: torch.Tensor) -> Event:
+        branch = self._rows[row]
+        if branch.latent is None:
+            raise RuntimeError("A latent was fed outside of a segment.")
+        attention: tuple[EvidenceMap, ...] = ()
+        if self._traces:
+            recorder = self.recorders[branch.index]
+            attention = attention_maps(recorder.mean_row().cpu(), recorder.spans)
+        event = branch.latent.record(
+            latent, self._unit_view, self.start.seen.grid, attention, self._seconds()
+        )
+        self._latent_slots += 1
+        branch.latent_fed()
+        return event
+
+    def _after_token(self, row: int) -> Iterator[tuple[int, Event]]:
+        branch = self._rows[row]
+        token = branch.pending
+        branch.fed(self.state.length)
+        if token == self.vocabulary.latent_end:
+            yield from self._believe(row, "latent", branch.here(self.state.length))
+        call = branch.closed_call()
+        if call is not None:
+            yield from self._call(row, call)
+
+    def _call(self, row: int, call: str) -> Iterator[tuple[int, Event]]:
+        """Carries out a zoom call, or tells the model why not."""
+        branch = self._rows[row]
+        try:
+            box, clamped = parse_zoom_call(call, self._sizes)
+        except ToolCallError as error:
+            self._tell(row, branch.refuse_call(str(error)))
+            return
+        if branch.crops_left == 0:
+            branch.last_turn = True
+            self._tell(row, NO_ZOOMS_LEFT)
+            return
+        branch.crops += 1
+        crop = cut_crop(
+            pixels=self.start.pixels,
+            number=branch.crops,
+            box=box,
+            clamped=clamped,
+            processor=self.decoder.loaded.image_processor,
+            manifest=self.decoder.loaded.manifest,
+            interventions=self.request.interventions,
+        )
+        yield from self._believe(row, "before_crop", branch.opening(), crop.number)
+        trigger = branch.trigger or Trigger(
+            kind="request", token_index=branch.tokens, entropy_nats=None, threshold=None
+        )
+        seen = self.start.seen
+        if crop.skipped:
+            self._tell(row, SKIPPED_MESSAGE)
+        else:
+            tokens = self.decoder.encode(crop.seen)
+            self._crop_tokens += crop.seen.grid.cells
+            self._append(row, tool_response_text(), [(crop.number, tokens, crop.seen.grid)])
+        yield branch.index, crop.event(trigger, seen.width, seen.height, self._seconds())
+        yield from self._believe(row, "after_crop", branch.here(self.state.length), crop.number)
+
+    def _tell(self, row: int, message: str) -> None:
+        self._append(row, tool_message_text(message), [])
+
+    def _append(
+        self, row: int, text: str, images: list[tuple[int, torch.Tensor, PatchGrid]]
+    ) -> None:
+        state, branch = self.state, self._rows[row]
+        layout = self.decoder.lay_out(text, images, state.next_positions[row])
+        recorder = None
+        if self._traces:
+            recorder = self.recorders[branch.index]
+            offset = state.length
+            moved = tuple(
+                type(span)(span.image, span.start + offset, span.grid) for span in layout.images
+            )
+            recorder.begin_step(state.images[row] + moved)
+        self.decoder.append(state, row, layout, recorder)
+        branch.begin_turn()
+
+    def _believe(
+        self, row: int, moment: BeliefMoment, opening: Opening, crop: int | None = None
+    ) -> Iterator[tuple[int, Event]]:
+        if not self.request.tracing.belief:
+            return
+        branch = self._rows[row]
+        distribution = self._probe(row, opening)
+        yield branch.index, self._belief(branch, moment, distribution, crop)
+
+    def _belief(
+        self,
+        branch: Branch,
+        moment: BeliefMoment,
+        distribution: Distribution,
+        crop: int | None = None,
+    ) -> Belief:
+        return Belief(
+            seconds=self._seconds(),
+            moment=moment,
+            token_index=branch.tokens,
+            crop=crop,
+            options=distribution.options,
+            probabilities=distribution.probabilities,
+            outside=distribution.outside,
+        )
+
+    @torch.inference_mode()
+    def _probe(self, row: int, opening: Opening) -> Distribution:
+        state = self.state
+        fork = self.decoder.branched(state, row, state.length - opening.columns)
+        pending = self._rows[row].pending
+        if pending is not None and opening.columns == state.length:
+            # The last token of a run that ended on its budget has been written, not fed.
+            feed(self.decoder, fork, [pending])
+        leading = leading_text(opening.text, opening.thinking)
+        return probe(self.decoder, fork, leading, self.request.options)
+
+    def _conclude(self, row: int) -> Iterator[tuple[int, Event]]:
+        """The end of one branch: its belief, its answer, its counts."""
+        branch = self._rows[row]
+        branch.reported = True
+        reading = read_answer(branch.text, self.request.options)
+        probabilities: tuple[float, ...] = ()
+        if self.request.options or self.request.tracing.belief:
+            opening = (
+                branch.opening() if branch.has_opened_answer else branch.here(self.state.length)
+            )
+            distribution = self._probe(row, opening)
+            probabilities = distribution.probabilities if self.request.options else ()
+            if self.request.tracing.belief:
+                yield branch.index, self._belief(branch, "end", distribution)
+        yield (
+            branch.index,
+            Answered(
+                seconds=self._seconds(),
+                text=reading.text,
+                option=reading.option,
+                valid=reading.valid,
+                options=self.request.options,
+                probabilities=probabilities,
+            ),
+        )
+        yield branch.index, self._finished(branch)
+
+    def _finished(self, branch: Branch) -> Finished:
+        seconds = self._seconds()
+        return Finished(
+            seconds=seconds,
+            reason=branch.reason or "stopped",
+            prefill_seconds=self._prefill_seconds,
+            decode_seconds=time.perf_counter() - self._prefill_end,
+            counts=TokenCounts(
+                prompt=self.start.prompt.embeddings.shape[1],
+                image=self.start.seen.grid.cells,
+                generated=branch.tokens,
+                latent=self._latent_slots,
+                crop=self._crop_tokens,
+                forwarded=self.decoder.forwarded,
+            ),
+            peak_memory_bytes=peak_memory_bytes(self.decoder.device),
+        )
+
+    def _drop_finished(self) -> None:
+        """Lets go of ended branches once fewer than half are alive."""
+        alive = [row for row, branch in enumerate(self._rows) if not branch.finished]
+        if len(alive) * 2 >= len(self._rows):
+            return
+        self._state = self.decoder.selected(self.state, alive)
+        self._rows = [self._rows[row] for row in alive]
+
+    def _stopped(self) -> bool:
+        return self._stop is not None and self._stop.is_set()
+
+    def _may_go_latent(self) -> bool:
+        return self.request.method in ("latent", "auto")
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._clock
