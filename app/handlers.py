@@ -22,7 +22,7 @@ from app.session import OpenImage, Session, Sessions
 from app.texts import FAULT, NO_ENGINE
 from app.view import RunView
 from engine.imaging import ImagingError, open_image
-from engine.request import Request, RequestError
+from engine.request import RequestError
 from engine.trace import Trace
 from engine.trace_io import SUFFIX, TraceFileError, read_trace, to_zip
 
@@ -61,11 +61,17 @@ class Handlers:
         self._version = version
         self._turns = Turns()
 
-    def page(self, session: Session | None = None, **more: Any) -> Json:
-        """The page state: cumulative, and small enough to be sent whole."""
-        state: Json = {"live": self._engine is not None, "image": None, "run": None, **more}
+    def page(self, session: Session | None = None, more: Json | None = None) -> Json:
+        """The page state: cumulative, and small enough to be sent whole.
+
+        Args:
+            session: whose image and run it shows; None for a page that was just opened.
+            more: `form`, `error` or `download`, acted on once, or `queued` and `loading`.
+        """
+        state: Json = {"live": self._engine is not None, "image": None, "run": None}
         if session is None:
             return state
+        state.update(more or {})
         state["image"] = session.image.facts if session.image else None
         if session.view is not None and session.run_folder is not None:
             state["run"] = {
@@ -129,7 +135,8 @@ class Handlers:
         session.before = _summary(session.view) if form.get("compare") is True else None
         session.stop = threading.Event()
         session.new_run(replay=False)
-        yield from self._streamed(session, wanted, session.stop)
+        run = LiveRun(self._engine, wanted, self._turns, session.stop)
+        yield from self._streamed(session, run, session.stop)
 
     def stop(self, request: gr.Request) -> None:
         """Ends the run of this tab; its stream then ends by itself."""
@@ -146,7 +153,7 @@ class Handlers:
             return self._failed(session, "E401", str(error))
         name = f"lightbox-{session.run_folder.name[:8]}{SUFFIX}"
         (session.run_folder / name).write_bytes(content)
-        return self.page(session, download=_stamped({"name": name}))
+        return self.page(session, {"download": _stamped({"name": name})})
 
     def chart(self, request: gr.Request) -> tuple[Any, Any]:
         """The chart of a run that is over, and whether its panel shows."""
@@ -166,12 +173,10 @@ class Handlers:
 
     def _failed(self, session: Session, code: str, message: str) -> Json:
         logger.info("refused: %s", code)
-        return self.page(session, error=_stamped({"code": code, "message": message}))
+        return self.page(session, {"error": _stamped({"code": code, "message": message})})
 
-    def _streamed(
-        self, session: Session, wanted: Request, stop: threading.Event
-    ) -> Iterator[Json]:
-        view, run = session.view, LiveRun(self._engine, wanted, self._turns, stop)
+    def _streamed(self, session: Session, run: LiveRun, stop: threading.Event) -> Iterator[Json]:
+        view = session.view
         batches = run.batches()
         try:
             for batch in batches:
@@ -180,7 +185,10 @@ class Handlers:
                     yield self.page(session)
                     return
                 session.take(batch)
-                yield self.page(session, queued=0 if batch else run.ahead)
+                loading = not getattr(self._engine, "ready", True)
+                yield self.page(session, {"queued": run.ahead, "loading": loading})
+            if session.end_open_run():
+                yield self.page(session)
         finally:
             stop.set()
             batches.close()
@@ -197,7 +205,7 @@ class Handlers:
         session.before = None
         session.new_run(replay=True)
         session.take(trace)
-        return self.page(session, form=_stamped(_form_of(trace)))
+        return self.page(session, {"form": _stamped(_form_of(trace))})
 
     def _open_image(
         self, session: Session, content: bytes | Path, *, frame: int = 0, form: Json | None = None
@@ -206,8 +214,8 @@ class Handlers:
             source = open_image(content, frame=frame)
         except ImagingError as error:
             return self._failed(session, error.code, error.message)
-        except Exception as error:
-            logger.error("opening failed: %s", type(error).__name__)  # noqa: TRY400
+        except Exception as error:  # noqa: BLE001 -- the page stays alive, whatever the file did
+            logger.error("opening failed: %s", type(error).__name__)
             return self._failed(session, "E100", FAULT)
         session.stop.set()
         file = content if isinstance(content, Path) else session.private / secrets.token_hex(16)
@@ -220,10 +228,10 @@ class Handlers:
             (folder / name).write_bytes(data)
         facts = {"id": folder.name, "folder": str(folder), **describe(source, raw)}
         session.set_image(OpenImage(folder.name, file, source, facts))
-        return self.page(session, form=form) if form else self.page(session)
+        return self.page(session, {"form": form} if form else None)
 
 
-def _get(data: gr.EventData, name: str) -> Any:
+def _get(data: gr.EventData, name: str) -> object:
     """A field of what the page sent; None when it sent something else than an object."""
     payload = data._data
     return payload.get(name) if isinstance(payload, Mapping) else None

@@ -6,7 +6,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, wait
 from typing import Final, Protocol
 
 from app.texts import FAULT
@@ -24,6 +25,46 @@ class StreamEngine(Protocol):
 
     def stream(self, request: Request, stop: threading.Event | None = None) -> Iterator[Event]:
         """The events of one run; ends within a token of `stop` being set."""
+
+
+class PreparedEngine:
+    """An engine that is made in the background, so that the page opens at once.
+
+    Args:
+        make: makes the engine; called once, in a thread of its own.
+        start: whether to begin now, or with the first run.
+    """
+
+    def __init__(self, make: Callable[[], StreamEngine], *, start: bool = True) -> None:
+        self._make = make
+        self._engine: Future[StreamEngine] = Future()
+        self._begun = threading.Lock()
+        if start:
+            self._begin()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine has been made."""
+        return self._engine.done()
+
+    def stream(self, request: Request, stop: threading.Event | None = None) -> Iterator[Event]:
+        """The events of one run, once the engine is there."""
+        self._begin()
+        while not self._engine.done():
+            if stop is not None and stop.is_set():
+                return
+            wait([self._engine], timeout=_IDLE_SECONDS)
+        yield from self._engine.result().stream(request, stop)
+
+    def _begin(self) -> None:
+        if self._begun.acquire(blocking=False):
+            threading.Thread(target=self._work, name="load", daemon=True).start()
+
+    def _work(self) -> None:
+        try:
+            self._engine.set_result(self._make())
+        except BaseException as error:  # noqa: BLE001 -- the run that waits for it gets it
+            self._engine.set_exception(error)
 
 
 class Turns:
@@ -84,14 +125,15 @@ class LiveRun:
         """How many runs come first."""
         return self._turns.ahead(self._ticket)
 
-    def batches(self) -> Iterator[list[Event]]:
-        """Batches of new events, at most one every `BATCH_SECONDS`; [] while in the line.
+    def batches(self) -> Generator[list[Event], None, None]:
+        """Batches of new events, at most one every `BATCH_SECONDS`; [] at first and in the line.
 
         Closing the iterator stops the run.
         """
         self._ticket = self._turns.join()
         self._thread.start()
         try:
+            yield []
             last, done = 0.0, False
             while not done:
                 batch, done = self._drain(max(0.0, last + BATCH_SECONDS - time.monotonic()))
@@ -121,10 +163,10 @@ class LiveRun:
             if self._turns.wait(self._ticket, self._stop.is_set):
                 for event in self._engine.stream(self._request, self._stop):
                     self._events.put(event)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it was, the page must hear of an end
             # The page gets a sentence, the log the kind of error: no text of either may hold
             # what the user typed.
-            logger.error("run failed: %s", type(error).__name__)  # noqa: TRY400
+            logger.error("run failed: %s", type(error).__name__)
             self._events.put(Failed(seconds=0.0, code="E500", message=FAULT))
         finally:
             self._turns.leave(self._ticket)

@@ -30,8 +30,9 @@ class RawGrey:
 
 
 def raw_grey(pixels: npt.NDArray[np.generic]) -> RawGrey:
-    """The values as little-endian uint16 in raster order, exact whenever they are integers
-    that span less than 65,536; NaN becomes the smallest value.
+    """The values as little-endian uint16 in raster order; NaN becomes the smallest value.
+
+    They stay exact wherever they are integers that span less than 65,536.
     """
     if pixels.dtype.kind == "f":
         finite = np.nan_to_num(pixels, nan=float(np.nanmin(pixels)))
@@ -39,7 +40,7 @@ def raw_grey(pixels: npt.NDArray[np.generic]) -> RawGrey:
         values: npt.NDArray[np.float64] = finite.astype(np.float64)
         exact = False
     else:
-        values = pixels.astype(np.int64)  # type: ignore[assignment]
+        values = pixels.astype(np.int64)
         low, high = float(values.min()), float(values.max())
         exact = high - low <= _LEVELS
     slope = 1.0 if exact or high <= low else (high - low) / _LEVELS

@@ -101,6 +101,13 @@ class Session:
         with (self.run_folder / "details.jsonl").open("ab") as stream:
             stream.writelines(self.view.details[first:])
 
+    def end_open_run(self) -> bool:
+        """Marks a run as stopped whose stream ended without saying so; whether it had to."""
+        if self.view is None or self.view.status != "running":
+            return False
+        self.view.status = "stopped"
+        return True
+
     def set_image(self, image: OpenImage | None) -> None:
         """Replaces the image; the files of the one before are deleted."""
         old = self.image
@@ -113,6 +120,7 @@ class Session:
     def close(self) -> None:
         """Stops the run and deletes every file."""
         self.stop.set()
+        self.view = None
         shutil.rmtree(self.private, ignore_errors=True)
         shutil.rmtree(self.served, ignore_errors=True)
 
@@ -168,7 +176,6 @@ class Sessions:
         gone = [
             key
             for rank, key in enumerate(by_age)
-            if key != keep
-            and (rank < too_many or now - self._sessions[key].used > IDLE_SECONDS)
+            if key != keep and (rank < too_many or now - self._sessions[key].used > IDLE_SECONDS)
         ]
         return [self._sessions.pop(key) for key in gone]

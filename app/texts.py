@@ -12,16 +12,16 @@ GATE: Final = (
     "that contain no patient identity."
 )
 GATE_ACCEPT: Final = "I understand"
-HEAT_NOTE: Final = (
-    "Shows where attention was high. That is not proof of why the model answered."
+HEAT_NOTE: Final = "Shows where attention was high. That is not proof of why the model answered."
+SIMILARITY_NOTE: Final = (
+    "Shows which parts of the image the inner step is most alike. That is not proof of why the "
+    "model answered."
 )
 ENTROPY_NOTE: Final = (
     "Entropy is the model's own spread over next words, not the chance that it is right."
 )
 ANSWER_NOTE: Final = "Model's answer - may be wrong. Check the image yourself."
-EMPTY: Final = (
-    "Drop a PNG, JPEG or DICOM image, or start with a sample. De-identified images only."
-)
+EMPTY: Final = "Drop a PNG, JPEG or DICOM image, or start with a sample. De-identified images only."
 CHECKING: Final = "Checking file... nothing leaves this computer."
 CHECKING_ON_SPACE: Final = (
     "Checking file... it is uploaded to this Space and deleted within 30 min."
@@ -88,7 +88,10 @@ original: check for burned-in text before you share it.
 ### Keys
 | where | keys |
 |---|---|
-| Viewer | `1`-`4` window presets, `i` invert, `h` `v` flip, `r` `l` rotate, `+` `-` `=` zoom and fit, `space` reset, arrows pan, `o` heat map on/off, `c` contour, `[` `]` heat-map limit |
-| Timeline | `space` play or pause, `left` `right` step, `shift` with them ten steps, `up` `down` previous or next event, `Home` `End`, `n` next unsure word, `1`-`9` crop |
+| Viewer | `1`-`4` window presets, `i` invert, `h` `v` flip, `r` `l` rotate |
+| | `+` `-` `=` zoom and fit, `space` reset, arrows move the picture |
+| | `o` heat map on or off, `c` contour, `[` `]` limit of the heat map |
+| Timeline | `space` play or pause, `left` `right` step (with `shift`: ten steps) |
+| | `up` `down` previous or next event, `n` next unsure word, `1`-`9` crop, `Home` `End` |
 | Everywhere | `Esc` stop, `Ctrl+Enter` explain, `/` question, `?` keys |
 """

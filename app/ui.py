@@ -33,6 +33,7 @@ from app.texts import (
     NO_ENGINE,
     OUT_OF_DISTRIBUTION,
     READY,
+    SIMILARITY_NOTE,
 )
 
 VERSION: Final = "0.1.0"
@@ -67,6 +68,7 @@ def build(
         served_root=served_root,
         version=VERSION,
     )
+    demo: gr.Blocks
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(300, 1800)
     ) as demo:
@@ -92,8 +94,11 @@ def build(
 
 
 def _upload_root() -> Path:
-    """Gradio's temporary folder, made private; the one that is set stays (a second execution
-    of the program, as `gradio app.py` does, must find the same)."""
+    """Gradio's temporary folder, made private.
+
+    One that is set already stays: `gradio app.py` executes the program a second time, and
+    both must use the same.
+    """
     set_before = os.environ.get("GRADIO_TEMP_DIR")
     if set_before:
         folder = Path(set_before)
@@ -173,6 +178,7 @@ def _constants(samples: tuple[Sample, ...], *, on_space: bool) -> dict[str, Any]
             "gate": GATE,
             "accept": GATE_ACCEPT,
             "heat": HEAT_NOTE,
+            "similarity": SIMILARITY_NOTE,
             "entropy": ENTROPY_NOTE,
             "answer": ANSWER_NOTE,
             "empty": EMPTY,

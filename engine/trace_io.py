@@ -84,7 +84,7 @@ def to_json(event: Event, blob_name: BlobName | None = None) -> dict[str, Any]:
     return encoded
 
 
-def _encoded(value: Any, name: str, blob_name: BlobName | None) -> Any:
+def _encoded(value: object, name: str, blob_name: BlobName | None) -> object:
     if isinstance(value, bytes):
         member = blob_name(name, value) if blob_name and name in _PNG_FIELDS else None
         return {"file": member} if member else base64.b64encode(value).decode("ascii")
@@ -123,15 +123,12 @@ def from_json(encoded: Mapping[str, Any], blobs: Mapping[str, bytes] | None = No
         TraceFileError: for an unknown type, a field that is missing, unknown or of the wrong
             type, or a picture that is not in `blobs`.
     """
-    if not isinstance(encoded, Mapping):
-        raise TraceFileError("The trace has a line that is not a JSON object.")
     fields = {key: _inlined(value, blobs or {}) for key, value in encoded.items() if key != "type"}
     name = encoded.get("type")
-    cls = _EVENT_BY_NAME.get(name) if isinstance(name, str) else None
-    if cls is None:
+    if not isinstance(name, str) or name not in _EVENT_BY_NAME:
         raise TraceFileError("The trace holds an event of a kind that this version does not know.")
     try:
-        (event,) = _adapter(cls).validate_json(json.dumps([fields]))
+        (event,) = _adapter(name).validate_json(json.dumps([fields]))
     except (ValidationError, ValueError) as error:
         raise TraceFileError(f"The trace has a damaged {name} event{_where(error)}.") from error
     _check_event(event)
@@ -139,9 +136,10 @@ def from_json(encoded: Mapping[str, Any], blobs: Mapping[str, bytes] | None = No
 
 
 @functools.cache
-def _adapter(cls: type[Event]) -> TypeAdapter[tuple[Event]]:
-    # A bare dataclass cannot be given a config, its one-tuple can, and passes it on.
-    return TypeAdapter(tuple[cls], config=_CONFIG)  # type: ignore[valid-type]
+def _adapter(name: str) -> TypeAdapter[tuple[Event]]:
+    # A bare dataclass cannot be given a config; its one-tuple can, and passes it on.
+    one_event: Any = tuple.__class_getitem__((_EVENT_BY_NAME[name],))
+    return TypeAdapter(one_event, config=_CONFIG)
 
 
 def _where(error: Exception) -> str:
@@ -152,7 +150,7 @@ def _where(error: Exception) -> str:
     return f" (field {'.'.join(known)[:80]})" if known else ""
 
 
-def _inlined(value: Any, blobs: Mapping[str, bytes]) -> Any:
+def _inlined(value: object, blobs: Mapping[str, bytes]) -> object:
     if isinstance(value, dict):
         if value.keys() == {"file"}:
             blob = blobs.get(value["file"]) if isinstance(value["file"], str) else None
@@ -169,10 +167,13 @@ def loads(line: str | bytes, blobs: Mapping[str, bytes] | None = None) -> Event:
     Raises:
         TraceFileError: when the line is not JSON or not an event.
     """
-    return from_json(_parsed(line, "The trace has a line that is not valid JSON."), blobs)
+    encoded = _parsed(line, "The trace has a line that is not valid JSON.")
+    if not isinstance(encoded, dict):
+        raise TraceFileError("The trace has a line that is not a JSON object.")
+    return from_json(encoded, blobs)
 
 
-def _parsed(text: str | bytes, complaint: str) -> Any:
+def _parsed(text: str | bytes, complaint: str) -> object:
     try:
         return json.loads(
             text, parse_constant=_not_finite, parse_float=_finite_float, parse_int=_short_int
@@ -423,7 +424,9 @@ def _check_manifest(members: Mapping[str, bytes]) -> None:
     if len(members[_MANIFEST]) > MAX_MANIFEST_BYTES:
         raise TraceFileError("The manifest of the saved trace is too large.")
     manifest = _parsed(members[_MANIFEST], "The manifest of the saved trace is damaged.")
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict):
+        raise TraceFileError("The manifest of the saved trace is damaged.")
+    version = manifest.get("schema_version")
     if type(version) is not int or version < 1:
         raise TraceFileError("The manifest of the saved trace is damaged.")
     if version > SCHEMA_VERSION:

@@ -131,8 +131,8 @@ class _Script:
 
     def attention(self) -> tuple[EvidenceMap, ...]:
         angle = self.index / 9
-        view = blob(4 + 2.2 * math.sin(angle), 3 + 2.5 * math.cos(angle), 0.12)
-        return (view, *(blob(3, 3, 0.08, image) for image in range(1, self.crops + 1)))
+        view = blob(4 + 2.2 * math.sin(angle), 3 + 2.5 * math.cos(angle), 0.05)
+        return (view, *(blob(3, 3, 0.04, image) for image in range(1, self.crops + 1)))
 
     def belief(self, moment: str, probabilities: tuple[float, ...], crop: int | None) -> Belief:
         return Belief(
@@ -351,9 +351,7 @@ class FakeEngine:
         run_id = f"fake-{id(self):x}-{self.runs}"
         waiter = stop or threading.Event()
         written = 0
-        events = (
-            long_events(self.tokens, request) if self.tokens else events_of(request, run_id)
-        )
+        events = long_events(self.tokens, request) if self.tokens else events_of(request, run_id)
         for event in events:
             if waiter.wait(self.delay) if self.delay else waiter.is_set():
                 self.stopped.set()

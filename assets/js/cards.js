@@ -111,6 +111,11 @@ class Cards {
     });
     if (this.app.above(item)) span.classList.add('lb-above');
     this.spans.set(index, span);
+    const space = /^\s*/.exec(item[1])[0];
+    if (space && !tag) {
+      if (card.text.childNodes.length) card.text.append(space);
+      span.textContent = item[1].slice(space.length);
+    }
     card.text.append(span);
   }
 
@@ -139,7 +144,7 @@ class Cards {
     this.app.details.get(index, this.app.run.items).then((detail) => {
       if (!detail || !detail.similarity || !thumb.isConnected) return;
       const grid = decodeGrid(detail.similarity);
-      const canvas = gridCanvas(grid, 1, 0);
+      const canvas = gridCanvas(grid, 1);
       canvas.setAttribute('aria-hidden', 'true');
       thumb.prepend(canvas);
     });
@@ -191,7 +196,8 @@ class Cards {
       card.before = item[3];
       return;
     }
-    if (item[1] === 'end' && card.kind === 'answer') return;
+    // The answer's own card shows it.
+    if (item[1] === 'end') return;
     const before = item[1] === 'after_crop' ? card.before : null;
     this.bars(node, options, item[3], before);
     if (before) node.prepend(el('p', { class: 'lb-quiet', text: effectOf(before, item[3]) }));
@@ -267,6 +273,11 @@ class Cards {
       span.classList.toggle('lb-later', index >= cursor);
       span.classList.toggle('lb-selected', index === selected);
     }
+  }
+
+  toBottom() {
+    const box = this.list.parentElement;
+    if (box) box.scrollTop = box.scrollHeight;
   }
 
   reveal(index, smooth) {

@@ -139,7 +139,6 @@ class Composer {
   fill(form) {
     this.question.value = form.question || '';
     this.options.value = (form.options || []).join('\n');
-    this.options.rows = clamp((form.options || []).length, 2, 5);
     this.setMethod(form.method);
     this.update();
   }
@@ -176,6 +175,7 @@ class Composer {
 
   update() {
     const app = this.app;
+    this.options.rows = clamp(this.options.value.split('\n').length, 2, 5);
     const running = app.busy();
     const ready = app.live && app.hasImage() && this.question.value.trim() !== '' && !running;
     this.explain.disabled = !ready;

@@ -44,6 +44,33 @@ function button(label, attributes, onClick) {
   return node;
 }
 
+// A drawn icon, so that no font has to have it.
+const ICONS = {
+  start: 'M4 4h2v12H4z M16 4v12L7 10z',
+  back: 'M14 4v12L6 10z',
+  play: 'M6 4v12l10-6z',
+  pause: 'M5 4h3.5v12H5z M11.5 4H15v12h-3.5z',
+  next: 'M6 4v12l8-6z',
+  end: 'M14 4h2v12h-2z M4 4v12l9-6z',
+  invert: 'M10 3a7 7 0 1 0 0 14z M10 3v1.4a5.6 5.6 0 0 1 0 11.2V17a7 7 0 0 0 0-14z',
+  mirror: 'M9.3 3h1.4v14H9.3z M8 6v8H2z M12 6v8h6z',
+  turn: 'M10 4V1.5L14 5l-4 3.5V6a4.8 4.8 0 1 0 4.8 4.8h2A6.8 6.8 0 1 1 10 4z',
+  minus: 'M4 9.2h12v1.6H4z',
+  plus: 'M4 9.2h5.2V4h1.6v5.2H16v1.6h-5.2V16H9.2v-5.2H4z',
+};
+
+function icon(name) {
+  const space = 'http://www.w3.org/2000/svg';
+  const svg = document.createElementNS(space, 'svg');
+  svg.setAttribute('viewBox', '0 0 20 20');
+  svg.setAttribute('aria-hidden', 'true');
+  svg.setAttribute('class', 'lb-icon');
+  const path = document.createElementNS(space, 'path');
+  path.setAttribute('d', ICONS[name]);
+  svg.append(path);
+  return svg;
+}
+
 // "?" with an explanation that opens on click, hover and focus.
 function hint(text) {
   const node = el('span', { class: 'lb-hint', tabindex: '0', role: 'note', 'aria-label': text });

@@ -8,7 +8,8 @@ function decodeGrid(packed) {
   return { image, rows, columns, peak, total, values };
 }
 
-// RGBA canvas of one pixel per cell; what lies below the limit is left out.
+// RGBA canvas of one pixel per cell; what lies below the limit is left out. Without a limit
+// it is opaque.
 function gridCanvas(grid, scale, limit) {
   const canvas = document.createElement('canvas');
   canvas.width = grid.columns;
@@ -18,7 +19,8 @@ function gridCanvas(grid, scale, limit) {
   for (let i = 0; i < grid.values.length; i += 1) {
     const value = scale > 0 ? clamp(grid.values[i] / scale, 0, 1) : 0;
     const [r, g, b] = cividis(value);
-    picture.data.set([r, g, b, value >= limit ? value * 215 : 0], i * 4);
+    const alpha = limit === undefined ? 255 : value >= limit ? value * 190 : 0;
+    picture.data.set([r, g, b, alpha], i * 4);
   }
   context.putImageData(picture, 0, 0);
   return canvas;

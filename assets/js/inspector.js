@@ -5,7 +5,7 @@ class Inspector {
     this.app = app;
     this.step = el('div', { class: 'lb-inspect', 'aria-live': 'off' });
     this.sawBody = el('div', { class: 'lb-saw' });
-    this.saw = el('details', { class: 'lb-fold' },
+    this.saw = el('details', { class: 'lb-fold', open: true },
       el('summary', { text: 'What the model saw' }), this.sawBody);
     this.factsBody = el('dl', { class: 'lb-facts' });
     this.facts = el('details', { class: 'lb-fold' },
@@ -94,7 +94,7 @@ class Inspector {
       if (this.step.dataset.kind === 'l') return this.keepSize(nodes);
     } else {
       const choose = el('div', { class: 'lb-choice', role: 'group', 'aria-label': 'Map' },
-        ...[['similarity', 'What it resembles'], ['attention', 'Where it looked']].map(
+        ...[['similarity', 'Resembles'], ['attention', 'Looked at']].map(
           ([name, text]) => button(text, {
             class: 'lb-small', 'aria-pressed': String(this.latentMap === name),
           }, () => { this.latentMap = name; this.show(index); })));
@@ -133,11 +133,11 @@ class Inspector {
     if (label === 'attention') {
       nodes.push(bar('on ' + name, grid.total, percent(grid.total), '#56B4E9'));
     }
-    nodes.push(bar('of it at the border', facts.border, percent(facts.border),
+    nodes.push(bar('at the border', facts.border, percent(facts.border),
       facts.border > 0.5 ? '#FF8A4C' : '#66727E'));
     nodes.push(el('p', { class: 'lb-quiet',
       text: 'Strongest: ' + facts.place + ' of ' + (grid.image ? name : 'the picture') + '. '
-        + LB.text.heat }));
+        + (label === 'similarity' ? LB.text.similarity : LB.text.heat) }));
     return nodes;
   }
 

@@ -49,10 +49,10 @@ class App {
         ['Answer', 'You see what each step did to its belief in every answer.']].map(
         ([title, text], i) => el('li', {}, el('span', { class: 'lb-ghost-number',
           text: String(i + 1) }), el('b', { text: title }), el('span', { text }))));
-    this.scroll = el('div', { class: 'lb-scroll' }, this.ghosts, this.cards.list);
+    this.scroll = el('div', { class: 'lb-scroll' }, this.ghosts, this.cards.list, this.compare);
     const reasoning = el('section', { class: 'lb-reasoning', 'aria-label': 'Reasoning' },
       el('div', { class: 'lb-reasoning-head' }, el('h2', { class: 'lb-title',
-        text: 'Reasoning' }), this.status), this.compare, this.scroll);
+        text: 'Reasoning' }), this.status), this.scroll);
     this.file = el('input', { type: 'file', class: 'lb-file', id: 'lb-file',
       'aria-label': 'Open an image or a saved trace' });
     this.empty = this.buildEmpty();
@@ -186,6 +186,7 @@ class App {
     this.takeRun(run);
     this.once(state.error, (error) => this.say(error.message + ' (' + error.code + ')', 'error'));
     this.once(state.download, (file) => this.download(file.name));
+    this.strip.root.hidden = !state.image && !run;
     this.describeState(state);
     this.root.dataset.state = this.pending || this.stateName();
     this.composer.update();
@@ -243,7 +244,6 @@ class App {
     this.pause();
     this.cards.reset();
     this.strip.reset();
-    this.strip.root.hidden = true;
     this.inspector.reset();
     this.viewer.setHeat(null);
     this.viewer.setBoxes([]);
@@ -266,7 +266,8 @@ class App {
         const ahead = state.queued;
         const words = run.items.filter((item) => item[0] === 't').length;
         const kind = run.cards.length ? run.cards[run.cards.length - 1][0] : '';
-        this.say(ahead ? ahead + (ahead === 1 ? ' run' : ' runs') + ' ahead of you.'
+        this.say(!run.facts && state.loading ? 'Loading the model (first run only)…'
+          : ahead ? ahead + (ahead === 1 ? ' run' : ' runs') + ' ahead of you.'
           : kind === 'crop' ? 'Unsure here - taking a closer look.'
             : kind === 'latent' ? 'Taking inner steps…'
               : words ? 'Reading… word ' + words : 'Looking at the image…', 'busy');
@@ -291,8 +292,13 @@ class App {
     const lines = [];
     const facts = state.run && state.run.facts;
     if (!state.live) lines.push(['info', LB.text.no_engine]);
-    if (facts && facts.distance && facts.distance.flagged) lines.push(['warn', LB.text.distance]);
-    if (facts) facts.notices.forEach((text) => lines.push(['info', text]));
+    if (facts) {
+      const flagged = Boolean(facts.distance && facts.distance.flagged);
+      // The engine names a strange image last; an older trace may only carry the flag.
+      facts.notices.forEach((text, i) => lines.push(
+        [flagged && i === facts.notices.length - 1 ? 'warn' : 'info', text]));
+      if (flagged && !facts.notices.length) lines.push(['warn', LB.text.distance]);
+    }
     if (facts && describeChanges(facts.changes)) {
       lines.push(['change', 'This run was changed on purpose: ' + describeChanges(facts.changes)
         + '.']);
@@ -342,6 +348,7 @@ class App {
       el('b', { text: answer[1] || 'no answer' })),
       el('p', { class: 'lb-quiet', text: same ? 'The change left the answer as it was.'
         : 'The change altered the answer.' }), ...rows);
+    this.cards.toBottom();
   }
 
   checkStale() {
@@ -401,8 +408,12 @@ class App {
       this.viewer.setHeat(decodeGrid(live.maps[0]), Math.max(this.run.scale, 1e-6), 'attention');
     }
     const last = this.lastStep(this.cursor);
-    if (!running && (fresh || this.selected < 0)) this.pick(this.answerIndex() || last, {});
-    if (running || fresh) this.cards.reveal(this.run.items.length - 1, false);
+    if (!running && this.selected < 0) {
+      this.pick(this.answerIndex() || last, { stay: true });
+      this.cards.toBottom();
+    } else if (running) {
+      this.cards.toBottom();
+    }
   }
 
   answerIndex() {
@@ -430,13 +441,13 @@ class App {
     this.pick(index, how);
   }
 
-  pick(index, { fly }) {
+  pick(index, { fly, stay }) {
     this.follow = index >= this.run.items.length - 1 && this.run.status === 'running';
     this.selected = index;
     const last = index >= this.answerIndex() && this.run.items[index][0] === 'a';
     this.cursor = last ? this.run.items.length : index + 1;
     this.mark();
-    this.cards.reveal(index, true);
+    if (!stay) this.cards.reveal(index, true);
     this.inspector.show(index);
     const item = this.run.items[index];
     if (fly && item[0] === 'c') this.viewer.flyTo(item[2]);

@@ -14,7 +14,9 @@ class Strip {
     this.root = el('section', { class: 'lb-timeline', 'aria-label': 'Timeline', hidden: true },
       this.controls,
       el('div', { class: 'lb-strip-row' },
-        el('div', { class: 'lb-strip-box' }, this.canvas), this.legend));
+        el('div', { class: 'lb-strip-box' }, this.canvas, el('p', { class: 'lb-strip-empty',
+          text: 'Here a run shows word by word how unsure the model was, where it looked closer, '
+            + 'and what it believed.' })), this.legend));
     this.canvas.addEventListener('pointerdown', (event) => {
       this.canvas.setPointerCapture(event.pointerId);
       this.canvas.focus({ preventScroll: true });
@@ -33,21 +35,25 @@ class Strip {
   }
 
   buildControls() {
-    const act = (label, title, action, name) => button(label, {
-      class: 'lb-tool', title, 'aria-label': title, 'data-action': name,
-    }, action);
-    this.play = act('▶', 'Play or pause (space)', () => this.app.togglePlay(), 'play');
+    const act = (name, title, action) => {
+      const node = button('', {
+        class: 'lb-tool', title, 'aria-label': title, 'data-action': name,
+      }, action);
+      node.append(icon(name));
+      return node;
+    };
+    this.play = act('play', 'Play or pause (space)', () => this.app.togglePlay());
     this.where = el('span', { class: 'lb-where', 'aria-hidden': 'true' });
     this.speed = el('select', { class: 'lb-select', 'aria-label': 'Speed' },
       ...[['0.5', '½×'], ['1', '1×'], ['2', '2×'], ['4', '4×']].map(([value, text]) =>
         el('option', { value, text, selected: value === '1' })));
     return el('div', { class: 'lb-controls' },
       el('span', { class: 'lb-tool-group' },
-        act('⏮', 'To the start (Home)', () => this.app.go(1), 'start'),
-        act('◀', 'One step back (left)', () => this.app.step(-1), 'back'),
+        act('start', 'To the start (Home)', () => this.app.go(1)),
+        act('back', 'One step back (left)', () => this.app.step(-1)),
         this.play,
-        act('▶|', 'One step on (right)', () => this.app.step(1), 'next'),
-        act('⏭', 'To the end (End)', () => this.app.go(Infinity), 'end')),
+        act('next', 'One step on (right)', () => this.app.step(1)),
+        act('end', 'To the end (End)', () => this.app.go(Infinity))),
       this.speed, this.where,
       el('span', { class: 'lb-key-legend' },
         el('span', { class: 'lb-key-unsure', text: 'unsure' }),
@@ -63,6 +69,7 @@ class Strip {
     this.highest = 1;
     clear(this.legend);
     this.legendNodes = [];
+    this.root.dataset.filled = 'false';
   }
 
   append() {
@@ -84,8 +91,8 @@ class Strip {
         return value;
       });
     }
+    this.root.dataset.filled = String(this.columns.length > 0);
     this.legend.hidden = !this.legendNodes.length;
-    this.root.hidden = !this.columns.length;
     this.draw();
   }
 
@@ -288,6 +295,10 @@ class Strip {
     this.canvas.setAttribute('aria-valuetext',
       'step ' + done + ', ' + this.describe(items[this.app.cursor - 1]));
     this.where.textContent = 'step ' + done + ' of ' + this.columns.length;
-    this.play.textContent = this.app.playing ? '❚❚' : '▶';
+    const sign = this.app.playing ? 'pause' : 'play';
+    if (this.play.dataset.sign !== sign) {
+      this.play.dataset.sign = sign;
+      clear(this.play, icon(sign));
+    }
   }
 }

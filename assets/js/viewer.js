@@ -49,8 +49,11 @@ class Viewer {
       node.addEventListener('click', () => this.setTool(name));
       return node;
     };
-    const act = (label, title, action) =>
-      button(label, { class: 'lb-tool', title, 'aria-label': title }, action);
+    const act = (sign, title, action) => {
+      const node = button('', { class: 'lb-tool', title, 'aria-label': title }, action);
+      node.append(ICONS[sign] ? icon(sign) : sign);
+      return node;
+    };
     this.modeButtons = [
       tool('window', 'Contrast', 'Drag: brightness and contrast (window and level)'),
       tool('pan', 'Move', 'Drag to move the picture (or hold Shift)'),
@@ -77,17 +80,17 @@ class Viewer {
     this.frameRow = el('span', { class: 'lb-frames', hidden: true }, this.frameInput,
       this.frameLabel);
     this.tools.append(
-      el('span', { class: 'lb-tool-group' }, ...this.modeButtons, this.presetMenu),
-      el('span', { class: 'lb-tool-group' },
-        act('−', 'Zoom out (−)', () => this.zoomBy(1 / 1.25)),
-        act('+', 'Zoom in (+)', () => this.zoomBy(1.25)),
+      el('span', { class: 'lb-tool-group' }, ...this.modeButtons),
+      el('span', { class: 'lb-tool-group lb-tool-right' },
+        act('minus', 'Zoom out (-)', () => this.zoomBy(1 / 1.25)),
+        act('plus', 'Zoom in (+)', () => this.zoomBy(1.25)),
         act('Fit', 'Fit to the frame (=)', () => this.fit()),
-        act('◐', 'Invert (i)', () => this.toggle('invert')),
-        act('⇋', 'Mirror (h)', () => this.toggle('flipH')),
-        act('⟳', 'Turn right (r)', () => this.rotate(90)),
+        act('invert', 'Invert (i)', () => this.toggle('invert')),
+        act('mirror', 'Mirror (h)', () => this.toggle('flipH')),
+        act('turn', 'Turn right (r)', () => this.rotate(90)),
         act('Reset', 'Reset the view (space)', () => this.resetView())),
-      this.frameRow,
-      el('span', { class: 'lb-tool-group lb-tool-heat' }, this.layerMenu, this.limitInput));
+      el('span', { class: 'lb-tool-group' }, this.presetMenu, this.frameRow),
+      el('span', { class: 'lb-tool-group lb-tool-right' }, this.layerMenu, this.limitInput));
   }
 
   // ---- state -----------------------------------------------------------------------------
