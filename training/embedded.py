@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Regex, trainers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
@@ -26,6 +27,8 @@ from engine.prompt import (
 )
 
 END_OF_TEXT = "<|endoftext|>"
+# Of the patch filters that see contrast, against those that see the level.
+CONTRAST_GAIN = 6.0
 CONTROL_TOKENS = (
     END_OF_TEXT,
     "<|im_start|>",
@@ -131,5 +134,16 @@ def embedded_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
 
 
 def new_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VLForConditionalGeneration:
-    """The embedded model with fresh weights (seed torch first)."""
-    return Qwen2_5_VLForConditionalGeneration(config)
+    """The embedded model with fresh weights (seed torch first).
+
+    Radiographs are mostly a level and little contrast, and the tower's RMS norms do not remove
+    the level: seven of eight patch filters begin blind to it and with a larger gain, so that
+    edges and textures are heard from the first step on.
+    """
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    filters = model.model.visual.patch_embed.proj.weight
+    with torch.no_grad():
+        seeing = filters[len(filters) // 8 :]
+        seeing -= seeing.mean(dim=(1, 2, 3, 4), keepdim=True)
+        seeing *= CONTRAST_GAIN
+    return model

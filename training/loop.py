@@ -103,11 +103,14 @@ def run_steps(
     optimizer = optimizer_for(modules, config)
     start = _resume(folder, modules, optimizer)
     began, logged = time.monotonic(), start
+    sums: dict[str, float] = {}
+    window = 0
     for step in range(start, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, config)
         loss, numbers = loss_at(step)
-        if not math.isfinite(float(loss)):
+        value = float(loss.detach())
+        if not math.isfinite(value):
             raise DivergedError(
                 f"The loss is not a number at step {step}; the checkpoint of step "
                 f"{step - step % config.save_every} is kept. Lower the learning rate."
@@ -118,10 +121,15 @@ def run_steps(
         norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         done = step + 1
+        window += 1
+        for name, number in {**numbers, "loss": value, "gradient_norm": float(norm)}.items():
+            sums[name] = sums.get(name, 0.0) + number
         if done % config.log_every == 0 or done == config.steps:
             rate = (done - logged) / max(1e-9, time.monotonic() - began)
             began, logged = time.monotonic(), done
-            numbers = {**numbers, "loss": float(loss), "gradient_norm": float(norm)}
+            numbers = {name: total / window for name, total in sums.items()}
+            sums.clear()
+            window = 0
             _log(folder, {"step": done, "steps_per_second": rate, **numbers})
             left = (config.steps - done) / max(rate, 1e-9) / 60
             parts = ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())

@@ -1,0 +1,79 @@
+"""Typed YAML configuration."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from training.config import ConfigError, load_config
+from training.pretrain import PretrainConfig
+from training.sft import FinetuneConfig
+
+CONFIGS = Path(__file__).resolve().parents[3] / "training" / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    rate: float = 0.5
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    steps: int
+    mode: Literal["fast", "slow"] = "fast"
+    folder: Path | None = None
+    inner: Inner = field(default_factory=Inner)
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_file_and_overrides_are_merged(tmp_path: Path) -> None:
+    path = written(tmp_path, "steps: 3\ninner: {rate: 1, names: [a]}\n")
+    config = load_config(Outer, path, ["inner.rate=2", "folder=runs/x", "mode=slow"])
+    assert config == Outer(
+        steps=3, mode="slow", folder=Path("runs/x"), inner=Inner(rate=2.0, names=("a",))
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        ("stepz: 3", [], "Did you mean 'steps'"),
+        ("steps: 3\ninner: {rte: 1}", [], "Did you mean 'inner.rate'"),
+        ("steps: many", [], "'steps' must be of type int"),
+        ("steps: 3.5", [], "'steps' must be of type int"),
+        ("steps: true", [], "'steps' must be of type int"),
+        ("steps: 3", ["mode=wild"], "must be one of fast, slow"),
+        ("steps: 3", ["mode"], "not of the form key=value"),
+        ("steps: 3\ninner: 4", [], "must be a section"),
+        ("mode: fast", [], "lacks a key"),
+        ("- 1", [], "must hold keys and values"),
+        ("steps: [", [], "not valid YAML"),
+    ],
+)
+def test_mistakes_are_named(
+    tmp_path: Path, text: str, overrides: list[str], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+        load_config(Outer, written(tmp_path, text), overrides)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Cannot read the configuration"):
+        load_config(Outer, tmp_path / "none.yaml", [])
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"), [(PretrainConfig, "pretrain.yaml"), (FinetuneConfig, "sft-zoom.yaml")]
+)
+def test_shipped_configurations_load(cls: type, name: str) -> None:
+    config = load_config(cls, CONFIGS / name, [])
+    assert config.language.steps > 0
+    assert config.train.split == "train"
+    assert config.validation.split == "validation"

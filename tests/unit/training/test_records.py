@@ -1,0 +1,113 @@
+"""Records: what is written, what is learned, and how boxes become coordinates."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from engine.geometry import FULL_IMAGE, Box
+from engine.prompt import IMAGE_PAD
+from training.embedded import embedded_config, train_tokenizer
+from training.questions import Question
+from training.records import ANSWER_WEIGHT, RecordWriter, corpus, seen_box
+from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, Picture
+
+QUESTION = Question(
+    family="nodule_margin",
+    kind="fine",
+    text="What is the margin of the nodule?",
+    options=("spiculated", "smooth"),
+    answer="smooth",
+    target_boxes=((0.25, 0.5, 0.5, 0.75),),
+    reasoning="There is a nodule in the left lower zone. Its margin is smooth.",
+    reasoning_before_zoom="There is a nodule in the left lower zone. A closer look is needed.",
+    reasoning_after_zoom="Its margin is smooth.",
+)
+
+
+def picture(height: int = 224, width: int = 196, region: Box = FULL_IMAGE) -> Picture:
+    cells = height // 28 * (width // 28)
+    return Picture(
+        pixels=np.zeros((height, width), dtype=np.uint8),
+        region=region,
+        cover=np.zeros((cells, len(COVER_NAMES)), dtype=np.uint8),
+        attributes=np.full((cells, len(ATTRIBUTES)), -1, dtype=np.int8),
+        edges=np.full((cells, len(BOX_GROUPS), 4), np.nan, dtype=np.float16),
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(corpus([QUESTION] * 3, np.random.default_rng(0)), vocabulary=400)
+
+
+def learned(tokenizer, record) -> str:
+    return tokenizer.decode(
+        [token for token, weight in zip(record.ids, record.weights, strict=True) if weight > 0]
+    )
+
+
+def test_direct_record_learns_reasoning_and_answer_only(tokenizer) -> None:
+    record = RecordWriter(tokenizer).write(QUESTION, "direct", picture())
+    assert learned(tokenizer, record) == (
+        "<think>There is a nodule in the left lower zone. Its margin is smooth.</think>\n"
+        "<answer>B</answer><|im_end|>"
+    )
+    assert record.ids.count(tokenizer.convert_tokens_to_ids(IMAGE_PAD)) == 8 * 7
+
+
+def test_zoom_record_never_learns_the_tool_response(tokenizer) -> None:
+    crop = picture(196, 252, Box(0.2, 0.4, 0.6, 0.8))
+    target = Box(*QUESTION.target_boxes[0])
+    record = RecordWriter(tokenizer).write(QUESTION, "zoom", picture(), crop, target)
+    text = learned(tokenizer, record)
+    assert '"bbox_2d": [49, 112, 98, 168]' in text
+    assert "tool_response" not in text
+    assert "user" not in text
+    assert text.endswith(
+        "<think>Its margin is smooth.</think>\n<answer>B</answer><|im_end|>"
+    )
+    assert record.ids.count(tokenizer.convert_tokens_to_ids(IMAGE_PAD)) == 56 + 63
+    assert record.pictures[1] is crop
+
+
+@pytest.mark.parametrize("form", ["early", "before_zoom", "after_zoom"])
+def test_probes_learn_the_answer_alone(tokenizer, form: str) -> None:
+    record = RecordWriter(tokenizer).write(
+        QUESTION, form, picture(), picture(), Box(*QUESTION.target_boxes[0])
+    )
+    assert learned(tokenizer, record) == "<answer>B</answer>"
+    assert max(record.weights) == ANSWER_WEIGHT
+
+
+def test_open_question_is_answered_in_words(tokenizer) -> None:
+    record = RecordWriter(tokenizer).write(QUESTION.as_open(), "early", picture())
+    assert learned(tokenizer, record) == "<answer>smooth</answer>"
+
+
+def test_zoom_without_a_crop_is_refused(tokenizer) -> None:
+    with pytest.raises(ValueError, match="needs a crop"):
+        RecordWriter(tokenizer).write(QUESTION, "zoom", picture())
+
+
+def test_coordinates_are_pixels_of_what_the_model_sees() -> None:
+    assert seen_box(Box(0.0, 0.5, 1.0, 1.0), picture(224, 196)) == (0, 112, 196, 224)
+    assert seen_box(Box(0.5, 0.5, 0.501, 0.501), picture()) == (98, 112, 99, 113)
+
+
+def test_tags_and_control_tokens_are_single_tokens(tokenizer) -> None:
+    for token in ("<answer>", "</think>", "<tool_call>", "<|im_end|>", "<|lat|>", "<|image_pad|>"):
+        assert len(tokenizer(token)["input_ids"]) == 1
+    assert tokenizer("224")["input_ids"] == [tokenizer.convert_tokens_to_ids(d) for d in "224"]
+
+
+def test_text_round_trips(tokenizer) -> None:
+    text = "Zoom in: 12, 34\nÄ “quoted” <think>é</think>"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_embedded_model_stays_below_ten_megabytes_in_half_precision(tokenizer) -> None:
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(embedded_config(tokenizer))
+    parameters = sum(p.numel() for p in model.parameters())
+    assert parameters * 2 < 10_000_000

@@ -1,0 +1,101 @@
+"""Command line of training: `phantoms`, `pretrain`, `sft`, `evaluate`.
+
+Bad input ends with exit status 2 and one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from training.config import ConfigError, load_config
+from training.phantoms import write_dataset
+from training.phantoms.truth import SPLITS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status is 0, 1 (training stopped) or 2 (bad input)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except (ConfigError, ValueError, FileNotFoundError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped; the last checkpoint is kept, the same command goes on.\n")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    phantoms = commands.add_parser("phantoms", help="write phantoms as DICOM with their truth")
+    phantoms.add_argument("--out", type=Path, required=True)
+    phantoms.add_argument("--count", type=int, required=True)
+    phantoms.add_argument("--seed", type=int, default=0)
+    phantoms.add_argument("--split", choices=SPLITS, default="train")
+    phantoms.set_defaults(command=_phantoms)
+    for name, command, what in (
+        ("pretrain", _pretrain, "train the vision tower, then the language model"),
+        ("sft", _sft, "fine-tune a checkpoint on a mix of record forms"),
+    ):
+        stage = commands.add_parser(name, help=what)
+        stage.add_argument("config", type=Path)
+        stage.add_argument("overrides", nargs="*", metavar="key=value")
+        stage.set_defaults(command=command)
+    evaluate = commands.add_parser("evaluate", help="score a checkpoint on a benchmark")
+    evaluate.add_argument("--benchmark", choices=("phantoms", "lungs", "distribution"),
+                          default="phantoms")
+    evaluate.add_argument("--checkpoint", required=True)
+    evaluate.add_argument("--method", choices=("direct", "latent", "zoom", "auto"),
+                          default="direct")
+    evaluate.add_argument("--data", type=Path, help="folder of real data, where one is needed")
+    evaluate.add_argument("--limit", type=int, default=500)
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--split", choices=SPLITS, default="test")
+    evaluate.add_argument("--traces", type=Path, help="folder for one trace a question")
+    evaluate.add_argument("--json", action="store_true")
+    evaluate.set_defaults(command=_evaluate)
+    return parser
+
+
+def _report(line: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+    sys.stderr.flush()
+
+
+def _phantoms(options: argparse.Namespace) -> int:
+    if options.count < 1:
+        raise ValueError(f"--count must be at least 1, not {options.count}.")
+    path = write_dataset(options.out, options.count, options.seed, options.split)
+    sys.stdout.write(f"{options.count} phantoms and {path.name} written.\n")
+    return 0
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    # Loading torch takes seconds, which `phantoms` and a mistyped option need not wait for.
+    from training.pretrain import PretrainConfig, pretrain
+
+    folder = pretrain(load_config(PretrainConfig, options.config, options.overrides), _report)
+    sys.stdout.write(f"Checkpoint written to {folder}.\n")
+    return 0
+
+
+def _sft(options: argparse.Namespace) -> int:
+    from training.sft import FinetuneConfig, finetune
+
+    folder = finetune(load_config(FinetuneConfig, options.config, options.overrides), _report)
+    sys.stdout.write(f"Checkpoint written to {folder}.\n")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from training.evaluate import run_benchmark
+
+    sys.stdout.write(run_benchmark(options, _report))
+    return 0

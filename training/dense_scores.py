@@ -1,0 +1,93 @@
+"""How well the visual tokens tell what is where, read with the dense heads on validation data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from engine.geometry import Box, BoxError, PatchGrid, clamped_box
+from training.real_images import RealRadiograph, real_picture
+from training.vision import DenseHeads, visual_tokens
+from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, FINDINGS, Case, Picture
+
+Readings = tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]
+
+
+def read_picture(
+    model: Qwen2_5_VLForConditionalGeneration, heads: DenseHeads, picture: Picture
+) -> Readings:
+    """Coverage probabilities, attribute logits and edges of one picture's tokens."""
+    image = torch.from_numpy(picture.pixels.astype(np.float32))[None]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        cover, attributes, edges = heads(visual_tokens(model, [image]))
+    return cover.float().sigmoid(), tuple(a.float() for a in attributes), edges.float()
+
+
+def box_from_edges(
+    weights: torch.Tensor, edges: torch.Tensor, grid: PatchGrid
+) -> Box | None:
+    """The box that cells agree on: the mean of their boxes, weighted by their coverage."""
+    index = torch.arange(grid.cells)
+    x = (index % grid.columns + 0.5) / grid.columns
+    y = (index // grid.columns + 0.5) / grid.rows
+    boxes = torch.stack([x - edges[:, 0], y - edges[:, 1], x + edges[:, 2], y + edges[:, 3]], -1)
+    mean = (boxes * weights[:, None]).sum(0) / weights.sum().clamp_min(1e-6)
+    try:
+        return clamped_box(*(float(value) for value in mean))[0]
+    except BoxError:
+        return None
+
+
+def dense_scores(
+    model: Qwen2_5_VLForConditionalGeneration,
+    heads: DenseHeads,
+    cases: Sequence[Case],
+    radiographs: Sequence[RealRadiograph],
+) -> dict[str, float]:
+    """Peak hits and box overlap of single findings, attribute accuracy, real-lung overlap."""
+    hits: dict[str, list[float]] = {}
+    for case in cases[:240]:
+        if case.truth is None:
+            continue
+        cover, _, edges = read_picture(model, heads, case.view)
+        grid = case.view.grid
+        for kind in FINDINGS:
+            found = case.truth.of_kind(kind)
+            if len(found) != 1:
+                continue
+            column = cover[:, COVER_NAMES.index(kind)]
+            peak = int(column.argmax())
+            box = Box(*found[0].focus)
+            hits.setdefault(f"hit {kind}", []).append(float(peak in grid.cells_of(box)))
+            guess = box_from_edges(column**4, edges[:, BOX_GROUPS.index("finding")], grid)
+            overlap = guess.intersection_over_union(box) if guess else 0.0
+            hits.setdefault(f"iou {kind}", []).append(overlap)
+        for variants in case.crops.values():
+            _score_attributes(model, heads, variants[0], hits)
+        _score_attributes(model, heads, case.view, hits)
+    for radiograph in radiographs:
+        picture = real_picture(radiograph.pixels, radiograph.lungs)
+        cover, _, edges = read_picture(model, heads, picture)
+        for group, name in enumerate(("right lung", "left lung")):
+            guess = box_from_edges(cover[:, group] ** 4, edges[:, group], picture.grid)
+            overlap = guess.intersection_over_union(radiograph.lungs[name]) if guess else 0.0
+            hits.setdefault("iou real lungs", []).append(overlap)
+    return {name: float(np.mean(values)) for name, values in hits.items()}
+
+
+def _score_attributes(
+    model: Qwen2_5_VLForConditionalGeneration,
+    heads: DenseHeads,
+    picture: Picture,
+    hits: dict[str, list[float]],
+) -> None:
+    _, attributes, _ = read_picture(model, heads, picture)
+    for index, name in enumerate(ATTRIBUTES):
+        labels = picture.attributes[:, index]
+        cells = np.flatnonzero(labels >= 0)
+        if len(cells) and (labels[cells] == labels[cells[0]]).all():
+            guess = int(attributes[index][cells].mean(0).argmax())
+            hits.setdefault(f"read {name}", []).append(float(guess == labels[cells[0]]))

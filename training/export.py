@@ -1,0 +1,95 @@
+"""Writing a checkpoint folder that `engine.loading` opens: weights, tokenizer, manifest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import save_file
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+from engine.manifest import MANIFEST_FILE, Manifest
+from training.out_of_distribution import Detector
+from training.world import CROP_PADDING, VIEW_BUDGET
+
+DETECTOR_FILE: Final = "ood.safetensors"
+# Qwen2.5-VL's template has no system prompt of its own that the embedded model knows, so the
+# shipped one writes the turns and nothing else.
+CHAT_TEMPLATE: Final = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """What the manifest says.
+
+    Attributes:
+        entropy_threshold: nats, chosen on validation phantoms.
+    """
+
+    name: str = "Lightbox base"
+    stage: str = "base"
+    trained_methods: tuple[str, ...] = ("direct",)
+    entropy_threshold: float = 0.5
+    notices: tuple[str, ...] = (
+        "This small model knows drawn chest radiographs (phantoms) and where the lungs lie on "
+        "real ones. What it says of anything else is a guess.",
+    )
+
+
+def export_checkpoint(
+    folder: Path,
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: Qwen2Tokenizer,
+    config: ExportConfig,
+    detector: Detector | None,
+) -> Path:
+    """Writes the folder anew, in half precision, and puts it in place in one step."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    half = {
+        name: tensor.detach().to(torch.float16).contiguous().clone()
+        for name, tensor in model.state_dict().items()
+        # The head is the embedding again (tied).
+        if name != "lm_head.weight"
+    }
+    save_file(half, partial / "model.safetensors", metadata={"format": "pt"})
+    model.config.dtype = torch.float16
+    model.config.architectures = ["Qwen2_5_VLForConditionalGeneration"]
+    model.config.save_pretrained(partial)
+    model.generation_config.eos_token_id = model.config.text_config.eos_token_id
+    model.generation_config.pad_token_id = model.config.text_config.pad_token_id
+    model.generation_config.save_pretrained(partial)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(partial)
+    manifest = Manifest(
+        name=config.name,
+        stage=config.stage,
+        embedded=True,
+        trained_methods=config.trained_methods,
+        prompt_style="compact",
+        question_first=True,
+        view=VIEW_BUDGET,
+        crop=VIEW_BUDGET,
+        crop_padding=CROP_PADDING,
+        entropy_threshold=config.entropy_threshold,
+        notices=config.notices,
+    )
+    (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    if detector is not None:
+        save_file(detector.tensors(), partial / DETECTOR_FILE)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+    return folder

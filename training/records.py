@@ -1,0 +1,157 @@
+"""Questions as token sequences: prompt, what the model should write, and what counts.
+
+A record holds the token ids with every image expanded, a weight per token for the loss (0 for
+everything that the model does not write itself: prompts, tool responses, images), and the
+pictures in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from engine.geometry import Box, PatchGrid
+from engine.processor import expanded_ids
+from engine.prompt import (
+    IM_END,
+    THINK_CLOSE,
+    THINK_OPEN,
+    answer_text,
+    option_letter,
+    prompt_text,
+    tool_response_text,
+    zoom_call_text,
+)
+from engine.request import Method
+from training.questions import Question
+from training.world import Picture
+
+# The answer is one token among thirty, and the one that is asked for.
+ANSWER_WEIGHT: Final = 3.0
+
+Form = Literal["direct", "zoom", "early", "before_zoom", "after_zoom"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """One training sequence.
+
+    Attributes:
+        ids: token ids, images expanded.
+        weights: loss weight of each token as a target; 0 where nothing is learned.
+        pictures: the images in order.
+    """
+
+    ids: list[int]
+    weights: list[float]
+    pictures: tuple[Picture, ...]
+
+
+class RecordWriter:
+    """Writes records for one tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def write(
+        self,
+        question: Question,
+        form: Form,
+        view: Picture,
+        crop: Picture | None = None,
+        target: Box | None = None,
+        method: Method | None = None,
+    ) -> Record:
+        """A record of one form.
+
+        Args:
+            question: what is asked, and what should be written.
+            form: `direct` answers from the view; `zoom` calls the tool, then answers;
+                the others teach the belief probes, an answer at once: `early` after the
+                prompt, `before_zoom` after the first reasoning, `after_zoom` after the crop.
+            view: the whole image.
+            crop: what the tool returns (`zoom` and `after_zoom`).
+            target: the box that the tool call names, normalised.
+            method: named in the prompt; by default `direct` or `zoom` as the form asks.
+        """
+        zooms = form in ("zoom", "before_zoom", "after_zoom")
+        named: Method = method or ("zoom" if zooms else "direct")
+        prompt = prompt_text(
+            style="compact",
+            question_first=True,
+            method=named,
+            question=question.text,
+            options=question.options,
+        )
+        index = question.answer_index
+        letter = option_letter(index) if index is not None else question.answer
+        answer = answer_text(letter)
+        parts: list[tuple[str, float, Picture | None]] = [(prompt, 0.0, view)]
+        if form == "direct":
+            parts += [(_thought(question.reasoning), 1.0, None), (answer, ANSWER_WEIGHT, None)]
+        elif form == "early":
+            parts += [(answer, ANSWER_WEIGHT, None)]
+        elif form == "before_zoom":
+            before = _thought(question.reasoning_before_zoom)
+            parts += [(before, 0.0, None), (answer, ANSWER_WEIGHT, None)]
+        else:
+            if crop is None or target is None:
+                raise ValueError(f"A record of the form {form!r} needs a crop and its box.")
+            learned = 1.0 if form == "zoom" else 0.0
+            call = _thought(question.reasoning_before_zoom) + zoom_call_text(seen_box(target, view))
+            parts += [(call, learned, None), (tool_response_text(), 0.0, crop)]
+            if form == "zoom":
+                parts += [(_thought(question.reasoning_after_zoom), 1.0, None)]
+            parts += [(answer, ANSWER_WEIGHT, None)]
+        if form in ("direct", "zoom"):
+            parts += [(IM_END, 1.0, None)]
+        return self._joined(parts)
+
+    def _joined(self, parts: list[tuple[str, float, Picture | None]]) -> Record:
+        ids: list[int] = []
+        weights: list[float] = []
+        for text, weight, picture in parts:
+            grids: list[PatchGrid] = [picture.grid] if picture else []
+            tokens = expanded_ids(self._tokenizer, text, grids)
+            ids += tokens
+            weights += [weight] * len(tokens)
+        return Record(ids, weights, tuple(picture for _, _, picture in parts if picture))
+
+
+def _thought(text: str) -> str:
+    return f"{THINK_OPEN}{text}{THINK_CLOSE}\n"
+
+
+def seen_box(box: Box, view: Picture) -> tuple[int, int, int, int]:
+    """A normalised box in whole pixels of the picture that the model sees."""
+    height, width = view.pixels.shape
+    x0, y0, x1, y1 = (round(value) for value in box.to_pixels(width, height))
+    return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
+
+
+def corpus(questions: list[Question], rng: np.random.Generator) -> list[str]:
+    """Texts for the tokenizer: everything that prompts and completions can hold."""
+    texts = []
+    for question in questions:
+        box = rng.integers(0, 225, 4)
+        for method in ("direct", "latent", "zoom", "auto"):
+            texts.append(
+                prompt_text(
+                    style="compact",
+                    question_first=True,
+                    method=method,
+                    question=question.text,
+                    options=question.options,
+                )
+            )
+        texts += [
+            question.reasoning,
+            question.reasoning_before_zoom,
+            question.reasoning_after_zoom,
+            answer_text(question.answer),
+            zoom_call_text((int(box[0]), int(box[1]), int(box[2]), int(box[3]))),
+        ]
+    return texts
