@@ -32,7 +32,7 @@ class Limits:
     aspect_ratio: float = 200.0
     memory_bytes: int = 2048 * MEBIBYTE
     cpu_seconds: int = 10
-    wall_seconds: float = 30.0
+    wall_seconds: float = 60.0
 
 
 def check_file_size(size: int, limits: Limits) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -59,20 +60,21 @@ def read_bytes(path: Path, limits: Limits) -> bytes:
         TooLargeError: larger than the limit.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _binary())
-    except (OSError, ValueError) as error:
-        raise UnreadableFileError(_UNREADABLE) from error
-    with os.fdopen(descriptor, "rb") as stream:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise UnreadableFileError(_UNREADABLE)
-        check_file_size(facts.st_size, limits)
-        try:
+        with open(path, "rb", opener=_open_without_waiting) as stream:
+            check_file_size(os.fstat(stream.fileno()).st_size, limits)
             return stream.read(limits.file_bytes + 1)
-        except OSError as error:
-            raise UnreadableFileError(_UNREADABLE) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise UnreadableFileError(_UNREADABLE) from error
 
 
-def _binary() -> int:
-    """Windows opens descriptors as text unless told otherwise."""
-    return int(getattr(os, "O_BINARY", 0))
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a regular file; a pipe would otherwise wait for a writer.
+
+    Raises:
+        OSError: it is something else, or cannot be opened.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return descriptor

@@ -64,7 +64,7 @@ def load_sandboxed(data: bytes, *, frame: int, limits: Limits, sha256: str) -> S
         request.seek(0)
         status = _run_child(request, answer, limits)
         if status != 0:
-            raise _explain(status, limits)
+            raise explain_status(status, limits)
         answer.seek(0)
         source = read_source(answer, limits)
     # These come from here, not from the child.
@@ -104,7 +104,7 @@ def _timeout(seconds: float) -> ParseTimeoutError:
     )
 
 
-def _explain(status: int, limits: Limits) -> ImagingError:
+def explain_status(status: int, limits: Limits) -> ImagingError:
     """The error for a child that ended without an answer (negative: by that signal)."""
     if status in (-getattr(signal, "SIGXCPU", 24), -getattr(signal, "SIGKILL", 9)):
         # At the hard limit of processor time the kernel sends SIGKILL.
