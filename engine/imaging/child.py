@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import signal
 import sys
 
-from engine.imaging.errors import DAMAGED_MESSAGE, DamagedImageError, ImagingError, TooLargeError
+from engine.imaging.errors import (
+    DAMAGED_MESSAGE,
+    MEMORY_MESSAGE,
+    DamagedImageError,
+    ImagingError,
+    TooLargeError,
+)
 from engine.imaging.limits import Limits
 from engine.imaging.loading import load_image
 from engine.imaging.wire import write_error, write_source
@@ -28,7 +35,7 @@ def main() -> None:
     """Serve one job and leave. Exit status 0 whenever an answer was written."""
     job = json.loads(sys.stdin.buffer.readline())
     limits = Limits(**job["limits"])
-    _die_with_parent()
+    _die_with_parent(job["parent"])
     _limit_process(limits)
     output = sys.stdout.buffer
     try:
@@ -39,16 +46,18 @@ def main() -> None:
     except ImagingError as error:
         write_error(output, error)
     except MemoryError:
-        write_error(output, TooLargeError("This image needs more memory than is allowed."))
+        write_error(output, TooLargeError(MEMORY_MESSAGE))
     except Exception:  # noqa: BLE001 (the parent must get an answer whatever happened)
         write_error(output, DamagedImageError(DAMAGED_MESSAGE))
     output.flush()
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """On Linux, have the kernel end this process when the parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it died before the kernel was asked
+            sys.exit(1)
 
 
 def _limit_process(limits: Limits) -> None:

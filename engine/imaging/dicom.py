@@ -34,6 +34,7 @@ from engine.imaging.dicom_values import (
 )
 from engine.imaging.errors import (
     DAMAGED_MESSAGE,
+    MEMORY_MESSAGE,
     DamagedImageError,
     ImagingError,
     TooLargeError,
@@ -113,9 +114,7 @@ def _typed_errors() -> Iterator[None]:
     except ImagingError:
         raise
     except MemoryError as error:
-        raise TooLargeError(
-            "This image needs more memory than is allowed. Export it at a smaller size."
-        ) from error
+        raise TooLargeError(MEMORY_MESSAGE) from error
     except Exception as error:
         raise DamagedImageError(DAMAGED_MESSAGE) from error
 

@@ -51,7 +51,9 @@ def read_layout(dataset: Dataset, limits: Limits) -> PixelLayout:
         UnsupportedImageError: a photometric interpretation that is not supported.
     """
     if not any(keyword in dataset for keyword in _PIXEL_KEYWORDS):
-        raise DamagedImageError(DAMAGED_MESSAGE if "Rows" in dataset else _NO_IMAGE)
+        # The parser drops everything when the file ends inside of an element.
+        cut_short = "Rows" in dataset or len(dataset) == 0
+        raise DamagedImageError(DAMAGED_MESSAGE if cut_short else _NO_IMAGE)
     tags = TechnicalTags(dataset)
     stored = tags.integer("BitsStored", tags.integer("BitsAllocated"))
     layout = PixelLayout(

@@ -98,3 +98,4 @@ ERRORS_BY_CODE: dict[str, type[ImagingError]] = {
 DAMAGED_MESSAGE = (
     "The image part of this file is missing or damaged. Export it again from its source."
 )
+MEMORY_MESSAGE = "This image needs more memory than is allowed. Export it at a smaller size."

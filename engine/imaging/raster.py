@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from engine.imaging.arrays import Bytes, Pixels
 from engine.imaging.errors import (
     DAMAGED_MESSAGE,
+    MEMORY_MESSAGE,
     DamagedImageError,
     FrameRangeError,
     ImagingError,
@@ -59,9 +60,7 @@ def load_raster(
     except ImagingError:
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
-        raise TooLargeError(
-            "This image needs more memory than is allowed. Export it at a smaller size."
-        ) from error
+        raise TooLargeError(MEMORY_MESSAGE) from error
     except Exception as error:  # Pillow raises nearly anything on damaged data
         raise DamagedImageError(DAMAGED_MESSAGE) from error
     return _describe(pixels, warned, image_format, sha256)

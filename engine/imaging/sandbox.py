@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from engine.imaging.errors import (
+    MEMORY_MESSAGE,
     DamagedImageError,
     ImagingError,
     ParseTimeoutError,
@@ -57,7 +58,12 @@ def load_sandboxed(data: bytes, *, frame: int, limits: Limits, sha256: str) -> S
         ImagingError: what the child found; E105 when it ran out of time; E103 or E102 when
             it ended without an answer.
     """
-    job = {"frame": frame, "sha256": sha256, "limits": dataclasses.asdict(limits)}
+    job = {
+        "frame": frame,
+        "sha256": sha256,
+        "limits": dataclasses.asdict(limits),
+        "parent": os.getpid(),
+    }
     with tempfile.TemporaryFile() as request, tempfile.TemporaryFile() as answer:
         request.write(json.dumps(job).encode() + b"\n")
         request.write(data)
@@ -110,9 +116,7 @@ def explain_status(status: int, limits: Limits) -> ImagingError:
         # At the hard limit of processor time the kernel sends SIGKILL.
         return _timeout(limits.cpu_seconds)
     if status in (-getattr(signal, "SIGXFSZ", 25), -getattr(signal, "SIGABRT", 6)):
-        return TooLargeError(
-            "This image needs more memory than is allowed. Export it at a smaller size."
-        )
+        return TooLargeError(MEMORY_MESSAGE)
     return DamagedImageError(
         "The image part of this file made its decoder fail, so it is probably damaged. "
         "Export it again from its source."
