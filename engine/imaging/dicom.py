@@ -25,6 +25,7 @@ from engine.imaging.codecs import CODECS, check_syntax, decode_frame
 from engine.imaging.dicom_layout import PixelLayout, check_frame_index, read_layout
 from engine.imaging.dicom_values import (
     frame_tags,
+    is_inverted,
     read_spacing,
     read_units,
     read_voi_table,
@@ -235,7 +236,7 @@ def _read_grey(opened: _OpenedFile, stored: Pixels, facts: _Facts) -> SourceImag
     return SourceImage(
         pixels=values,
         is_color=False,
-        inverted=layout.photometric == "MONOCHROME1",
+        inverted=is_inverted(image, layout.photometric),
         windows=windows,
         default_window=default,
         window_source=source,

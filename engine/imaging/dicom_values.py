@@ -156,6 +156,16 @@ def read_spacing(tags: FrameTags) -> tuple[tuple[float, float] | None, SpacingKi
     return None, ""
 
 
+def is_inverted(tags: TechnicalTags, photometric: str) -> bool:
+    """Whether low values are bright.
+
+    Presentation LUT Shape decides where it is present (PS3.3 C.11.6: INVERSE or IDENTITY on
+    the way to P-Values), as in DCMTK, dcm4che and Weasis; else MONOCHROME1 does.
+    """
+    shape = tags.code("PresentationLUTShape")
+    return shape == "INVERSE" if shape in ("INVERSE", "IDENTITY") else photometric == "MONOCHROME1"
+
+
 def read_units(tags: FrameTags) -> str:
     """'HU' for CT that is rescaled to HU; without a type, CT values are HU (C.8.2.1)."""
     group = tags.group("PixelValueTransformationSequence", "RescaleSlope")

@@ -36,7 +36,8 @@ class SourceImage:
             or rescale), or uint8 `(H, W)` for 8-bit PNG and JPEG; colour: uint8 `(H, W, 3)`
             RGB. Read-only.
         is_color: whether `pixels` has three channels.
-        inverted: MONOCHROME1, low values are bright; `render` inverts, `pixels` are as stored.
+        inverted: low values are bright, as in MONOCHROME1 or with an inverse Presentation
+            LUT Shape; `render` inverts, `pixels` are as stored.
         bits_stored: bits of a stored sample.
         modality: DICOM modality code, or '' where it is missing or no plain code.
         spacing_mm: `(row, column)`: millimetres between rows and between columns.

@@ -43,6 +43,7 @@ ALLOWED_KEYWORDS: frozenset[str] = frozenset(
         "WindowCenter",
         "WindowWidth",
         "VOILUTFunction",
+        "PresentationLUTShape",
         "LUTDescriptor",
         "LUTData",
         # Millimetres, section 10.7

@@ -47,14 +47,14 @@ def test_a_missing_codec_is_named_with_what_to_install(syntax: str) -> None:
     assert caught.value.code == "E106"
 
 
-def testdata(name: str) -> bytes:
+def read_testdata(name: str) -> bytes:
     """A file of pydicom's own tests."""
     return Path(str(get_testdata_file(name, download=False))).read_bytes()
 
 
 def test_a_missing_codec_is_reported_for_a_real_file() -> None:
     decoder = get_decoder(uid.JPEGLSLossless)
-    data = testdata("MR_small_jpeg_ls_lossless.dcm")
+    data = read_testdata("MR_small_jpeg_ls_lossless.dcm")
     assert open_here(data).transfer_syntax == "JPEG-LS Lossless"
     decoder.remove_plugin("gdcm")
     try:
@@ -65,7 +65,7 @@ def test_a_missing_codec_is_reported_for_a_real_file() -> None:
 
 
 def test_jpeg_of_12_bits() -> None:
-    source = open_here(testdata("JPGExtended.dcm"))
+    source = open_here(read_testdata("JPGExtended.dcm"))
     # As DCMTK decodes it: 0 to 264.
     assert (int(source.pixels.min()), int(source.pixels.max())) == (0, 264)
     assert float(np.mean(source.pixels)) == pytest.approx(14.37, abs=0.01)

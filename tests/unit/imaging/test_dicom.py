@@ -54,6 +54,21 @@ def test_monochrome1_is_inverted_on_screen_only() -> None:
     np.testing.assert_array_equal(render(film), 255 - render(plain))
 
 
+@pytest.mark.parametrize(
+    ("photometric", "shape", "inverted"),
+    [
+        ("MONOCHROME1", "INVERSE", True),
+        ("MONOCHROME1", "IDENTITY", False),
+        ("MONOCHROME2", "INVERSE", True),
+        ("MONOCHROME2", "IDENTITY", False),
+        ("MONOCHROME1", "OTHER", True),
+    ],
+)
+def test_presentation_lut_shape_decides(photometric: str, shape: str, inverted: bool) -> None:
+    data = to_file(RAMP, PhotometricInterpretation=photometric, PresentationLUTShape=shape)
+    assert open_here(data).inverted is inverted
+
+
 def test_rgb_is_shown_as_it_is() -> None:
     source = open_here(to_file(COLORS))
     np.testing.assert_array_equal(render(source), COLORS)
