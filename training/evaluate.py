@@ -20,8 +20,9 @@ import torch
 from engine.engine import Engine
 from engine.geometry import Box
 from engine.request import Budgets, DisplayImage, Method, Request, Tracing
-from engine.trace import EvidenceMap, Failed, Trace
+from engine.trace import EvidenceMap, Failed, OutOfDistribution, RunStarted, Trace
 from engine.trace_io import write_trace
+from training.out_of_distribution import area_under_curve
 from training.phantoms import to_view8
 from training.questions import Question, balanced_questions, lung_question
 from training.real_images import load_radiographs
@@ -232,12 +233,11 @@ def _distribution(
     engine: Engine, options: argparse.Namespace, report: Callable[[str], None]
 ) -> str:
     """How well the score of the run tells real radiographs from phantoms."""
-    from training.out_of_distribution import area_under_curve
 
     def scores(images: Iterable[DisplayImage]) -> torch.Tensor:
         found = []
         for image in images:
-            facts = engine.out_of_distribution(image)
+            facts = _judged(engine, image)
             if facts is None:
                 raise EvaluationError("This checkpoint has no out-of-distribution detector.")
             found.append(facts.score - facts.threshold)
@@ -254,6 +254,17 @@ def _distribution(
         "counts": {"phantoms": len(inside), "real": len(outside)},
     }
     return json.dumps(result) + "\n" if options.json else _lines(result)
+
+
+def _judged(engine: Engine, image: DisplayImage) -> OutOfDistribution | None:
+    """The score that a run about the image would carry; the run ends there."""
+    request = Request(image=image, question="What does the image show?")
+    events = engine.stream(request)
+    try:
+        first = next(events)
+    finally:
+        events.close()  # type: ignore[attr-defined]
+    return first.out_of_distribution if isinstance(first, RunStarted) else None
 
 
 def _printed(result: dict[str, Any], options: argparse.Namespace) -> str:

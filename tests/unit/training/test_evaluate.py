@@ -1,0 +1,72 @@
+"""Scoring: intervals, overlaps, and the table, against cases worked by hand."""
+
+import pytest
+
+from training.evaluate import Outcome, _bootstrap, summary, wilson_interval
+
+
+def outcome(**changes: object) -> Outcome:
+    fields: dict[str, object] = {
+        "family": "nodule_zone",
+        "kind": "coarse",
+        "right": True,
+        "valid": True,
+        "overlap": None,
+        "pointed": None,
+        "zooms": 0,
+        "seconds": 1.0,
+    }
+    return Outcome(**(fields | changes))
+
+
+def test_wilson_interval_by_hand() -> None:
+    low, high = wilson_interval(8, 10)
+    assert low == pytest.approx(0.4901625, abs=1e-6)
+    assert high == pytest.approx(0.9433178, abs=1e-6)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_table_counts_each_group() -> None:
+    table = summary(
+        [
+            outcome(),
+            outcome(right=False, family="nodule_side"),
+            outcome(kind="fine", family="nodule_margin", overlap=0.8, zooms=1, pointed=True),
+            outcome(
+                kind="fine", family="nodule_margin", right=False, valid=False, overlap=0.0,
+                pointed=False,
+            ),
+        ]
+    )
+    assert table["accuracy"] == {
+        "overall": 0.5,
+        "coarse": 0.5,
+        "fine": 0.5,
+        "nodule_zone": 1.0,
+        "nodule_side": 0.0,
+        "nodule_margin": 0.5,
+    }
+    assert table["counts"]["overall"] == 4
+    assert set(table["ci95"]) == set(table["accuracy"])
+    assert table["invalid_rate"] == 0.25
+    assert table["mean_iou"] == pytest.approx(0.4)
+    assert table["pointing_game"] == 0.5
+    assert table["zooms_per_question"] == 0.25
+    assert table["seconds_per_question"] == 1.0
+
+
+def test_nothing_to_point_at_is_no_number() -> None:
+    table = summary([outcome()])
+    assert table["mean_iou"] is None
+    assert table["pointing_game"] is None
+    assert "fine" not in table["accuracy"]
+
+
+def test_bootstrap_holds_the_mean_and_narrows() -> None:
+    few = _bootstrap([0.0, 1.0] * 10)
+    many = _bootstrap([0.0, 1.0] * 1000)
+    assert few is not None
+    assert many is not None
+    assert few[0] < 0.5 < few[1]
+    assert many[1] - many[0] < few[1] - few[0]

@@ -1,0 +1,100 @@
+"""The dense warm-up: patches, targets, losses."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine.geometry import FULL_IMAGE
+from engine.processor import ImageProcessor
+from training.pretrain import known_cover_of
+from training.vision import DenseHeads, DenseTargets, augmented, dense_loss, grid_thw_of, patches_of
+from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, VIEW_BUDGET, Picture
+
+NODULE = COVER_NAMES.index("nodule")
+
+
+def picture(**changes: np.ndarray) -> Picture:
+    fields = {
+        "cover": np.zeros((4, len(COVER_NAMES)), dtype=np.uint8),
+        "attributes": np.full((4, len(ATTRIBUTES)), -1, dtype=np.int8),
+        "edges": np.full((4, len(BOX_GROUPS), 4), np.nan, dtype=np.float16),
+    }
+    return Picture(
+        pixels=np.zeros((56, 56), dtype=np.uint8), region=FULL_IMAGE, **(fields | changes)
+    )
+
+
+def test_patches_equal_the_image_processor() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224), dtype=np.uint8)
+    seen = ImageProcessor()(pixels, VIEW_BUDGET)
+    batch = torch.from_numpy(pixels.astype(np.float32))[None]
+    assert torch.allclose(patches_of(batch), seen.pixel_values, atol=1e-5)
+    assert torch.equal(grid_thw_of(batch), seen.grid_thw)
+
+
+def test_patches_of_oblong_images_keep_their_order() -> None:
+    """Against a loop over merge blocks, patches and pixels."""
+    pixels = torch.arange(56 * 84, dtype=torch.float32).reshape(1, 56, 84) % 251
+    rows = []
+    for block_row in range(2):
+        for block_column in range(3):
+            for row in (0, 14):
+                for column in (0, 14):
+                    y, x = block_row * 28 + row, block_column * 28 + column
+                    rows.append(pixels[0, y : y + 14, x : x + 14].flatten())
+    mean, std = 0.48145466, 0.26862954
+    expected = (torch.stack(rows) / 255 - mean) / std
+    assert torch.allclose(patches_of(pixels)[:, :196], expected, atol=1e-5)
+
+
+def test_small_findings_count_in_full_where_they_enter_a_cell() -> None:
+    cover = np.zeros((4, len(COVER_NAMES)), dtype=np.uint8)
+    cover[0, NODULE], cover[1, NODULE], cover[2, 0] = 51, 20, 51
+    targets = DenseTargets.of([picture(cover=cover)])
+    assert targets.cover[0, NODULE] == 1.0
+    assert targets.cover[1, NODULE] == pytest.approx(6 * 20 / 255)
+    assert targets.cover[2, 0] == pytest.approx(0.2)
+
+
+def test_loss_is_small_for_right_readings_and_ignores_what_is_unknown() -> None:
+    attributes = np.full((4, len(ATTRIBUTES)), -1, dtype=np.int8)
+    attributes[0, 0] = 1
+    edges = np.full((4, len(BOX_GROUPS), 4), np.nan, dtype=np.float16)
+    edges[0, 3] = 0.25
+    targets = DenseTargets.of([picture(attributes=attributes, edges=edges)])
+    sizes = [len(values) for values in ATTRIBUTES.values()]
+    right = tuple(torch.zeros(4, size) for size in sizes)
+    right[0][0] = torch.tensor([-20.0, 20.0])
+    outputs = (torch.full((4, len(COVER_NAMES)), -20.0), right, torch.full((4, 4, 4), 0.25))
+    parts = dense_loss(outputs, targets)
+    assert all(float(part) < 1e-6 for part in parts.values())
+    wrong = (torch.full((4, len(COVER_NAMES)), 20.0), right, torch.full((4, 4, 4), 0.75))
+    parts = dense_loss(wrong, targets)
+    assert float(parts["cover"]) == pytest.approx(20.0 * len(COVER_NAMES), rel=1e-5)
+    assert float(parts["edges"]) == pytest.approx(0.5)
+    unknown = torch.zeros(4, len(COVER_NAMES), dtype=torch.bool)
+    assert float(dense_loss(wrong, targets, unknown)["cover"]) == 0.0
+
+
+def test_nothing_known_gives_no_loss_of_that_part() -> None:
+    heads = DenseHeads(8)
+    parts = dense_loss(heads(torch.randn(4, 8)), DenseTargets.of([picture()]))
+    assert float(parts["attributes"].detach()) == 0.0
+    assert float(parts["edges"].detach()) == 0.0
+
+
+def test_known_cover_defaults_to_everything() -> None:
+    known = np.zeros((4, len(COVER_NAMES)), dtype=np.bool_)
+    both = known_cover_of([picture(), picture(known_cover=known)])
+    assert both[:4].all()
+    assert not both[4:].any()
+
+
+def test_augmentation_keeps_shape_and_range_and_follows_its_seed() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (56, 84), dtype=np.uint8)
+    one = augmented(pixels, np.random.default_rng(5))
+    assert one.shape == pixels.shape
+    assert one.min() >= 0
+    assert one.max() <= 255
+    assert np.array_equal(one, augmented(pixels, np.random.default_rng(5)))
+    assert not np.array_equal(one, augmented(pixels, np.random.default_rng(6)))
