@@ -144,7 +144,7 @@ class RunView:
     def _open_card_for_tool(self) -> None:
         if self.cards and self.cards[-1][0] == "crop" and not self._crop_arrived():
             return
-        last = self.items[-1] if self.items else None
+        last = next((item for item in reversed(self.items) if item[0] != "b"), None)
         peaked = (
             self._threshold is not None
             and last is not None

@@ -40,9 +40,9 @@ from engine.trace import (
 GRID = 8
 REASONING = (
     "The lungs are well expanded . The heart is of normal width . In the right lower zone there"
-    " is a round density of about two centimetres ; its margin cannot be told from here ."
+    " is a round density of about two centimetres with a margin"
 )
-SECOND = "The margin is spiculated , with fine strands that reach into the lung around it ."
+SECOND = "that cannot be told from afar . Seen closer , it is spiculated , with fine strands that reach into the lung around it ."
 TOOL = '<tool_call>{"name":"zoom","arguments":{"bbox_2d":[46,116,102,172]}}</tool_call>'
 
 
@@ -254,11 +254,11 @@ def events_of(request: Request, run_id: str = "run", *, flagged: bool = False) -
     yield started(request, run_id, flagged=flagged)
     script.tick(0.2)
     yield script.belief("prefill", spread(count, 0.42), None)
-    for word in words(REASONING):
-        yield script.token(word, "reasoning", 1.9 if word == " margin" else None)
     if request.method in ("latent", "auto"):
         yield from script.latents()
-        yield script.belief("latent", spread(count, 0.5), None)
+        yield script.belief("latent", spread(count, 0.45), None)
+    for word in words(REASONING):
+        yield script.token(word, "reasoning", 1.9 if word == " margin" else None)
     if request.method in ("zoom", "auto") and request.budgets.max_crops:
         for piece in tool_pieces():
             yield script.token(piece, "tool", 0.02)

@@ -1,0 +1,126 @@
+"""A page around an engine without a model, and browsers that look at it."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.factories import chest, png
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+
+# Generous, because machines that run tests are shared; a wait ends as soon as it may.
+PATIENCE = 40_000
+sync_api.expect.set_options(timeout=PATIENCE)
+
+ROOT = Path(__file__).resolve().parents[2]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running page and the folder that it works in."""
+
+    url: str
+    folder: Path
+
+
+def sixteen_bit_png(seed: int = 0) -> bytes:
+    """A 16-bit grey PNG of a chest."""
+    values = chest(384, seed).astype(np.uint16) * 16
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@contextmanager
+def served(folder: Path, *options: str) -> Iterator[Served]:
+    """Serves a page from a process of its own until the block ends.
+
+    A process, because the server's threads and sockets outlive it in this one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.e2e.serve", *options],
+        cwd=ROOT,
+        env={**os.environ, "GRADIO_TEMP_DIR": str(folder / "gradio"), "TMPDIR": str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        url = process.stdout.readline().strip().rstrip("/")
+        assert url.startswith("http"), "the page did not start"
+        yield Served(url, folder)
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def browser(chromium_executable: str | None) -> Iterator[sync_api.Browser]:
+    """A Chromium; the test skips where none is installed."""
+    with sync_api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(
+                executable_path=chromium_executable, args=ARGUMENTS
+            )
+        except sync_api.Error as error:
+            pytest.skip(f"needs a Chromium that starts: {str(error).splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A page around a quick engine, shared by tests that do not change it."""
+    folder = tmp_path_factory.mktemp("served")
+    sample = folder / "chest.png"
+    sample.write_bytes(png(chest(320)))
+    with served(folder / "page", "--sample", str(sample)) as running:
+        yield running
+
+
+OpenPage = Callable[..., sync_api.Page]
+
+
+@pytest.fixture
+def open_page(browser: sync_api.Browser) -> Iterator[OpenPage]:
+    """Opens pages, each in a browser profile of its own; any script error fails the test."""
+    contexts: list[sync_api.BrowserContext] = []
+    problems: list[str] = []
+
+    def opened(server: Served, width: int = 1440, height: int = 900) -> sync_api.Page:
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, accept_downloads=True
+        )
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(server.url)
+        page.locator("#lb-accept").click()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert problems == []

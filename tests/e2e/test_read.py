@@ -1,0 +1,284 @@
+"""The Read tab in a real browser: from an upload to a replay."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from engine.trace_io import read_trace, to_zip
+from tests.e2e.conftest import OpenPage, Served, served, sixteen_bit_png
+from tests.factories import trace
+
+pytestmark = pytest.mark.e2e
+
+QUESTION = "What is the margin of the nodule?"
+OPTIONS = "Spiculated\nSmooth\nLobulated"
+
+
+def upload(page: Page, data: bytes, name: str = "DOE_JANE_1960.png") -> None:
+    """Opens bytes as the user would, under a telling file name."""
+    page.set_input_files(
+        "#lb-file", {"name": name, "mimeType": "application/octet-stream", "buffer": data}
+    )
+
+
+def open_image(page: Page, data: bytes | None = None) -> None:
+    """Opens an image and waits until it is drawn."""
+    upload(page, data or sixteen_bit_png())
+    expect(page.locator(".lb-stage")).to_have_attribute("data-busy", "false")
+    expect(page.locator(".lb-stage")).not_to_have_attribute("data-image", "")
+
+
+def ask(page: Page, question: str = QUESTION, options: str = OPTIONS) -> None:
+    """Fills the form and runs."""
+    page.fill("#lb-question", question)
+    page.fill("#lb-options", options)
+    page.locator(".lb-composer summary", has_text="Settings").click()
+    page.get_by_label("Look again above").fill("1.5")
+    page.click("#lb-explain")
+
+
+def wait_for(page: Page, state: str) -> None:
+    """Waits for a state of the page."""
+    expect(page.locator(".lb")).to_have_attribute("data-state", state, timeout=60_000)
+
+
+def saved_trace(page: Page, folder: Path) -> Path:
+    """Saves the run through the page."""
+    with page.expect_download() as download:
+        page.click("#lb-save")
+    target = folder / download.value.suggested_filename
+    download.value.save_as(target)
+    return target
+
+
+def appears(file: Path, within: float) -> bool:
+    """Whether a file that another process writes is there before the time is over."""
+    end = time.monotonic() + within
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    return file.exists()
+
+
+def test_from_an_upload_to_a_replay(
+    page_server: Served, open_page: OpenPage, tmp_path: Path
+) -> None:
+    page = open_page(page_server)
+    open_image(page)
+    ask(page)
+    wait_for(page, "done")
+
+    expect(page.locator(".lb-answer")).to_have_text("Spiculated")
+    expect(page.locator(".lb-card-unsure")).to_be_visible()
+    expect(page.locator(".lb-card-crop .lb-bar-value").first).to_have_text("48% → 83%")
+    page.locator(".lb-token", has_text="margin").first.click()
+    expect(page.locator(".lb-picked-word")).to_have_text("margin")
+    expect(page.locator(".lb-inspect .lb-bar")).to_have_count(7)
+    expect(page.locator(".lb-legend")).to_be_visible()
+
+    strip = page.locator(".lb-strip")
+    strip.focus()
+    strip.press("Home")
+    expect(strip).to_have_attribute("aria-valuenow", "1")
+    expect(page.locator(".lb-picked-word")).to_have_text("The")
+    strip.press("ArrowRight")
+    expect(page.locator(".lb-picked-word")).to_have_text("lungs")
+    strip.press("n")
+    expect(page.locator(".lb-picked-word")).to_have_text("margin")
+    strip.press("1")
+    expect(page.locator(".lb-inspect-picture")).to_be_visible()
+
+    file = saved_trace(page, tmp_path)
+    assert "DOE" not in file.name
+    assert read_trace(file).answered is not None
+
+    second = open_page(page_server)
+    upload(second, file.read_bytes(), "x.radtrace.zip")
+    wait_for(second, "done")
+    expect(second.locator(".lb-answer")).to_have_text("Spiculated")
+    expect(second.locator("#lb-question")).to_have_value(QUESTION)
+    expect(second.locator(".lb-stage")).not_to_have_attribute("data-image", "")
+    assert second.locator(".lb-words").all_inner_texts() == page.locator(
+        ".lb-words"
+    ).all_inner_texts()
+
+
+def test_the_chart_appears_when_the_run_is_done(
+    page_server: Served, open_page: OpenPage
+) -> None:
+    page = open_page(page_server)
+    expect(page.locator("#lb-chart")).to_have_count(0)
+    page.locator(".lb-sample").first.click()
+    expect(page.locator("#lb-question")).to_have_value(QUESTION)
+    page.click("#lb-explain")
+    wait_for(page, "done")
+
+    expect(page.locator("#lb-chart .js-plotly-plot")).to_be_visible(timeout=20_000)
+    expect(page.locator(".lb-truth")).to_contain_text("a spiculated nodule")
+
+
+def test_stop_ends_the_run_at_once_and_keeps_the_partial_trace(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    marker = tmp_path / "stopped"
+    with served(tmp_path / "page", "--delay", "0.08", "--stopped", str(marker)) as server:
+        page = open_page(server)
+        open_image(page)
+        ask(page)
+        expect(page.locator(".lb-token").nth(3)).to_be_visible()
+        page.keyboard.press("Escape")
+        wait_for(page, "stopped")
+
+        assert appears(marker, within=1.0)
+        expect(page.locator(".lb-status")).to_have_text("Stopped. The partial trace is kept.")
+        expect(page.locator("#lb-save")).to_be_enabled()
+        kept = read_trace(saved_trace(page, tmp_path))
+        assert 0 < len(kept.tokens) < len(trace().tokens)
+
+
+def test_closing_the_tab_stops_the_run(open_page: OpenPage, tmp_path: Path) -> None:
+    marker = tmp_path / "stopped"
+    with served(tmp_path / "page", "--delay", "0.2", "--stopped", str(marker)) as server:
+        page = open_page(server)
+        open_image(page)
+        ask(page)
+        expect(page.locator(".lb-token").first).to_be_visible()
+        page.close()
+
+        assert appears(marker, within=10.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        pytest.param(b"hello, this is text", "E101", id="text"),
+        pytest.param(b"PK\x03\x04 not a real archive", "E402", id="broken trace"),
+        pytest.param(sixteen_bit_png()[:400], "E102", id="truncated PNG"),
+    ],
+)
+def test_a_bad_file_gets_one_sentence_and_the_page_lives(
+    page_server: Served, open_page: OpenPage, data: bytes, code: str
+) -> None:
+    page = open_page(page_server)
+    upload(page, data)
+
+    expect(page.locator(".lb-status")).to_contain_text(code)
+    assert "Traceback" not in page.locator(".lb").inner_text()
+    open_image(page)
+    wait_for(page, "ready")
+
+
+@pytest.mark.parametrize(
+    ("fails", "code"),
+    [pytest.param("raise", "E500", id="fault"), pytest.param("memory", "E301", id="memory")],
+)
+def test_a_run_that_fails_shows_a_card_and_keeps_the_image(
+    open_page: OpenPage, tmp_path: Path, fails: str, code: str
+) -> None:
+    with served(tmp_path, "--fails", fails) as server:
+        page = open_page(server)
+        open_image(page)
+        ask(page)
+        wait_for(page, "error")
+
+        card = page.locator(".lb-card-failed")
+        expect(card).to_contain_text(code)
+        expect(card).to_contain_text("Your image is still loaded.")
+        assert "secret detail" not in page.content()
+        expect(page.locator("#lb-explain")).to_be_enabled()
+
+
+def test_a_changed_window_marks_the_run_as_stale(page_server: Served, open_page: OpenPage) -> None:
+    page = open_page(page_server)
+    open_image(page)
+    ask(page)
+    wait_for(page, "done")
+    expect(page.locator(".lb-stale")).to_be_hidden()
+    box = page.locator(".lb-canvas").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 200, box["y"] + 200)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 290, box["y"] + 260, steps=5)
+    page.mouse.up()
+
+    expect(page.locator(".lb-stale")).to_contain_text("Window changed since this run.")
+    page.locator(".lb-canvas").press(" ")
+    expect(page.locator(".lb-stale")).to_be_hidden()
+
+
+def test_a_what_if_stands_beside_the_run_before(page_server: Served, open_page: OpenPage) -> None:
+    page = open_page(page_server)
+    open_image(page)
+    ask(page)
+    wait_for(page, "done")
+    page.locator(".lb-composer summary", has_text="What if").click()
+    page.select_option("#lb-latents", "zero")
+    page.click("#lb-again")
+
+    expect(page.locator(".lb-compare")).to_contain_text("Before: Spiculated", timeout=60_000)
+    expect(page.locator(".lb-banner-change")).to_contain_text("inner steps fed with zeros")
+
+
+def test_two_browsers_never_see_each_other(page_server: Served, open_page: OpenPage) -> None:
+    first, second = open_page(page_server), open_page(page_server)
+    open_image(first, sixteen_bit_png(1))
+    open_image(second, sixteen_bit_png(2))
+    ask(first, "Only the first asks this?")
+    ask(second, "Only the second asks that?", "Left\nRight")
+    wait_for(first, "done")
+    wait_for(second, "done")
+
+    expect(first.locator(".lb-answer")).to_have_text("Spiculated")
+    expect(second.locator(".lb-answer")).to_have_text("Left")
+    states = [page.evaluate("document.querySelector('.lb-stage').dataset.image") for page in
+              (first, second)]
+    assert states[0] != states[1]
+    assert "Only the second" not in first.content()
+    assert "Only the first" not in second.content()
+
+
+def test_the_saved_trace_of_one_browser_is_of_its_own_image(
+    page_server: Served, open_page: OpenPage, tmp_path: Path
+) -> None:
+    hashes = []
+    for seed in (1, 2):
+        page = open_page(page_server)
+        open_image(page, sixteen_bit_png(seed))
+        ask(page)
+        wait_for(page, "done")
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        started = read_trace(saved_trace(page, folder)).started
+        assert started is not None
+        hashes.append(started.image.sha256)
+
+    assert hashes[0] != hashes[1]
+
+
+def test_the_page_works_on_a_telephone(page_server: Served, open_page: OpenPage) -> None:
+    page = open_page(page_server, 390, 844)
+    page.locator(".lb-sample").first.click()
+    expect(page.locator("#lb-question")).to_have_value(QUESTION)
+    page.click("#lb-explain")
+    wait_for(page, "done")
+
+    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0
+    small = page.evaluate(
+        "[...document.querySelectorAll('.lb-go button, .lb-tool, .lb-small')]"
+        ".filter((n) => n.offsetParent && n.offsetHeight < 44).length"
+    )
+    assert small == 0
+
+
+def test_a_trace_replays_where_torch_is_not_installed(open_page: OpenPage, tmp_path: Path) -> None:
+    with served(tmp_path, "--replay-only") as server:
+        page = open_page(server)
+        expect(page.locator(".lb-banner")).to_contain_text("live runs are off")
+        upload(page, to_zip(trace()), "lesson.radtrace.zip")
+        wait_for(page, "done")
+        expect(page.locator(".lb-answer")).to_have_text("Spiculated")
+        expect(page.locator("#lb-explain")).to_be_disabled()
