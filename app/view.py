@@ -21,6 +21,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ Json = dict[str, Any]
 SEGMENTS: Final = ("reasoning", "tool", "answer")
 LIVE_GRID: Final = 12
 MAX_TEXT: Final = 400
+_MARKUP: Final = re.compile(r"\s*(<[^<>]{1,40}>\s*)?")
 
 
 class RunView:
@@ -127,8 +129,11 @@ class RunView:
     def _token(self, event: TokenStep) -> None:
         if event.segment == "tool":
             self._open_card_for_tool()
-        else:
-            self._open_card("answer" if event.segment == "answer" else "look")
+        elif event.segment == "answer":
+            self._open_card("answer")
+        elif not (self.cards and _MARKUP.fullmatch(event.text)):
+            # Tags such as <think> are no reasoning of their own: they join the card before.
+            self._open_card("look")
         length = self._detail(event.attention, None, event)
         self.items.append([
             "t",

@@ -62,6 +62,10 @@ class Cards {
       el('div', { class: 'lb-card-head' },
         el('span', { class: 'lb-card-sign', 'aria-hidden': 'true', text: sign }), heading, meta),
       body);
+    const last = this.nodes[this.nodes.length - 1];
+    if (last && last.kind === 'crop' && !last.number) {
+      last.status.textContent = 'No crop came of it: the request was not understood or one too many.';
+    }
     const card = { kind, from, node, body, heading, meta, before: null };
     this.nodes.push(card);
     this.list.append(node);
