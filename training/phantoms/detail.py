@@ -1,10 +1,10 @@
 """Fine texture that a close look can read and the small view cannot.
 
 Every fine attribute comes as a pair of textures: a structured one (spicules, specks of calcium,
-branching bronchi) and its *decoy*, noise with the same local energy and the same radial power
-spectrum. Both are band-passed above ``BAND[0]`` cycles per pixel, where a view that is four times
-smaller has next to no response. So the mean at the view is equal, and so is the little energy
-that leaks; only the phase, which makes a line a line, differs.
+branching bronchi) and its *decoy*, fainter noise with the same radial power spectrum. Both are
+band-passed above ``BAND[0]`` cycles per pixel, where a view that is four times smaller has next
+to no response: the mean at the view is equal, and what energy leaks is below what can be read
+(`training.phantoms.leakage` measures it).
 """
 
 from __future__ import annotations
