@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import struct
@@ -42,18 +43,22 @@ REASONING = (
     "The lungs are well expanded . The heart is of normal width . In the right lower zone there"
     " is a round density of about two centimetres with a margin"
 )
-SECOND = "that cannot be told from afar . Seen closer , it is spiculated , with fine strands that reach into the lung around it ."
+SECOND = (
+    "that cannot be told from afar . Seen closer , it is spiculated , with fine strands that"
+    " reach into the lung around it ."
+)
 TOOL = '<tool_call>{"name":"zoom","arguments":{"bbox_2d":[46,116,102,172]}}</tool_call>'
 
 
 def png(pixels: npt.NDArray[np.uint8]) -> bytes:
     """The pixels as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 
-def chest(side: int = 512, seed: int = 0) -> npt.NDArray[np.uint8]:
+@functools.cache
+def chest(side: int = 256, seed: int = 0) -> npt.NDArray[np.uint8]:
     """A drawing that resembles a chest radiograph, `(side, side)`."""
     y, x = np.mgrid[0:side, 0:side] / side
     rng = np.random.default_rng(seed)
@@ -197,7 +202,7 @@ def started(request: Request, run_id: str, *, flagged: bool = False) -> RunStart
     pixels = request.image.pixels
     height, width = pixels.shape[:2]
     longest = max(height, width)
-    shown = (max(1, width * 1024 // longest), max(1, height * 1024 // longest))
+    shown = (max(1, width * 512 // longest), max(1, height * 512 // longest))
     return RunStarted(
         seconds=0.0,
         run_id=run_id,

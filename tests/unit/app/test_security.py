@@ -25,7 +25,7 @@ from app.security import (
 )
 
 
-async def answer(request: Request) -> PlainTextResponse:
+async def answer(_: Request) -> PlainTextResponse:
     return PlainTextResponse("in")
 
 

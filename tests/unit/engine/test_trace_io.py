@@ -1,0 +1,579 @@
+"""Saved traces: what is written reads back equal, and nothing else is believed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import stat
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import trace_io
+from engine.geometry import Box
+from engine.request import Interventions, Sampling
+from engine.trace import (
+    EVENT_TYPES,
+    SCHEMA_VERSION,
+    Alternative,
+    Answered,
+    Belief,
+    Event,
+    EvidenceMap,
+    Failed,
+    Finished,
+    ImageFacts,
+    LatentStep,
+    ModelFacts,
+    OutOfDistribution,
+    Reground,
+    RequestFacts,
+    RunStarted,
+    TokenCounts,
+    TokenStep,
+    Trace,
+    Trigger,
+)
+from engine.trace_io import (
+    NOTICE,
+    TraceFileError,
+    check_png,
+    dumps,
+    from_json,
+    loads,
+    read_trace,
+    to_json,
+    to_zip,
+    write_trace,
+)
+from tests.factories import png, trace
+
+# --- any events ----------------------------------------------------------------------------
+
+SMALL_PNGS = [png(np.full((side, side), side, dtype=np.uint8)) for side in (1, 2, 3)]
+GRIDS = {0: (2, 3), 1: (1, 2)}
+
+text = st.text(max_size=12)
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+seconds = st.floats(0, 1e6)
+share = st.floats(0, 1)
+count = st.integers(0, 2**40)
+pictures = st.sampled_from(SMALL_PNGS)
+
+
+def tuples(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(items, max_size=3).map(tuple)
+
+
+def unit_boxes() -> st.SearchStrategy[tuple[float, float, float, float]]:
+    edges = st.tuples(st.floats(0, 0.4), st.floats(0, 0.4), st.floats(0.5, 1), st.floats(0.5, 1))
+    return edges.map(lambda e: e)
+
+
+def maps(image: int) -> st.SearchStrategy[EvidenceMap]:
+    rows, columns = GRIDS[image]
+    size = rows * columns
+    return st.builds(
+        EvidenceMap,
+        image=st.just(image),
+        rows=st.just(rows),
+        columns=st.just(columns),
+        values=st.binary(min_size=size, max_size=size),
+        peak=finite,
+        total=finite,
+    )
+
+
+interventions = st.builds(
+    Interventions,
+    latents=st.sampled_from(["none", "zero", "noise", "blind", "skip"]),
+    latent_donor=tuples(st.binary(max_size=8)),
+    skip_crops=tuples(count),
+    move_crops=tuples(st.tuples(count, unit_boxes().map(lambda e: Box(*e)))),
+    occlude=tuples(unit_boxes().map(lambda e: Box(*e))),
+)
+starts = st.builds(
+    RunStarted,
+    seconds=seconds,
+    run_id=text,
+    model=st.builds(
+        ModelFacts,
+        id=text,
+        revision=text,
+        stage=text,
+        dtype=text,
+        device=text,
+        parameters=count,
+        layers=count,
+        embedded=st.booleans(),
+        trained_methods=tuples(text),
+    ),
+    request=st.builds(
+        RequestFacts,
+        question=text,
+        options=tuples(text),
+        method=st.sampled_from(["direct", "latent", "zoom", "auto"]),
+        seed=count,
+        sampling=st.builds(Sampling, temperature=st.floats(0, 10), top_p=st.floats(0.01, 1)),
+        max_new_tokens=count,
+        max_crops=count,
+        latent_steps=count,
+        entropy_threshold=st.none() | finite,
+        interventions=interventions,
+    ),
+    image=st.builds(
+        ImageFacts,
+        sha256=text,
+        source_width=st.integers(1, 65_535),
+        source_height=st.integers(1, 65_535),
+        modality=text,
+        window_center=st.none() | finite,
+        window_width=st.none() | finite,
+        window_source=text,
+        spacing_mm=st.none() | st.tuples(finite, finite),
+        seen_width=count,
+        seen_height=count,
+        rows=st.just(GRIDS[0][0]),
+        columns=st.just(GRIDS[0][1]),
+        display_png=pictures,
+        seen_png=pictures,
+    ),
+    out_of_distribution=st.none()
+    | st.builds(OutOfDistribution, score=finite, threshold=finite, flagged=st.booleans()),
+    notices=tuples(text),
+)
+tokens = st.builds(
+    TokenStep,
+    seconds=seconds,
+    index=count,
+    token_id=count,
+    text=text,
+    logprob=finite,
+    entropy_nats=finite,
+    alternatives=tuples(st.builds(Alternative, token_id=count, text=text, logprob=finite)),
+    segment=st.sampled_from(["reasoning", "tool", "answer"]),
+    forced=st.booleans(),
+    attention=tuples(st.one_of(maps(0), maps(1))),
+)
+latents = st.builds(
+    LatentStep,
+    seconds=seconds,
+    step=count,
+    steps=count,
+    attention=tuples(maps(0)),
+    similarity=maps(0),
+    norm=finite,
+    cosine_to_previous=st.none() | finite,
+    vector=st.binary(max_size=16),
+)
+crops = st.builds(
+    Reground,
+    seconds=seconds,
+    number=st.just(1),
+    box=unit_boxes(),
+    box_source_px=st.tuples(count, count, count, count),
+    box_seen_px=st.tuples(finite, finite, finite, finite),
+    clamped=st.booleans(),
+    skipped=st.booleans(),
+    trigger=st.builds(
+        Trigger,
+        kind=st.sampled_from(["tool_call", "entropy", "request"]),
+        token_index=count,
+        entropy_nats=st.none() | finite,
+        threshold=st.none() | finite,
+    ),
+    rows=st.just(GRIDS[1][0]),
+    columns=st.just(GRIDS[1][1]),
+    crop_width=count,
+    crop_height=count,
+    crop_png=pictures,
+)
+beliefs = st.builds(
+    Belief,
+    seconds=seconds,
+    moment=st.sampled_from(["prefill", "latent", "before_crop", "after_crop", "end"]),
+    token_index=count,
+    crop=st.none() | count,
+    options=tuples(text),
+    probabilities=tuples(share),
+    outside=share,
+)
+answers = st.builds(
+    Answered,
+    seconds=seconds,
+    text=text,
+    option=st.none() | count,
+    valid=st.booleans(),
+    options=tuples(text),
+    probabilities=tuples(share),
+)
+ends = st.one_of(
+    st.builds(Failed, seconds=seconds, code=text, message=text),
+    st.builds(
+        Finished,
+        seconds=seconds,
+        reason=st.sampled_from(["answered", "stopped", "token_budget", "no_answer"]),
+        prefill_seconds=finite,
+        decode_seconds=finite,
+        counts=st.builds(
+            TokenCounts,
+            prompt=count,
+            image=count,
+            generated=count,
+            latent=count,
+            crop=count,
+            forwarded=count,
+        ),
+        peak_memory_bytes=count,
+    ),
+)
+middles = st.lists(st.one_of(tokens, latents, beliefs, answers), max_size=4)
+runs = st.builds(
+    lambda start, crop, middle, end: (start, crop, *middle, end), starts, crops, middles, ends
+)
+
+
+@given(events=runs)
+@settings(max_examples=40)
+def test_any_events_come_back_equal_from_a_file(events: tuple[Event, ...]) -> None:
+    assert read_trace(to_zip(events)).events == events
+
+
+@given(events=runs)
+@settings(max_examples=25)
+def test_any_event_comes_back_equal_from_its_line(events: tuple[Event, ...]) -> None:
+    assert tuple(loads(dumps(event)) for event in events) == events
+
+
+def test_every_kind_of_event_is_covered_here() -> None:
+    assert {type(event) for event in trace()} | {Failed} == set(EVENT_TYPES)
+
+
+# --- what a line looks like ------------------------------------------------------------------
+
+
+def test_an_event_names_its_type_and_its_seconds_first() -> None:
+    for event in trace():
+        keys = list(to_json(event))
+        assert keys[:2] == ["type", "seconds"]
+        assert to_json(event)["type"] == type(event).__name__
+
+
+def test_pictures_are_inline_unless_a_member_is_named() -> None:
+    crop = trace().regrounds[0]
+
+    inline = to_json(crop)
+    named = to_json(crop, lambda field, _: f"crops/{field}")
+
+    assert base64.b64decode(inline["crop_png"]) == crop.crop_png
+    assert named["crop_png"] == {"file": "crops/crop_png"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_not_written(value: float) -> None:
+    event = replace(trace().tokens[0], entropy_nats=value)
+
+    with pytest.raises(TraceFileError, match="not finite"):
+        dumps(event)
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_whole_and_can_be_opened_anywhere(tmp_path: Path) -> None:
+    events = trace()
+    file = tmp_path / "run.radtrace.zip"
+
+    write_trace(file, events, app_version="1.2.3")
+
+    assert read_trace(file) == events
+    assert list(tmp_path.iterdir()) == [file]
+    with zipfile.ZipFile(file) as archive:
+        assert set(archive.namelist()) == {
+            "manifest.json",
+            "trace.jsonl",
+            "display.png",
+            "seen.png",
+            "crops/1.png",
+        }
+        manifest = json.loads(archive.read("manifest.json"))
+        assert manifest["notice"] == NOTICE
+        assert manifest["schema_version"] == SCHEMA_VERSION
+        assert manifest["app_version"] == "1.2.3"
+        assert (
+            manifest["sha256"]["seen.png"] == hashlib.sha256(archive.read("seen.png")).hexdigest()
+        )
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_equal_events_give_equal_bytes() -> None:
+    assert to_zip(trace()) == to_zip(trace())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.radtrace.zip"
+    write_trace(file, trace())
+    before = file.read_bytes()
+    broken = [replace(trace().tokens[0], logprob=float("nan"))]
+
+    with pytest.raises(TraceFileError):
+        write_trace(file, broken)
+
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_empty_maps_by_the_thousand_still_read_back() -> None:
+    events = trace()
+    dark = EvidenceMap(image=0, rows=8, columns=8, values=bytes(64), peak=0.0, total=0.0)
+    token = replace(events.tokens[0], attention=(dark,), alternatives=())
+    many = Trace((events.events[0], *([token] * 4000)))
+
+    assert read_trace(to_zip(many)) == many
+
+
+# --- files that nobody should trust ------------------------------------------------------------
+
+
+def members_of(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def packed(members: dict[str, bytes], *, sealed: bool = True) -> bytes:
+    """A zip of the members; sealed ones get a manifest whose checksums match."""
+    if sealed:
+        manifest = json.loads(members["manifest.json"])
+        manifest["sha256"] = {
+            name: hashlib.sha256(data).hexdigest()
+            for name, data in members.items()
+            if name != "manifest.json"
+        }
+        members = {**members, "manifest.json": json.dumps(manifest).encode()}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def edited(change: Callable[[list[dict[str, Any]]], object]) -> bytes:
+    """A good file whose events were changed, with checksums that match."""
+    members = members_of(to_zip(trace()))
+    lines = [json.loads(line) for line in members["trace.jsonl"].splitlines()]
+    change(lines)
+    members["trace.jsonl"] = "\n".join(json.dumps(line) for line in lines).encode()
+    return packed(members)
+
+
+def refused(data: bytes, says: str) -> None:
+    with pytest.raises(TraceFileError, match=says) as caught:
+        read_trace(data)
+    message = str(caught.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+
+
+def first_token(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(line for line in lines if line["type"] == "TokenStep")
+
+
+def put(index: int, path: list[Any], value: object) -> Callable[[list[dict[str, Any]]], object]:
+    def change(lines: list[dict[str, Any]]) -> None:
+        target: Any = lines[index] if index >= 0 else first_token(lines)
+        for part in path[:-1]:
+            target = target[part]
+        target[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("index", "path", "value", "says"),
+    [
+        pytest.param(-1, ["entropy_nats"], "high", "damaged TokenStep", id="text for a number"),
+        pytest.param(-1, ["token_id"], True, "damaged TokenStep", id="truth value for a number"),
+        pytest.param(-1, ["token_id"], 1.5, "damaged TokenStep", id="fraction for an integer"),
+        pytest.param(-1, ["token_id"], 10**30, "too large", id="huge integer"),
+        pytest.param(-1, ["text"], None, "damaged TokenStep", id="missing text"),
+        pytest.param(-1, ["segment"], "script", "damaged TokenStep", id="unknown segment"),
+        pytest.param(-1, ["onload"], "alert(1)", "damaged TokenStep", id="field too many"),
+        pytest.param(-1, ["type"], "Exploit", "kind", id="unknown type"),
+        pytest.param(-1, ["type"], ["TokenStep"], "kind", id="type that is a list"),
+        pytest.param(-1, ["attention", 0, "values"], "!!", "damaged", id="no base64"),
+        pytest.param(-1, ["attention", 0, "rows"], 9, "damaged", id="grid and bytes differ"),
+        pytest.param(-1, ["attention", 0, "image"], 7, "map", id="map of an unknown crop"),
+        pytest.param(-1, ["seconds"], -1.0, "before the run", id="negative time"),
+        pytest.param(0, ["image", "rows"], 10**6, "grid", id="absurd grid"),
+        pytest.param(0, ["image", "source_width"], 0, "size", id="no width"),
+        pytest.param(0, ["image", "seen_png"], {"file": "../x"}, "not in the file", id="file"),
+        pytest.param(0, ["image", "seen_png"], {"file": 3}, "not in the file", id="file number"),
+        pytest.param(0, ["image", "seen_png"], "PHN2Zz4=", "not a PNG", id="SVG for a PNG"),
+        pytest.param(0, ["request", "sampling", "temperature"], -3, "damaged", id="temperature"),
+    ],
+)
+def test_events_that_cannot_be_are_refused(
+    index: int, path: list[Any], value: object, says: str
+) -> None:
+    refused(edited(put(index, path, value)), says)
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_outside_of_json_are_refused(literal: str) -> None:
+    members = members_of(to_zip(trace()))
+    lines = members["trace.jsonl"].decode().splitlines()
+    token = json.loads(lines[2]) | {"norm": 0}
+    lines[2] = json.dumps(token).replace('"seconds": ', f'"seconds": {literal}, "x": ', 1)
+    members["trace.jsonl"] = "\n".join(lines).encode()
+
+    refused(packed(members), "not finite")
+
+
+def swap_start(lines: list[dict[str, Any]]) -> None:
+    lines[0], lines[1] = lines[1], lines[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param(swap_start, "begin", id="start second"),
+        pytest.param(lambda lines: lines.insert(1, lines[0]), "more than one run", id="two runs"),
+        pytest.param(lambda lines: lines.append(lines[-1]), "after the end", id="two ends"),
+        pytest.param(lambda lines: lines.clear(), "empty", id="no events"),
+    ],
+)
+def test_events_out_of_order_are_refused(
+    change: Callable[[list[dict[str, Any]]], object], says: str
+) -> None:
+    refused(edited(change), says)
+
+
+def test_lines_that_are_no_objects_are_refused() -> None:
+    for line in (b"[]", b"7", b"{", b"[1," * 30_000 + bytes(range(32, 120)) * 20, b"\xff\xfe"):
+        members = members_of(to_zip(trace())) | {"trace.jsonl": line}
+        refused(packed(members), "line")
+
+
+def with_manifest(**changes: object) -> bytes:
+    members = members_of(to_zip(trace()))
+    manifest = json.loads(members["manifest.json"]) | changes
+    return packed(members | {"manifest.json": json.dumps(manifest).encode()}, sealed=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        pytest.param(b"", "not a saved trace", id="empty"),
+        pytest.param(b"\x89PNG\r\n\x1a\n", "not a saved trace", id="PNG"),
+        pytest.param(to_zip(trace())[:-200], "not a saved trace", id="truncated"),
+        pytest.param(with_manifest(schema_version=99), "newer version", id="newer"),
+        pytest.param(with_manifest(schema_version="1"), "damaged", id="version as text"),
+        pytest.param(with_manifest(sha256={}), "checksums", id="no checksums"),
+        pytest.param(packed({}, sealed=False), "missing", id="empty zip"),
+    ],
+)
+def test_files_that_are_no_traces_are_refused(data: bytes, says: str) -> None:
+    refused(data, says)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../trace.jsonl", "/etc/passwd", "crops/../x.png", "crops/0.png", "crops/1.svg", "a.zip",
+     "crops\\1.png", "crops/", "C:/x.png", "crops/1/2.png"],
+)  # fmt: skip
+def test_entries_that_do_not_belong_are_refused(name: str) -> None:
+    members = members_of(to_zip(trace())) | {name: b"x"}
+
+    refused(packed(members), "does not belong")
+
+
+def rezipped(prepare: Callable[[zipfile.ZipInfo], object]) -> bytes:
+    """A good file whose directory entry for `seen.png` was changed."""
+    members = members_of(to_zip(trace()))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(name)
+            if name == "seen.png":
+                prepare(info)
+            archive.writestr(info, data)
+    return buffer.getvalue()
+
+
+def test_links_are_refused() -> None:
+    def link(info: zipfile.ZipInfo) -> None:
+        info.create_system = 3
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+
+    refused(rezipped(link), "plain file")
+
+
+def test_two_entries_of_one_name_are_refused() -> None:
+    good = to_zip(trace())
+    buffer = io.BytesIO(good)
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr("seen.png", SMALL_PNGS[0])
+
+    refused(buffer.getvalue(), "same name")
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
+    members = members_of(to_zip(trace())) | {"crops/9.png": bytes(30 * 2**20)}
+
+    refused(packed(members), "compressed more")
+
+
+def test_too_many_entries_and_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = to_zip(trace())
+    for limit, value, says in (
+        ("MAX_ENTRIES", 2, "entries"),
+        ("MAX_FILE_BYTES", 100, "larger"),
+        ("MAX_UNPACKED_BYTES", 100, "unpacks"),
+        ("MAX_EVENTS", 3, "events"),
+        ("MAX_LINE_BYTES", 10, "too long"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(trace_io, limit, value)
+            refused(good, says)
+
+
+def test_a_flipped_byte_is_noticed() -> None:
+    good = bytearray(to_zip(trace()))
+    good[len(good) // 2] ^= 0xFF
+
+    with pytest.raises(TraceFileError):
+        read_trace(bytes(good))
+
+
+@given(cut=st.integers(0, 400), noise=st.binary(max_size=20))
+@settings(max_examples=25)
+def test_random_damage_ends_in_one_error(cut: int, noise: bytes) -> None:
+    good = to_zip(trace())
+
+    with pytest.raises(TraceFileError):
+        read_trace(good[:cut] + noise + good[cut + len(noise) + 1 :])
+
+
+def test_a_png_is_measured_without_being_decoded() -> None:
+    assert check_png(SMALL_PNGS[2]) == (3, 3)
+    huge = bytearray(SMALL_PNGS[0])
+    huge[16:24] = b"\x00\x01\x00\x00" * 2
+
+    with pytest.raises(TraceFileError, match="larger"):
+        check_png(bytes(huge))
+    with pytest.raises(TraceFileError, match="not a PNG"):
+        check_png(b"\x89PNG")
+
+
+def test_an_object_without_a_type_is_refused() -> None:
+    with pytest.raises(TraceFileError, match="kind"):
+        from_json({"seconds": 0.0})
