@@ -76,7 +76,7 @@ def ensure_packages(profile: str) -> None:
     run(
         "pip could not install the packages (see above): check the network and the disk space.",
         VENV_PYTHON,
-        *("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"),
+        *("-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-input"),
         *("-r", ROOT / REQUIREMENTS[profile][0]),
     )
     ensure_opencv()
@@ -96,7 +96,7 @@ def ensure_opencv() -> None:
     say("libGL is missing and cannot be installed here: using the headless build of OpenCV.")
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
     pin = next(line for line in requirements if line.startswith("opencv-python=="))
-    pip = (VENV_PYTHON, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    pip = (VENV_PYTHON, "-m", "pip", "-qq", "--disable-pip-version-check")
     run("cannot replace OpenCV (see above).", *pip, "uninstall", "--yes", "opencv-python")
     headless = pin.replace("opencv-python", "opencv-python-headless")
     failure = "OpenCV cannot be imported: run `apt install libgl1 libglib2.0-0`."
