@@ -8,16 +8,16 @@ import sys
 import threading
 from pathlib import Path
 
-import tests.factories as factories
 from app.live import StreamEngine
 from app.samples import Sample
 from app.ui import build, launch_options
+from tests import factories
 
 
 class Blocker(importlib.abc.MetaPathFinder):
     """Makes the model libraries look as if they were not installed."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+    def find_spec(self, name: str, *_: object) -> None:
         if name.partition(".")[0] in {"torch", "transformers"}:
             raise ModuleNotFoundError(name)
 

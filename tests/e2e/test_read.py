@@ -101,14 +101,12 @@ def test_from_an_upload_to_a_replay(
     expect(second.locator(".lb-answer")).to_have_text("Spiculated")
     expect(second.locator("#lb-question")).to_have_value(QUESTION)
     expect(second.locator(".lb-stage")).not_to_have_attribute("data-image", "")
-    assert second.locator(".lb-words").all_inner_texts() == page.locator(
-        ".lb-words"
-    ).all_inner_texts()
+    assert (
+        second.locator(".lb-words").all_inner_texts() == page.locator(".lb-words").all_inner_texts()
+    )
 
 
-def test_the_chart_appears_when_the_run_is_done(
-    page_server: Served, open_page: OpenPage
-) -> None:
+def test_the_chart_appears_when_the_run_is_done(page_server: Served, open_page: OpenPage) -> None:
     page = open_page(page_server)
     expect(page.locator("#lb-chart")).to_have_count(0)
     page.locator(".lb-sample").first.click()
@@ -233,8 +231,10 @@ def test_two_browsers_never_see_each_other(page_server: Served, open_page: OpenP
 
     expect(first.locator(".lb-answer")).to_have_text("Spiculated")
     expect(second.locator(".lb-answer")).to_have_text("Left")
-    states = [page.evaluate("document.querySelector('.lb-stage').dataset.image") for page in
-              (first, second)]
+    states = [
+        page.evaluate("document.querySelector('.lb-stage').dataset.image")
+        for page in (first, second)
+    ]
     assert states[0] != states[1]
     assert "Only the second" not in first.content()
     assert "Only the first" not in second.content()

@@ -349,7 +349,9 @@ def members_of(data: bytes) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def packed(members: dict[str, bytes], *, sealed: bool = True) -> bytes:
+def packed(
+    members: dict[str, bytes], *, sealed: bool = True, method: int = zipfile.ZIP_DEFLATED
+) -> bytes:
     """A zip of the members; sealed ones get a manifest whose checksums match."""
     if sealed:
         manifest = json.loads(members["manifest.json"])
@@ -360,7 +362,7 @@ def packed(members: dict[str, bytes], *, sealed: bool = True) -> bytes:
         }
         members = {**members, "manifest.json": json.dumps(manifest).encode()}
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
     return buffer.getvalue()
@@ -458,9 +460,9 @@ def test_events_out_of_order_are_refused(
 
 
 def test_lines_that_are_no_objects_are_refused() -> None:
-    for line in (b"[]", b"7", b"{", b"[1," * 30_000 + bytes(range(32, 120)) * 20, b"\xff\xfe"):
+    for line in (b"[]", b"7", b"{", b"[" * 50_000, b"\xff\xfe"):
         members = members_of(to_zip(trace())) | {"trace.jsonl": line}
-        refused(packed(members), "line")
+        refused(packed(members, method=zipfile.ZIP_STORED), "line")
 
 
 def with_manifest(**changes: object) -> bytes:

@@ -1,0 +1,61 @@
+"""The chart of a finished run."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.charts import plain, run_chart
+from engine.trace import Trace
+from tests.factories import request, started, trace
+
+
+def test_the_chart_shows_every_word_and_every_belief() -> None:
+    events = trace()
+    bars, *lines = run_chart(events).data
+
+    assert list(bars.y) == [token.entropy_nats for token in events.tokens]
+    assert [line.name for line in lines] == ["Spiculated", "Smooth", "Lobulated"]
+    assert list(lines[0].y) == [belief.probabilities[0] for belief in events.beliefs]
+
+
+def test_words_above_the_threshold_stand_out() -> None:
+    events = trace()
+    colors = run_chart(events).data[0].marker.color
+
+    above = [token.entropy_nats >= 1.5 for token in events.tokens]
+
+    assert len(set(colors)) == 2
+    assert [color == colors[above.index(True)] for color in colors] == above
+
+
+def test_crops_and_the_threshold_are_marked() -> None:
+    figure = run_chart(trace())
+
+    assert len(figure.layout.shapes) == 2
+    assert any(note.text == "crop 1" for note in figure.layout.annotations)
+
+
+def test_a_run_without_belief_has_one_row() -> None:
+    bare = Trace((started(request(options=()), "r"), *trace().tokens))
+
+    figure = run_chart(bare)
+
+    assert len(figure.data) == 1
+    assert figure.layout.height == 210
+
+
+def test_an_empty_run_has_an_empty_chart() -> None:
+    assert list(run_chart(Trace(())).data[0].y) == []
+
+
+@pytest.mark.parametrize("text", ["<b>x</b>", "<a href='javascript:1'>x</a>", "a & b < c"])
+def test_no_label_holds_markup(text: str) -> None:
+    assert "<" not in plain(text)
+    figure = run_chart(trace(options=(text, "other")))
+
+    assert "<" not in figure.data[1].name
+
+
+def test_long_labels_are_shortened() -> None:
+    assert plain("x" * 500).endswith("…")
+    assert len(plain("x" * 500)) == 60

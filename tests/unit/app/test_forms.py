@@ -1,0 +1,106 @@
+"""What the page sends becomes a request, or one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.forms import request_from, window_from
+from engine.geometry import Box
+from engine.imaging import Window
+from engine.request import DisplayImage, Request, RequestError
+
+IMAGE = DisplayImage(pixels=np.zeros((4, 4), dtype=np.uint8))
+GOOD: dict[str, Any] = {"question": "Is it?", "options": ["yes", "no"], "method": "zoom"}
+
+
+def made(**changes: object) -> Request:
+    return request_from({**GOOD, **changes}, IMAGE)
+
+
+def test_a_filled_form_becomes_a_request() -> None:
+    request = made(
+        seed=7,
+        temperature=0.5,
+        max_crops=3,
+        latent_steps=4,
+        threshold=1.5,
+        changes={"latents": "zero", "skip_crops": [1], "occlude": [[0.1, 0.2, 0.5, 1.5]]},
+    )
+
+    assert (request.question, request.options, request.method) == ("Is it?", ("yes", "no"), "zoom")
+    assert (request.seed, request.sampling.temperature) == (7, 0.5)
+    assert (request.budgets.max_crops, request.budgets.latent_steps) == (3, 4)
+    assert request.entropy_threshold == 1.5
+    assert request.interventions.latents == "zero"
+    assert request.interventions.skip_crops == (1,)
+    assert request.interventions.occlude == (Box(0.1, 0.2, 0.5, 1.0),)
+
+
+def test_what_is_left_empty_takes_its_default() -> None:
+    request = made(seed=None, threshold="", options=None)
+
+    assert (request.seed, request.entropy_threshold, request.options) == (0, None, ())
+
+
+def test_blank_options_are_dropped_and_others_trimmed() -> None:
+    assert made(options=["  yes ", "", " ", "no"]).options == ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"question": "  "}, "empty"),
+        ({"question": ["x"]}, "text"),
+        ({"question": "x" * 1001}, "1000"),
+        ({"options": ["one"]}, "options"),
+        ({"options": "yes"}, "list"),
+        ({"options": ["yes", 3]}, "list"),
+        ({"options": ["yes", " yes"]}, "same"),
+        ({"method": "magic"}, "method"),
+        ({"seed": "7"}, "number"),
+        ({"seed": True}, "number"),
+        ({"seed": -1}, "seed"),
+        ({"temperature": float("nan")}, "range"),
+        ({"temperature": 10**400}, "range"),
+        ({"threshold": -1}, "threshold"),
+        ({"max_crops": 99}, "max_crops"),
+        ({"latent_steps": 1e300}, "range"),
+        ({"changes": {"latents": "shuffle"}}, "another image"),
+        ({"changes": {"latents": "melt"}}, "latents"),
+        ({"changes": {"latents": {}, "occlude": [[0, 0, 0, 0]]}}, "region"),
+        ({"changes": {"occlude": [["a", 0, 1, 1]]}}, "region"),
+        ({"changes": {"occlude": [None]}}, "region"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        made(**changes)
+
+
+def test_crop_numbers_that_are_none_are_left_out() -> None:
+    changes = {"skip_crops": [1, "2", True, 0, 99, 3]}
+
+    assert made(changes=changes).interventions.skip_crops == (1, 3)
+
+
+def test_an_untouched_window_is_none() -> None:
+    assert window_from({}) == (None, "")
+
+
+def test_a_window_keeps_its_function_and_source() -> None:
+    given = {"window": [40, 400, "LINEAR", "preset"]}
+
+    assert window_from(given) == (Window(40.0, 400.0, "LINEAR"), "preset")
+
+
+@pytest.mark.parametrize(
+    "window",
+    [[40, 0, "LINEAR", "preset"], [40, 400, "LINEAR", "magic"], [40, 400], "wide", 7,
+     [None, 1, "LINEAR", "preset"], [float("nan"), 1, "LINEAR", "preset"]],
+)  # fmt: skip
+def test_a_window_that_is_none_is_refused(window: object) -> None:
+    with pytest.raises(RequestError, match="window"):
+        window_from({"window": window})

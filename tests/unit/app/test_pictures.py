@@ -1,0 +1,117 @@
+"""What the viewer gets of an image agrees with what the model gets."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.data import get_testdata_file
+
+from app.pictures import describe, display_image, picture_files, raw_grey
+from engine.imaging import SourceImage, Window, open_image, render
+from tests.factories import png
+
+
+@pytest.fixture
+def ramp() -> SourceImage:
+    values = np.arange(60 * 64, dtype=np.uint16).reshape(60, 64) * 7
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, format="PNG")
+    return open_image(buffer.getvalue())
+
+
+@given(low=st.integers(-40_000, 40_000), span=st.integers(0, 65_535), seed=st.integers(0, 99))
+def test_integers_travel_exactly(low: int, span: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(low, low + span + 1, size=(5, 7), dtype=np.int32)
+
+    raw = raw_grey(values)
+    back = raw.offset + raw.slope * np.frombuffer(raw.data, "<u2").reshape(5, 7)
+
+    np.testing.assert_array_equal(back, values)
+
+
+@given(scale=st.floats(1e-3, 1e6), seed=st.integers(0, 99))
+def test_fractions_travel_within_half_a_step(scale: float, seed: int) -> None:
+    values = np.random.default_rng(seed).normal(scale=scale, size=(4, 6)).astype(np.float32)
+
+    raw = raw_grey(values)
+    back = raw.offset + raw.slope * np.frombuffer(raw.data, "<u2").reshape(4, 6)
+
+    assert np.abs(back - values).max() <= raw.slope * 0.51
+
+
+def test_what_is_no_number_is_the_smallest() -> None:
+    raw = raw_grey(np.array([[1.0, np.nan], [2.0, 3.0]], dtype=np.float32))
+
+    assert np.frombuffer(raw.data, "<u2").tolist()[:2] == [0, 0]
+
+
+def windowed_in_the_browser(files: dict[str, bytes], facts: dict[str, object]) -> np.ndarray:
+    """The arithmetic of `viewer.js: lookup`, in Python."""
+    center, width, kind = facts["window"]  # type: ignore[misc]
+    numbers = np.frombuffer(files["image.raw"], "<u2").astype(float)
+    values = facts["offset"] + facts["slope"] * numbers  # type: ignore[operator]
+    low = center - 0.5 - (width - 1) / 2 if kind == "LINEAR" else center - width / 2
+    part = np.clip((values - low) / (width - 1 if kind == "LINEAR" else width), 0, 1)
+    part = 1 - part if facts["inverted"] else part
+    return np.floor(part * 255 + 0.5)
+
+
+def test_the_browser_shows_what_the_model_sees(ramp: SourceImage) -> None:
+    files, raw = picture_files(ramp)
+    facts = describe(ramp, raw)
+
+    shown = windowed_in_the_browser(files, facts).reshape(60, 64)
+
+    assert np.abs(shown - render(ramp).astype(float)).max() <= 1
+
+
+def test_colour_travels_as_png() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    source = open_image(png(pixels))
+
+    files, raw = picture_files(source)
+
+    assert raw is None
+    assert files.keys() == {"image.png"}
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(files["image.png"]))), pixels)
+    assert describe(source, raw)["kind"] == "color"
+    assert display_image(source, None, "").window_center is None
+
+
+def test_an_untouched_window_keeps_its_source(ramp: SourceImage) -> None:
+    shown = display_image(ramp, None, "")
+
+    np.testing.assert_array_equal(shown.pixels, render(ramp))
+    assert shown.window_source == "percentile"
+    assert shown.sha256 == ramp.sha256
+
+
+def test_a_chosen_window_is_part_of_the_request(ramp: SourceImage) -> None:
+    window = Window(10_000.0, 4_000.0)
+
+    shown = display_image(ramp, window, "request")
+
+    np.testing.assert_array_equal(shown.pixels, render(ramp, window))
+    assert (shown.window_center, shown.window_width) == (10_000.0, 4_000.0)
+    assert shown.window_source == "request"
+
+
+def test_a_table_of_the_file_reaches_the_browser() -> None:
+    path = get_testdata_file("vlut_04.dcm", download=False)
+    if path is None:
+        pytest.skip("needs the DICOM file vlut_04.dcm of pydicom-data")
+    source = open_image(Path(str(path)))
+    assert source.voi_lut is not None
+    files, _ = picture_files(source)
+    numbers = np.frombuffer(files["image.raw"], "<u2")
+
+    shown = np.frombuffer(files["image.lut"], np.uint8)[numbers]
+
+    np.testing.assert_array_equal(shown.reshape(source.pixels.shape), render(source))
