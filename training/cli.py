@@ -49,11 +49,13 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("overrides", nargs="*", metavar="key=value")
         stage.set_defaults(command=command)
     evaluate = commands.add_parser("evaluate", help="score a checkpoint on a benchmark")
-    evaluate.add_argument("--benchmark", choices=("phantoms", "lungs", "distribution"),
-                          default="phantoms")
+    evaluate.add_argument(
+        "--benchmark", choices=("phantoms", "lungs", "distribution"), default="phantoms"
+    )
     evaluate.add_argument("--checkpoint", required=True)
-    evaluate.add_argument("--method", choices=("direct", "latent", "zoom", "auto"),
-                          default="direct")
+    evaluate.add_argument(
+        "--method", choices=("direct", "latent", "zoom", "auto"), default="direct"
+    )
     evaluate.add_argument("--data", type=Path, help="folder of real data, where one is needed")
     evaluate.add_argument("--limit", type=int, default=500)
     evaluate.add_argument("--seed", type=int, default=0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +30,9 @@ def load_config(cls: type[ConfigT], path: Path, overrides: list[str]) -> ConfigT
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"Cannot read the configuration {path.name}: {error.strerror}.") from error
+        raise ConfigError(
+            f"Cannot read the configuration {path.name}: {error.strerror}."
+        ) from error
     try:
         raw = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -76,29 +77,42 @@ def build(cls: type[ConfigT], raw: dict[str, Any], prefix: str = "") -> ConfigT:
     try:
         return cls(**values)
     except TypeError as error:
-        raise ConfigError(f"The configuration {prefix or cls.__name__!r} lacks a key: {error}.") from error
+        raise ConfigError(
+            f"The configuration {prefix or cls.__name__!r} lacks a key: {error}."
+        ) from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def _checked(hint: Any, value: Any, name: str) -> Any:
+def _checked(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401
+    """`value` as the type hint asks; type hints and YAML values have no type in common."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{name!r} must be a section with keys.")
         return build(typing.cast("type[Any]", hint), value, f"{name}.")
+    if typing.get_origin(hint) is not None:
+        return _checked_generic(hint, value, name)
+    return _checked_plain(hint, value, name)
+
+
+def _checked_generic(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401
+    """Tuples (from lists), optional values and literals."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{name!r} must be a list.")
         return tuple(_checked(arguments[0], item, name) for item in value)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _checked(next(a for a in arguments if a is not type(None)), value, name)
     if origin is typing.Literal:
         if value not in arguments:
             raise ConfigError(f"{name!r} must be one of {', '.join(map(str, arguments))}.")
         return value
+    if value is None and type(None) in arguments:
+        return None
+    return _checked(next(a for a in arguments if a is not type(None)), value, name)
+
+
+def _checked_plain(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401
+    """Numbers, text, switches and paths."""
     if hint is float and type(value) is int:
         return float(value)
     if hint is Path and isinstance(value, str):

@@ -26,9 +26,7 @@ def read_picture(
     return cover.float().sigmoid(), tuple(a.float() for a in attributes), edges.float()
 
 
-def box_from_edges(
-    weights: torch.Tensor, edges: torch.Tensor, grid: PatchGrid
-) -> Box | None:
+def box_from_edges(weights: torch.Tensor, edges: torch.Tensor, grid: PatchGrid) -> Box | None:
     """The box that cells agree on: the mean of their boxes, weighted by their coverage."""
     index = torch.arange(grid.cells)
     x = (index % grid.columns + 0.5) / grid.columns

@@ -6,13 +6,28 @@ model; byte-level BPE tokenizer with Qwen's own special-token names.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from torch import nn
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from tokenizers import Regex, trainers
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import (
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+)
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from engine.prompt import (
@@ -81,10 +96,20 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> Qwen2Tokeni
     return qwen
 
 
-def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """The learned merges in order, from the tokenizer's own JSON."""
-    import json
+def single_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of one token.
 
+    Raises:
+        ValueError: when the tokenizer does not know it.
+    """
+    found = tokenizer.convert_tokens_to_ids(token)
+    if not isinstance(found, int):
+        raise ValueError(f"The tokenizer does not know {token!r}.")
+    return found
+
+
+def _merges(tokenizer: Tokenizer) -> list[Any]:
+    """The learned merges in order, from the tokenizer's own JSON."""
     raw = json.loads(tokenizer.to_str())["model"]["merges"]
     return [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in raw]
 
@@ -93,7 +118,7 @@ def embedded_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     """The configuration of the embedded model for a tokenizer."""
 
     def token_id(token: str) -> int:
-        return int(tokenizer.convert_tokens_to_ids(token))
+        return single_id(tokenizer, token)
 
     # Rounded up so that the matrix of the head has an even, cache-friendly height.
     vocabulary = -(-len(tokenizer) // 64) * 64

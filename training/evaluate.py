@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -276,8 +275,9 @@ def _printed(result: dict[str, Any], options: argparse.Namespace) -> str:
         lines.append(
             f"{name:24s} {accuracy:6.1%}  [{low:.1%}, {high:.1%}]  n={result['counts'][name]}"
         )
-    rest = {key: value for key, value in result.items()
-            if key not in ("accuracy", "ci95", "counts")}
+    rest = {
+        key: value for key, value in result.items() if key not in ("accuracy", "ci95", "counts")
+    }
     return "\n".join(lines) + "\n" + _lines(rest)
 
 

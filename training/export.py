@@ -10,7 +10,11 @@ from typing import Final
 
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from engine.manifest import MANIFEST_FILE, Manifest
 from training.out_of_distribution import Detector
@@ -50,7 +54,7 @@ class ExportConfig:
 def export_checkpoint(
     folder: Path,
     model: Qwen2_5_VLForConditionalGeneration,
-    tokenizer: Qwen2Tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     config: ExportConfig,
     detector: Detector | None,
 ) -> Path:
@@ -68,9 +72,9 @@ def export_checkpoint(
     model.config.dtype = torch.float16
     model.config.architectures = ["Qwen2_5_VLForConditionalGeneration"]
     model.config.save_pretrained(partial)
-    model.generation_config.eos_token_id = model.config.text_config.eos_token_id
-    model.generation_config.pad_token_id = model.config.text_config.pad_token_id
-    model.generation_config.save_pretrained(partial)
+    GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    ).save_pretrained(partial)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(partial)
     manifest = Manifest(

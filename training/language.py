@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 from engine.geometry import Box
 from engine.positions import PositionCursor
 from engine.prompt import IMAGE_PAD
+from engine.request import Method
+from training.embedded import single_id
 from training.questions import Question, lung_questions, questions_for
 from training.real_images import RealRadiograph, real_picture, shifted_view
 from training.records import Form, Record, RecordWriter
@@ -59,7 +61,7 @@ class FeatureBank:
                     ]
                     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                         tokens = visual_tokens(model, [torch.from_numpy(np.stack(images))])
-                    split = tokens.to(torch.float16).split([p.grid.cells for p in part])
+                    split = torch.split(tokens.to(torch.float16), [p.grid.cells for p in part])
                     for picture, one in zip(part, split, strict=True):
                         self._tokens.setdefault(id(picture), []).append(one.clone())
 
@@ -99,7 +101,7 @@ def real_cases(
         for _ in range(variants):
             pixels, lungs = shifted_view(radiograph, rng)
             view = real_picture(pixels, lungs)
-            crops = {}
+            crops: dict[Box, tuple[Picture, ...]] = {}
             for box in lungs.values():
                 region = jittered(box, rng, 0.1).padded(CROP_PADDING)
                 x0, y0, x1, y1 = region.to_pixels_outward(pixels.shape[1], pixels.shape[0])
@@ -159,7 +161,7 @@ def drawn_record(
         # A closer look is never needed for a coarse question, and `auto` says so.
         auto = question.kind == "coarse" and rng.random() < mix.auto
         zoom_without_target = not question.target_boxes and mix.zoom > 0 and rng.random() < 0.3
-        method = "auto" if auto else "zoom" if zoom_without_target else "direct"
+        method: Method = "auto" if auto else "zoom" if zoom_without_target else "direct"
         return writer.write(question, "direct", asked.view, method=method)
     if probe:
         form: Form = "before_zoom" if rng.random() < 0.5 else "after_zoom"
@@ -170,8 +172,9 @@ def drawn_record(
     )
 
 
-def _early_method(rng: np.random.Generator) -> str:
-    return ("direct", "zoom", "auto")[int(rng.integers(3))]
+def _early_method(rng: np.random.Generator) -> Method:
+    methods: tuple[Method, ...] = ("direct", "zoom", "auto")
+    return methods[int(rng.integers(len(methods)))]
 
 
 def _zoom_of(asked: Asked, rng: np.random.Generator) -> tuple[Box | None, Picture | None]:
@@ -206,7 +209,7 @@ def collate(
     Right padding under a causal mask needs no attention mask: no token attends to what
     follows it.
     """
-    image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_PAD))
+    image_id = single_id(tokenizer, IMAGE_PAD)
     length = max(len(record.ids) for record in records)
     ids = torch.full((len(records), length), int(tokenizer.pad_token_id))
     weights = torch.zeros(len(records), length)

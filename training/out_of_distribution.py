@@ -85,4 +85,3 @@ def area_under_curve(inside: torch.Tensor, outside: torch.Tensor) -> float:
     above = (outside[:, None] > inside[None, :]).double()
     ties = (outside[:, None] == inside[None, :]).double()
     return float((above + 0.5 * ties).mean())
-

@@ -14,7 +14,11 @@ from typing import Final
 
 import numpy as np
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import (
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+)
 
 from training.dense_scores import dense_scores
 from training.embedded import embedded_config, new_model, train_tokenizer
@@ -154,9 +158,7 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
         report,
     )
     detector = fit_detector(model, materials.train, materials.validation)
-    return export_checkpoint(
-        config.out / "checkpoint", model, tokenizer, config.export, detector
-    )
+    return export_checkpoint(config.out / "checkpoint", model, tokenizer, config.export, detector)
 
 
 def train_vision(
@@ -166,7 +168,7 @@ def train_vision(
     report: Report,
 ) -> None:
     """The dense warm-up; the heads are kept beside the checkpoint and not exported."""
-    heads = DenseHeads(model.config.text_config.hidden_size)
+    heads = DenseHeads(model.get_input_embeddings().weight.shape[1])
     crops = [
         [picture for variants in case.crops.values() for picture in variants]
         for case in materials.train
@@ -180,9 +182,7 @@ def train_vision(
             outputs = heads(visual_tokens(model, images))
         parts = dense_loss(outputs, DenseTargets.of(pictures), known_cover_of(pictures))
         loss = (
-            parts["cover"]
-            + ATTRIBUTE_WEIGHT * parts["attributes"]
-            + EDGE_WEIGHT * parts["edges"]
+            parts["cover"] + ATTRIBUTE_WEIGHT * parts["attributes"] + EDGE_WEIGHT * parts["edges"]
         )
         return loss, {name: float(part.detach()) for name, part in parts.items()}
 
@@ -238,7 +238,7 @@ def known_cover_of(pictures: Sequence[Picture]) -> torch.Tensor:
 
 def train_language(
     model: Qwen2_5_VLForConditionalGeneration,
-    tokenizer: Qwen2Tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     stage: LanguageStage,
     features: FeatureConfig,
     materials: Materials,

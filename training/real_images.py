@@ -130,9 +130,7 @@ def shifted_view(
     return pixels, lungs
 
 
-def real_picture(
-    pixels: npt.NDArray[np.uint8], lungs: dict[str, Box]
-) -> Picture:
+def real_picture(pixels: npt.NDArray[np.uint8], lungs: dict[str, Box]) -> Picture:
     """The picture of a whole radiograph, with what its lung boxes tell about each token.
 
     Coverage is known outside of a box (none) and in its core (all); the rest is unknown.

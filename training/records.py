@@ -25,7 +25,7 @@ from engine.prompt import (
     tool_response_text,
     zoom_call_text,
 )
-from engine.request import Method
+from engine.request import METHODS, Method
 from training.questions import Question
 from training.world import Picture
 
@@ -137,16 +137,16 @@ def corpus(questions: list[Question], rng: np.random.Generator) -> list[str]:
     texts = []
     for question in questions:
         box = rng.integers(0, 225, 4)
-        for method in ("direct", "latent", "zoom", "auto"):
-            texts.append(
-                prompt_text(
-                    style="compact",
-                    question_first=True,
-                    method=method,
-                    question=question.text,
-                    options=question.options,
-                )
+        texts += [
+            prompt_text(
+                style="compact",
+                question_first=True,
+                method=method,
+                question=question.text,
+                options=question.options,
             )
+            for method in METHODS
+        ]
         texts += [
             question.reasoning,
             question.reasoning_before_zoom,

@@ -113,7 +113,7 @@ class DenseTargets:
 
     @classmethod
     def of(cls, pictures: Sequence[Picture]) -> DenseTargets:
-        """float `(N, C)` in 0 to 1, int64 `(N, A)`, float `(N, G, 4)` with NaN for none."""
+        """Floats `(N, C)` in 0 to 1, int64 `(N, A)`, float `(N, G, 4)` with NaN for none."""
         gain = torch.tensor([COVER_GAIN.get(name, 1.0) for name in COVER_NAMES])
         cover = torch.from_numpy(np.concatenate([p.cover for p in pictures])).float() / 255.0
         return cls(

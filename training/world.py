@@ -13,7 +13,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -108,8 +108,10 @@ def resized(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
     One channel and no normalisation: several times faster than the whole preprocessing.
     """
+    rows, columns = pixels.shape
     height, width = smart_resize(
-        *pixels.shape,
+        rows,
+        columns,
         factor=TOKEN_SIZE,
         min_pixels=VIEW_BUDGET.least,
         max_pixels=VIEW_BUDGET.most,
@@ -151,7 +153,9 @@ def _mask_shape(truth: Truth) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
-def _sampled(mask: npt.NDArray[np.float32], region: Box, grid: PatchGrid) -> npt.NDArray[np.float32]:
+def _sampled(
+    mask: npt.NDArray[np.float32], region: Box, grid: PatchGrid
+) -> npt.NDArray[np.float32]:
     """Mean of a full-image mask in each cell of a region's grid, by 8 x 8 samples a cell."""
     rows, columns = grid.rows * 8, grid.columns * 8
     x = (region.x0 + (np.arange(columns) + 0.5) / columns * (region.x1 - region.x0)) * mask.shape[1]
@@ -217,7 +221,7 @@ def edges_of(truth: Truth, region: Box, grid: PatchGrid) -> npt.NDArray[np.float
 
 def fill_edges(
     edges: npt.NDArray[np.float32],
-    boxes: list[tuple[tuple[float, ...], int]],
+    boxes: Sequence[tuple[tuple[float, ...], int]],
     grid: PatchGrid,
 ) -> npt.NDArray[np.float16]:
     """Writes edge distances of region-relative boxes into the cells that they touch."""
@@ -350,9 +354,7 @@ def load_cases(path: Path) -> list[Case]:
             truth=Truth.from_json(record["truth"]) if record["truth"] else None,
             view=pictures[record["view"]],
             crops={
-                Box(*crop["box"]): tuple(
-                    pictures[crop["pictures"][0] : sum(crop["pictures"])]
-                )
+                Box(*crop["box"]): tuple(pictures[crop["pictures"][0] : sum(crop["pictures"])])
                 for crop in record["crops"]
             },
             asked=_question(record["asked"]) if record["asked"] else None,
@@ -367,8 +369,11 @@ def load_world(
     """The phantoms of a configuration: built where shards are missing, then loaded."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{config.split}-{config.seed}-{first:06d}.npz" for first in _starts(config)]
-    missing = [(config, first, path) for first, path in zip(_starts(config), paths, strict=True)
-               if not path.exists()]
+    missing = [
+        (config, first, path)
+        for first, path in zip(_starts(config), paths, strict=True)
+        if not path.exists()
+    ]
     if missing:
         context = multiprocessing.get_context("spawn")
         with context.Pool(config.workers) as pool:

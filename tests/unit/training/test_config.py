@@ -57,9 +57,7 @@ def test_file_and_overrides_are_merged(tmp_path: Path) -> None:
         ("steps: [", [], "not valid YAML"),
     ],
 )
-def test_mistakes_are_named(
-    tmp_path: Path, text: str, overrides: list[str], said: str
-) -> None:
+def test_mistakes_are_named(tmp_path: Path, text: str, overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
         load_config(Outer, written(tmp_path, text), overrides)
 

@@ -34,7 +34,11 @@ def test_table_counts_each_group() -> None:
             outcome(right=False, family="nodule_side"),
             outcome(kind="fine", family="nodule_margin", overlap=0.8, zooms=1, pointed=True),
             outcome(
-                kind="fine", family="nodule_margin", right=False, valid=False, overlap=0.0,
+                kind="fine",
+                family="nodule_margin",
+                right=False,
+                valid=False,
+                overlap=0.0,
                 pointed=False,
             ),
         ]

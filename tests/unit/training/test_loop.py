@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def train(folder: Path, count: int, stop_at: int | None = None) -> torch.Tensor:
         modules={"model": model},
         config=steps(count),
         loss_at=loss_at,
-        report=lambda line: None,
+        report=[].append,
     )
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -64,8 +65,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
             folder=tmp_path,
             modules={"model": model},
             config=steps(4),
-            loss_at=lambda step: (model.weight.sum() * math.nan, {}),
-            report=lambda line: None,
+            loss_at=lambda _: (model.weight.sum() * math.nan, {}),
+            report=[].append,
         )
 
 
@@ -75,7 +76,7 @@ def test_schedule_rises_then_falls_to_a_tenth() -> None:
     assert rates[0] == pytest.approx(0.01 / 3)
     assert max(rates) == pytest.approx(0.01)
     assert rates[103] == pytest.approx(0.001)
-    assert all(a >= b for a, b in zip(rates[3:], rates[4:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[3:]))
 
 
 def test_bad_numbers_are_refused() -> None:

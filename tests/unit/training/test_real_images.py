@@ -54,9 +54,9 @@ def test_coverage_is_known_in_the_core_and_outside_only(radiograph: RealRadiogra
     known, cover = picture.known_cover[:, column], picture.cover[:, column]
     assert (cover[~known] == 0).all()
     assert set(cover[known]) == {0, 255}
-    outside = sorted(set(range(picture.grid.cells)) - set(
-        picture.grid.cells_of(radiograph.lungs["right lung"])
-    ))
+    outside = sorted(
+        set(range(picture.grid.cells)) - set(picture.grid.cells_of(radiograph.lungs["right lung"]))
+    )
     assert known[outside].all()
     assert not picture.known_cover[:, COVER_NAMES.index("nodule")].any()
 

@@ -64,9 +64,7 @@ def test_zoom_record_never_learns_the_tool_response(tokenizer) -> None:
     assert '"bbox_2d": [49, 112, 98, 168]' in text
     assert "tool_response" not in text
     assert "user" not in text
-    assert text.endswith(
-        "<think>Its margin is smooth.</think>\n<answer>B</answer><|im_end|>"
-    )
+    assert text.endswith("<think>Its margin is smooth.</think>\n<answer>B</answer><|im_end|>")
     assert record.ids.count(tokenizer.convert_tokens_to_ids(IMAGE_PAD)) == 56 + 63
     assert record.pictures[1] is crop
 
