@@ -111,6 +111,8 @@ def expanded_ids(
         ValueError: when the text has another number of images than there are grids.
     """
     pad = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+    if not isinstance(pad, int):
+        raise ValueError(f"The tokenizer does not know {IMAGE_PAD}.")
     ids: list[int] = []
     waiting = list(grids)
     for token_id in tokenizer(text, add_special_tokens=False)["input_ids"]:

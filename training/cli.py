@@ -1,4 +1,4 @@
-"""Command line of training: `phantoms`, `pretrain`, `sft`, `evaluate`.
+"""Command line of training: `phantoms`, `samples`, `pretrain`, `sft`, `evaluate`.
 
 Bad input ends with exit status 2 and one line on stderr.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from training.config import ConfigError, load_config
 from training.phantoms import write_dataset
 from training.phantoms.truth import SPLITS
+from training.samples import write_samples
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     phantoms.add_argument("--seed", type=int, default=0)
     phantoms.add_argument("--split", choices=SPLITS, default="train")
     phantoms.set_defaults(command=_phantoms)
+    samples = commands.add_parser("samples", help="write the sample phantoms of the app")
+    samples.add_argument("--out", type=Path, default=Path("assets/samples"))
+    samples.set_defaults(command=_samples)
     for name, command, what in (
         ("pretrain", _pretrain, "train the vision tower, then the language model"),
         ("sft", _sft, "fine-tune a checkpoint on a mix of record forms"),
@@ -76,6 +80,11 @@ def _phantoms(options: argparse.Namespace) -> int:
         raise ValueError(f"--count must be at least 1, not {options.count}.")
     path = write_dataset(options.out, options.count, options.seed, options.split)
     sys.stdout.write(f"{options.count} phantoms and {path.name} written.\n")
+    return 0
+
+
+def _samples(options: argparse.Namespace) -> int:
+    sys.stdout.write(f"{write_samples(options.out)} written.\n")
     return 0
 
 

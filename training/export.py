@@ -72,9 +72,10 @@ def export_checkpoint(
     model.config.dtype = torch.float16
     model.config.architectures = ["Qwen2_5_VLForConditionalGeneration"]
     model.config.save_pretrained(partial)
-    GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    ).save_pretrained(partial)
+    generation = GenerationConfig.from_dict(
+        {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    )
+    generation.save_pretrained(partial)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(partial)
     manifest = Manifest(

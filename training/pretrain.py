@@ -168,7 +168,7 @@ def train_vision(
     report: Report,
 ) -> None:
     """The dense warm-up; the heads are kept beside the checkpoint and not exported."""
-    heads = DenseHeads(model.get_input_embeddings().weight.shape[1])
+    heads = DenseHeads(model.config.get_text_config().hidden_size)
     crops = [
         [picture for variants in case.crops.values() for picture in variants]
         for case in materials.train

@@ -1,0 +1,104 @@
+"""The whole pipeline on a handful of phantoms: pretrain, fine-tune, open, evaluate."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.engine import Engine
+from training.cli import main
+
+STEPS = "{steps: 2, batch: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}"
+WORLD = "{count: 29, seed: 3, split: SPLIT, crops_per_target: 1, shard: 29, workers: 1}"
+MIX = "{zoom: 0.5, probe: 0.2, auto: 0.1, real: 0.0}"
+
+
+def config(folder: Path, extra: str) -> str:
+    """A configuration file for a few steps on a few phantoms."""
+    path = folder / f"{len(list(folder.iterdir()))}.yaml"
+    path.write_text(
+        f"seed: 5\nthreads: 1\nlanguage: {STEPS}\nmix: {MIX}\n"
+        f"train: {WORLD.replace('SPLIT', 'train')}\n"
+        f"validation: {WORLD.replace('SPLIT', 'validation')}\n{extra}",
+        encoding="utf-8",
+    )
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of both commands."""
+    folder = tmp_path_factory.mktemp("training")
+    run = folder / "run"
+    assert main(["pretrain", config(folder, f"out: {run}\nvision: {STEPS}\n")]) == 0
+    extra = f"out: {folder / 'sft'}\nbase: {run / 'checkpoint'}\nworld: {run / 'world'}\n"
+    assert main(["sft", config(folder, extra)]) == 0
+    return folder
+
+
+@pytest.mark.timeout(900)
+def test_checkpoint_is_small_half_precision_and_opens(trained: Path) -> None:
+    folder = trained / "sft" / "checkpoint"
+    weights = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    assert (folder / "model.safetensors").stat().st_size < 10_000_000
+    engine = Engine.load(folder)
+    facts = engine.loaded.facts
+    assert facts.embedded
+    assert facts.parameters < 5_000_000
+
+
+@pytest.mark.timeout(900)
+def test_fine_tuning_changes_the_language_model_and_not_the_tower(trained: Path) -> None:
+    before = load_file(trained / "run" / "checkpoint" / "model.safetensors")
+    after = load_file(trained / "sft" / "checkpoint" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("language_model" in name for name in changed)
+    assert not any("visual" in name for name in changed)
+
+
+@pytest.mark.timeout(900)
+def test_evaluation_prints_one_json_object_with_every_key(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(trained / "sft" / "checkpoint")
+    arguments = ["evaluate", "--checkpoint", folder, "--method", "zoom", "--limit", "2", "--json"]
+    assert main(arguments) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert set(table) >= {
+        "accuracy",
+        "ci95",
+        "counts",
+        "invalid_rate",
+        "mean_iou",
+        "pointing_game",
+        "zooms_per_question",
+        "seconds_per_question",
+    }
+    assert table["counts"]["overall"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pretrain", "nowhere.yaml"], "Cannot read the configuration"),
+        (["phantoms", "--out", "x", "--count", "0"], "--count must be at least 1"),
+        (["evaluate", "--checkpoint", "x", "--limit", "0"], "--limit must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_two(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_phantoms_are_written_with_their_truth(tmp_path: Path) -> None:
+    assert main(["phantoms", "--out", str(tmp_path / "set"), "--count", "2", "--seed", "9"]) == 0
+    lines = (tmp_path / "set" / "truth.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2
+    assert len(list((tmp_path / "set").glob("*.dcm"))) == 2
