@@ -42,7 +42,7 @@ def sdpa_with_rows(
     *,
     recorder: AttentionRecorder | None = None,
     scaling: float | None = None,
-    **kwargs: Any,  # noqa: ANN401 - whatever transformers passes on
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """SDPA, and one recomputed row for a traced layer.
 
@@ -61,29 +61,46 @@ def sdpa_with_rows(
     """
     if recorder is not None:
         recorder.take(module, query, key, attention_mask, scaling)
+    if query.shape[2] == 1 and attention_mask is None and query.device.type == "cpu":
+        return _single_query(query, key, value, scaling), None
     output: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **kwargs
     )
     return output
 
 
-def last_row(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None,
+def _single_query(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """Attention of the last query over all keys: `(B, K, G, S)`, G query heads per key head.
+    """The kernel call that transformers makes for one query without a mask: `(B, 1, H, D)`.
 
-    The query heads are grouped by the key head that they share, so keys are never repeated.
+    Same kernel, same arguments, same bits; what is left out is the way there, which for a
+    small model costs as much as the kernel.
     """
-    batch, key_heads, _, size = key.shape
-    grouped = query[:, :, -1].reshape(batch, key_heads, -1, size)
-    scores = torch.matmul(grouped, key.transpose(2, 3))
-    scores = scores * (size**-0.5 if scaling is None else scaling)
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask[:, :, -1:], float("-inf"))
-    return torch.softmax(scores, dim=-1, dtype=torch.float32)
+    batch, heads, _, size = query.shape
+    grouped = query.reshape(batch, key.shape[1], -1, size)
+    output = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, scale=scaling)
+    return output.reshape(batch, 1, heads, size)
+
+
+def row_scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Products of the last query with all keys: `(1, K, G, S)`, not yet scaled.
+
+    Args:
+        query: `(1, H, T, D)`; its heads are grouped by the key head that they share, so keys
+            are never repeated.
+        key: `(1, K, S, D)`.
+    """
+    grouped = query[:, :, -1].reshape(1, key.shape[1], -1, key.shape[3])
+    return torch.matmul(grouped, key.mT)
+
+
+def row_weights(scores: torch.Tensor, scaling: float, allowed: torch.Tensor | None) -> torch.Tensor:
+    """Softmax of scaled scores over the last axis, float32; `allowed` is a bool row `(S,)`."""
+    scores = scores.float() * scaling
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    return torch.softmax(scores, dim=-1)
 
 
 def traced_layers(which: TracedLayers, layers: int) -> tuple[int, ...]:
@@ -136,6 +153,7 @@ class AttentionRecorder:
         self._blocks: list[torch.Tensor] = []
         self._used: list[int] = []
         self._current: torch.Tensor | None = None
+        self._scores: list[torch.Tensor] = []
 
     def begin_step(self, spans: tuple[ImageSpan, ...]) -> None:
         """Opens the row of the next forward; `spans` are the images it can attend to."""
@@ -159,16 +177,29 @@ class AttentionRecorder:
         attention_mask: torch.Tensor | None,
         scaling: float | None,
     ) -> None:
-        """Writes the row of one layer, if that layer is traced."""
-        slot = self._slots.get(int(module.layer_idx))  # type: ignore[arg-type]
+        """Takes the row of one layer, if that layer is traced.
+
+        Only the scores are computed here, one product a layer; the last traced layer turns
+        those of all layers into rows at once, so that tracing costs few small kernels.
+        """
+        slot = self._slots.get(module.layer_idx)  # type: ignore[call-overload]
         if slot is None or self._current is None:
             return
-        row = last_row(query, key, attention_mask, scaling)[0]
-        target = self._current[slot]
+        if slot == 0:
+            self._scores.clear()
+        self._scores.append(row_scores(query, key))
+        if slot == len(self.layers) - 1:
+            allowed = None if attention_mask is None else attention_mask[0, 0, -1]
+            factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+            self._write(self._current, row_weights(torch.cat(self._scores), factor, allowed))
+
+    def _write(self, target: torch.Tensor, weights: torch.Tensor) -> None:
+        """Mean over heads of `(layers, K, G, S)` into the image columns of the block."""
         offset = 0
         for span in self._spans:
-            cells = span.stop - span.start
-            target[offset : offset + cells] = row[..., span.start : span.stop].mean((0, 1))
+            cells = span.grid.cells
+            part = weights[..., span.start : span.start + cells]
+            target[:, offset : offset + cells] = part.mean((1, 2))
             offset += cells
 
     def copy_step(self, other: AttentionRecorder) -> None:

@@ -17,7 +17,7 @@ import torch
 from engine.belief import leading_text
 from engine.latent import LatentSegment
 from engine.prompt import ZOOM_CALL_HEAD, ZOOM_CALL_TAIL
-from engine.reground import NO_ZOOMS_LEFT
+from engine.reground import NO_ZOOMS_LEFT, refusal
 from engine.request import Request
 from engine.sampling import BANNED, Draw, draw
 from engine.tool_call import CoordinateGrammar, CoordinateWriter, ImageSizes
@@ -26,7 +26,6 @@ from engine.transcript import Transcript
 from engine.vocabulary import Vocabulary
 
 ANSWER_TOKENS: Final = 32
-MOST_FAILED_CALLS: Final = 2
 
 
 class InvalidLogitsError(ArithmeticError):
@@ -223,10 +222,9 @@ class Branch:
     def refuse_call(self, message: str) -> str:
         """What the model is told about a call that cannot be carried out."""
         self._failed_calls += 1
-        if self._failed_calls > MOST_FAILED_CALLS or self.crops_left == 0:
-            self.last_turn = True
-            return NO_ZOOMS_LEFT
-        return message
+        answer = refusal(message, self._failed_calls, self.crops_left)
+        self.last_turn = self.last_turn or answer == NO_ZOOMS_LEFT
+        return answer
 
     def take_answer_turn(self) -> bool:
         """Whether the model ended its turn without an answer and is to be asked once more."""

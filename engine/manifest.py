@@ -99,7 +99,9 @@ class Manifest:
                     raw[name] = tuple(str(item) for item in raw[name])
             return cls(**raw)
         except TypeError as error:
-            raise ManifestError(f"{MANIFEST_FILE} has a value of the wrong kind: {error}.") from error
+            raise ManifestError(
+                f"{MANIFEST_FILE} has a value of the wrong kind: {error}."
+            ) from error
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -11,12 +11,16 @@ import numpy.typing as npt
 from engine.geometry import Box
 from engine.manifest import Manifest
 from engine.processor import ImageProcessor, SeenImage, crop_pixels
+from engine.prompt import IM_END, assistant_head, turn
 from engine.rasters import encoded_png
 from engine.request import Interventions
 from engine.trace import Reground, Trigger
 
 SKIPPED_MESSAGE: Final = "The region cannot be shown."
 NO_ZOOMS_LEFT: Final = "No more zooms are left. Answer now."
+MOST_FAILED_CALLS: Final = 2
+# After a turn that ended without an answer (methods notes, 3.8).
+ANSWER_TURN: Final = f"{IM_END}\n{turn('user', 'Answer now.')}{assistant_head()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,19 @@ class Crop:
             crop_height=self.seen.height,
             crop_png=self.png,
         )
+
+
+def refusal(complaint: str, failed_calls: int, crops_left: int) -> str:
+    """What the model is told about a call that cannot be carried out.
+
+    Args:
+        complaint: what is wrong with the call.
+        failed_calls: how many calls have failed, this one included.
+        crops_left: how many zooms the budget still holds.
+    """
+    if failed_calls > MOST_FAILED_CALLS or crops_left <= 0:
+        return NO_ZOOMS_LEFT
+    return complaint
 
 
 def cut_crop(

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +26,8 @@ from engine.interventions import LatentChange
 from engine.latent import attention_maps, unit
 from engine.memory import peak_memory_bytes
 from engine.processor import SeenImage
-from engine.prompt import IM_END, assistant_head, tool_message_text, tool_response_text, turn
-from engine.reground import NO_ZOOMS_LEFT, SKIPPED_MESSAGE, cut_crop
+from engine.prompt import tool_message_text, tool_response_text
+from engine.reground import ANSWER_TURN, NO_ZOOMS_LEFT, SKIPPED_MESSAGE, cut_crop
 from engine.request import Request
 from engine.sampling import Draw, packed_step, unpacked_steps
 from engine.tool_call import ImageSizes, ToolCallError, parse_zoom_call
@@ -44,9 +43,6 @@ from engine.trace import (
     TokenStep,
     Trigger,
 )
-
-# After a turn that ended without an answer (methods notes, 3.8).
-ANSWER_TURN: Final = f"{IM_END}\n{turn('user', 'Answer now.')}{assistant_head()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +197,9 @@ class Rollout:
         logits = self.state.logits
         chosen = torch.stack([self._rows[row].choose(logits[row]) for row in rows])
         alone = len(self._rows) == 1
-        extra = self.recorders[0].mean_row()[None] if alone and self._traces else None
+        extra = None
+        if alone and self._traces:
+            extra = self.recorders[self._rows[0].index].mean_row()[None]
         picked = logits if alone else logits[rows]
         count = min(self.request.tracing.alternatives, logits.shape[-1])
         return unpacked_steps(packed_step(picked, chosen, count, extra), count)

@@ -88,6 +88,17 @@ BENCH_SHAPE = TinyShape(
 )
 """The `random` group of the benchmark: 43 million parameters, a vocabulary of 32,000."""
 
+EMBEDDED_SHAPE = TinyShape(
+    hidden=192,
+    layers=6,
+    heads=6,
+    key_value_heads=2,
+    vision_hidden=160,
+    vision_depth=4,
+    vocabulary=1024,
+)
+"""The sizes of the embedded model, for where its weights are absent."""
+
 
 def tiny_tokenizer(vocabulary: int = 0, texts: tuple[str, ...] = _SAMPLE_TEXTS) -> Qwen2Tokenizer:
     """A byte-level BPE tokenizer with Qwen2's pre-tokenisation.

@@ -59,8 +59,11 @@ class EvidenceMap:
 
 def quantised_map(weights: npt.NDArray[np.floating], image: int) -> EvidenceMap:
     """An `EvidenceMap` from non-negative weights `(rows, columns)`; negatives count as 0."""
-    grid = np.nan_to_num(np.clip(np.asarray(weights, dtype=np.float32), 0.0, None))
+    grid = np.maximum(np.asarray(weights, dtype=np.float32), 0.0)
     peak = float(grid.max())
+    if not np.isfinite(peak):
+        grid = np.nan_to_num(grid)
+        peak = float(grid.max())
     scaled = grid * (255.0 / peak) if peak > 0 else grid
     return EvidenceMap(
         image=image,

@@ -1,0 +1,441 @@
+"""The loop against transformers' own ways of computing the same thing."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from engine.attention import row_scores, row_weights, traced_layers
+from engine.belief import leading_text, probe
+from engine.decode import Decoder
+from engine.engine import Engine
+from engine.geometry import Box
+from engine.loading import LoadedModel
+from engine.processor import crop_pixels, expanded_ids
+from engine.prompt import ANSWER_CLOSE, ANSWER_OPEN, option_letter, tool_response_text
+from engine.replay import replayed_logprobs
+from engine.request import Sampling
+from engine.rollout import Rollout
+from engine.trace import Belief, Failed, Finished, LatentStep, Reground, TokenStep, Trace
+from tests.integration.conftest import MakeRequest, Reference, prompt_ids
+
+
+def run(engine: Engine, request: object) -> Trace:
+    trace = Trace.from_events(engine.stream(request))
+    assert not isinstance(trace.events[-1], Failed), trace.events[-1]
+    return trace
+
+
+def token_ids(trace: Trace) -> list[int]:
+    return [token.token_id for token in trace.tokens]
+
+
+@pytest.mark.parametrize("layers", ["none", "default", "all"])
+@pytest.mark.parametrize("image", [0, 1, 2])
+def test_greedy_ids_equal_generate(
+    engine: Engine,
+    loaded: LoadedModel,
+    reference: Reference,
+    make_request: MakeRequest,
+    layers: str,
+    image: int,
+) -> None:
+    request = make_request(layers=layers, seed_of_image=image, belief=layers != "none")
+    _, seen, start = engine.prepare(request)
+    expected = reference.generate(
+        prompt_ids(loaded, start),
+        [seen],
+        max_new_tokens=24,
+        do_sample=False,
+        suppress_tokens=list(loaded.vocabulary.suppressed("direct")),
+        eos_token_id=sorted(loaded.vocabulary.stop_ids),
+    )
+
+    assert token_ids(run(engine, request)) == expected
+
+
+@pytest.mark.parametrize("method", ["direct", "latent", "zoom", "auto"])
+@pytest.mark.parametrize("temperature", [0.0, 1.2])
+def test_tracing_and_probing_never_change_the_tokens(
+    engine: Engine, make_request: MakeRequest, method: str, temperature: float
+) -> None:
+    changes = {
+        "method": method,
+        "sampling": Sampling(temperature=temperature, top_p=0.95),
+        "seed": 11,
+        "entropy_threshold": 1.0,
+    }
+    traced = run(engine, make_request(layers="all", belief=True, alternatives=20, **changes))
+    plain = run(engine, make_request(layers="none", belief=False, alternatives=0, **changes))
+
+    assert token_ids(traced) == token_ids(plain)
+    # Bit-equal, not nearly equal: tracing does not touch the main path.
+    assert [t.logprob for t in traced.tokens] == [t.logprob for t in plain.tokens]
+    assert [s.vector for s in traced.latents] == [s.vector for s in plain.latents]
+
+
+class RowCollector:
+    """Keeps float32 rows of every layer."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, list[torch.Tensor]] = {}
+
+    def take(self, module, query, key, attention_mask, scaling) -> None:
+        allowed = None if attention_mask is None else attention_mask[0, 0, -1]
+        weights = row_weights(row_scores(query, key), scaling, allowed)
+        self.rows.setdefault(module.layer_idx, []).append(weights.flatten(0, 2))
+
+
+def test_captured_rows_equal_eager_attention(
+    engine: Engine, loaded: LoadedModel, eager_reference: Reference, make_request: MakeRequest
+) -> None:
+    request = make_request()
+    decoder, seen, start = engine.prepare(request)
+    written = token_ids(run(engine, request))
+    ids = prompt_ids(loaded, start)
+    collector = RowCollector()
+    state = decoder.prefill(start.prompt, collector)
+    for token in written[:-1]:
+        decoder.step(state, decoder.embed_step([token]), collector)
+    eager = eager_reference.logits(ids + written[:-1], [seen], output_attentions=True)
+
+    for layer, rows in collector.rows.items():
+        for step, row in enumerate(rows):
+            column = len(ids) - 1 + step
+            expected = eager.attentions[layer][0, :, column, : column + 1]
+            torch.testing.assert_close(row, expected, atol=1e-6, rtol=0)
+
+
+def test_recorded_rows_are_those_rows_over_the_image(
+    engine: Engine, loaded: LoadedModel, eager_reference: Reference, make_request: MakeRequest
+) -> None:
+    request = make_request(max_new_tokens=6, belief=False)
+    decoder, seen, start = engine.prepare(request)
+    rollout = Rollout(decoder, start)
+    written = [e.token_id for _, e in rollout.events() if isinstance(e, TokenStep)]
+    ids = prompt_ids(loaded, start)
+    eager = eager_reference.logits(ids + written[:-1], [seen], output_attentions=True)
+    span = start.prompt.images[0]
+    (rows,) = rollout.recorders[0].rows()
+
+    assert rows.shape == (6, 3, span.grid.cells)
+    for step, layer in itertools.product(range(6), range(3)):
+        whole = eager.attentions[layer][0, :, len(ids) - 1 + step]
+        expected = whole[:, span.start : span.stop].mean(0)
+        torch.testing.assert_close(rows[step, layer].float(), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_the_map_of_a_token_is_the_mean_row(engine: Engine, make_request: MakeRequest) -> None:
+    request = make_request(max_new_tokens=5, belief=False)
+    decoder, _, start = engine.prepare(request)
+    rollout = Rollout(decoder, start)
+    tokens = [e for _, e in rollout.events() if isinstance(e, TokenStep)]
+    (rows,) = rollout.recorders[0].rows()
+
+    for step, token in enumerate(tokens):
+        expected = rows[step].float().mean(0).reshape(token.attention[0].to_array().shape)
+        half_a_level = token.attention[0].peak / 255 / 2
+        np.testing.assert_allclose(
+            token.attention[0].to_array(), expected.numpy(), atol=half_a_level * 1.01
+        )
+        assert token.attention[0].total == pytest.approx(float(expected.sum()), rel=1e-3)
+
+
+def test_default_layers_give_another_mean_than_all(
+    engine: Engine, make_request: MakeRequest
+) -> None:
+    assert traced_layers("default", 3) == (2,)
+    few = run(engine, make_request(layers="default", belief=False))
+    all_of_them = run(engine, make_request(layers="all", belief=False))
+
+    assert few.tokens[0].attention != all_of_them.tokens[0].attention
+
+
+def test_an_appended_crop_equals_a_full_rerun(
+    engine: Engine, loaded: LoadedModel, reference: Reference, make_request: MakeRequest
+) -> None:
+    request = make_request(method="zoom")
+    decoder, seen, start = engine.prepare(request)
+    call = loaded.vocabulary.encode("Look there.")
+    state = decoder.prefill(start.prompt)
+    for token in call:
+        decoder.step(state, decoder.embed_step([token]))
+    before = decoder.forwarded
+    crop = loaded.image_processor(
+        crop_pixels(start.pixels, Box(0.1, 0.2, 0.5, 0.6)), loaded.manifest.crop
+    )
+    layout = decoder.lay_out(
+        tool_response_text(), [(1, decoder.encode(crop), crop.grid)], state.next_positions[0]
+    )
+    decoder.append(state, 0, layout)
+    after = loaded.vocabulary.encode("More")
+    for token in after:
+        decoder.step(state, decoder.embed_step([token]))
+    added = expanded_ids(loaded.tokenizer, tool_response_text(), [crop.grid])
+    whole = reference.logits(prompt_ids(loaded, start) + call + added + after, [seen, crop]).logits[
+        0, -1
+    ]
+
+    # Nothing but the crop and its markers was forwarded for the crop.
+    assert decoder.forwarded - before == len(added) + len(after)
+    torch.testing.assert_close(state.logits[0], whole, atol=2e-5, rtol=1e-5)
+
+
+def test_a_forked_belief_equals_a_fresh_forward(
+    engine: Engine, loaded: LoadedModel, reference: Reference, make_request: MakeRequest
+) -> None:
+    request = make_request(max_new_tokens=8)
+    _, seen, start = engine.prepare(request)
+    trace = run(engine, request)
+    beliefs = {belief.moment: belief for belief in trace.beliefs}
+    ids = prompt_ids(loaded, start)
+    for moment, written, leading in (
+        ("prefill", [], ANSWER_OPEN),
+        ("end", token_ids(trace), leading_text(trace.text, False)),
+    ):
+        lead = loaded.vocabulary.encode(leading)
+        logits = reference.logits(ids + written + lead, [seen]).logits[0, -1]
+        letters = [loaded.vocabulary.encode(option_letter(i)) for i in range(3)]
+        assert all(len(letter) == 1 for letter in letters)
+        masses = torch.softmax(logits, -1)[[letter[0] for letter in letters]]
+
+        expected = (masses / masses.sum()).tolist()
+        assert beliefs[moment].probabilities == pytest.approx(expected, rel=1e-4)
+        assert beliefs[moment].outside == pytest.approx(1 - float(masses.sum()), abs=1e-6)
+
+
+def test_a_probe_leaves_the_state_as_it_was(engine: Engine, make_request: MakeRequest) -> None:
+    decoder, _, start = engine.prepare(make_request())
+    state = decoder.prefill(start.prompt)
+    keys = [layer.keys for layer in state.cache.layers]
+    copies = [key.clone() for key in keys]
+    logits, length = state.logits.clone(), state.length
+
+    probe(decoder, decoder.branched(state, 0), ANSWER_OPEN, ("yes", "no"))
+
+    assert state.length == length
+    assert all(layer.keys is key for layer, key in zip(state.cache.layers, keys, strict=True))
+    assert all(torch.equal(key, copy) for key, copy in zip(keys, copies, strict=True))
+    assert torch.equal(state.logits, logits)
+
+
+def test_options_that_share_their_first_token_are_told_apart(
+    engine: Engine, loaded: LoadedModel, reference: Reference, make_request: MakeRequest
+) -> None:
+    """Whole sequences are compared: here all of them begin with the same token."""
+    from engine.belief import _sequence_logprobs
+
+    request = make_request()
+    decoder, seen, start = engine.prepare(request)
+    first, second, third = loaded.vocabulary.encode("ABC")
+    sequences = [[first, first, third], [first, second, first], [first, second, third]]
+    state = decoder.branched(decoder.prefill(start.prompt), 0)
+    got = _sequence_logprobs(decoder, state, sequences)
+    ids = prompt_ids(loaded, start)
+
+    def logprob(prefix: list[int], token: int) -> float:
+        logits = reference.logits(ids + prefix, [seen]).logits[0, -1]
+        return float(torch.log_softmax(logits, -1)[token])
+
+    shared = logprob([first], second)
+    expected = [
+        logprob([first], first),
+        shared + logprob([first, second], first),
+        shared + logprob([first, second], third),
+    ]
+    assert got == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("direct", {}),
+        ("latent", {}),
+        ("latent", {"latents": "noise"}),
+        ("latent", {"latents": "zero"}),
+        ("zoom", {"entropy_threshold": 1.0}),
+        ("zoom", {"entropy_threshold": 1.0, "skip_crops": (1,)}),
+        ("zoom", {"entropy_threshold": 1.0, "move_crops": ((2, Box(0.0, 0.0, 0.4, 0.4)),)}),
+        ("auto", {"entropy_threshold": 1.0, "sampling": Sampling(temperature=1.5)}),
+    ],
+)
+def test_a_replayed_trace_gives_the_same_log_probabilities(
+    engine: Engine,
+    loaded: LoadedModel,
+    make_request: MakeRequest,
+    method: str,
+    changes: dict[str, object],
+) -> None:
+    request = make_request(method=method, max_new_tokens=40, **changes)
+    trace = run(engine, request)
+    replayed = replayed_logprobs(Decoder(loaded), request, trace)
+
+    assert len(trace.tokens) > 10
+    np.testing.assert_allclose([t.logprob for t in trace.tokens], replayed, atol=1e-4)
+
+
+def test_latents_matter_to_a_replay(
+    engine: Engine, loaded: LoadedModel, make_request: MakeRequest
+) -> None:
+    request = make_request(method="latent")
+    trace = run(engine, request)
+    other = run(engine, make_request(method="latent", latents="noise"))
+    swapped = Trace.from_events(
+        [*other.latents, *trace.tokens][0:0]
+        + [
+            next(it) if isinstance(event, LatentStep) else event
+            for it in [iter(other.latents)]
+            for event in trace
+        ]
+    )
+    replayed = replayed_logprobs(Decoder(loaded), request, swapped)
+
+    assert np.abs(np.array(replayed) - [t.logprob for t in trace.tokens]).max() > 1e-3
+
+
+def test_two_runs_interleaved_on_one_model_are_independent(
+    engine: Engine, make_request: MakeRequest
+) -> None:
+    requests = [
+        make_request(method="zoom", entropy_threshold=1.0, seed_of_image=0),
+        make_request(method="latent", seed_of_image=1, question="Is there an effusion?"),
+    ]
+    alone = [token_ids(run(engine, request)) for request in requests]
+    iterators = []
+    for request in requests:
+        decoder, _, start = engine.prepare(request)
+        iterators.append(Rollout(decoder, start).events())
+    together: list[list[int]] = [[], []]
+    for pair in itertools.zip_longest(*iterators):
+        for ids, item in zip(together, pair, strict=True):
+            if item is not None and isinstance(item[1], TokenStep):
+                ids.append(item[1].token_id)
+
+    assert together == alone
+
+
+@pytest.mark.parametrize("method", ["direct", "latent", "zoom"])
+def test_a_batch_of_branches_equals_branches_alone(
+    engine: Engine, make_request: MakeRequest, method: str
+) -> None:
+    """Sampled branches differ in length and in their crops, and still do not mix."""
+    count = 3
+    changes = {
+        "method": method,
+        "sampling": Sampling(temperature=1.0),
+        "entropy_threshold": 5.6,
+        "max_new_tokens": 30,
+    }
+    decoder, _, start = engine.prepare(make_request(seed=5, **changes))
+    batched: list[list[TokenStep]] = [[] for _ in range(count)]
+    finished = 0
+    for branch, event in Rollout(decoder, start, count=count).events():
+        if isinstance(event, TokenStep):
+            batched[branch].append(event)
+        finished += isinstance(event, Finished)
+    alone = [run(engine, make_request(seed=5 + i, **changes)) for i in range(count)]
+
+    assert finished == count
+    for together, trace in zip(batched, alone, strict=True):
+        assert [t.token_id for t in together] == token_ids(trace)
+        np.testing.assert_allclose(
+            [t.logprob for t in together], [t.logprob for t in trace.tokens], atol=2e-4
+        )
+        totals = [[m.total for m in t.attention] for t in together]
+        for got, token in zip(totals, trace.tokens, strict=True):
+            assert got == pytest.approx([m.total for m in token.attention], abs=2e-3)
+    assert len({tuple(t.token_id for t in tokens) for tokens in batched}) == count
+
+
+def test_a_zoom_run_forwards_its_prefix_once(engine: Engine, make_request: MakeRequest) -> None:
+    request = make_request(method="zoom", entropy_threshold=1.0, belief=False, options=())
+    trace = run(engine, request)
+    finished = trace.events[-1]
+    assert isinstance(finished, Finished)
+    crops = [event for event in trace if isinstance(event, Reground)]
+    response = (
+        len(engine.loaded.vocabulary.encode(tool_response_text())) - 1
+    )  # without the pad that stands for the image
+    crop_tokens = sum(crop.rows * crop.columns for crop in crops)
+    fed = len(trace.tokens) - 1  # the last token is never fed
+
+    assert len(crops) == 2
+    assert finished.counts.crop == crop_tokens
+    assert finished.counts.forwarded == (
+        finished.counts.prompt + fed + crop_tokens + response * len(crops)
+    )
+
+
+def test_beliefs_come_at_their_moments(engine: Engine, make_request: MakeRequest) -> None:
+    zoom = run(engine, make_request(method="zoom", entropy_threshold=1.0))
+    latent = run(engine, make_request(method="latent"))
+
+    assert [b.moment for b in zoom.beliefs] == [
+        "prefill",
+        *["before_crop", "after_crop"] * 2,
+        "end",
+    ]
+    assert [b.crop for b in zoom.beliefs] == [None, 1, 1, 2, 2, None]
+    assert [b.moment for b in latent.beliefs] == ["prefill", "latent", "end"]
+    for belief in (*zoom.beliefs, *latent.beliefs):
+        assert sum(belief.probabilities) == pytest.approx(1.0)
+
+
+def test_the_belief_before_a_crop_is_that_of_the_moment_before_the_call(
+    engine: Engine, loaded: LoadedModel, reference: Reference, make_request: MakeRequest
+) -> None:
+    request = make_request(method="zoom", entropy_threshold=1.0, max_crops=1)
+    _, seen, start = engine.prepare(request)
+    trace = run(engine, request)
+    (crop,) = trace.regrounds
+    before = next(b for b in trace.beliefs if b.moment == "before_crop")
+    written = trace.tokens[: crop.trigger.token_index + 1]
+    text = "".join(token.text for token in written)
+    ids = prompt_ids(loaded, start) + [t.token_id for t in written]
+    lead = loaded.vocabulary.encode(leading_text(text, False))
+    logits = reference.logits(ids + lead, [seen]).logits[0, -1]
+    letters = [loaded.vocabulary.encode(option_letter(i))[0] for i in range(3)]
+    masses = torch.softmax(logits, -1)[letters]
+
+    assert before.probabilities == pytest.approx((masses / masses.sum()).tolist(), rel=1e-4)
+
+
+def test_an_open_question_is_probed_by_its_greedy_answer(
+    engine: Engine, loaded: LoadedModel, reference: Reference, make_request: MakeRequest
+) -> None:
+    request = make_request(options=(), max_new_tokens=4)
+    _, seen, start = engine.prepare(request)
+    belief = run(engine, request).beliefs[0]
+    ids = prompt_ids(loaded, start) + loaded.vocabulary.encode(ANSWER_OPEN)
+    probability, answer = 1.0, b""
+    for _ in range(12):
+        logprobs = torch.softmax(reference.logits(ids, [seen]).logits[0, -1], -1)
+        token = int(logprobs.argmax())
+        probability *= float(logprobs[token])
+        if token in loaded.vocabulary.stop_ids:
+            break
+        answer += loaded.vocabulary.bytes_of(token)
+        if ANSWER_CLOSE.encode() in answer:
+            break
+        ids.append(token)
+
+    assert belief.options == (answer.decode(errors="replace").split(ANSWER_CLOSE)[0].strip(),)
+    assert belief.probabilities == pytest.approx((probability,), rel=1e-3)
+    assert isinstance(belief, Belief)
+
+
+def test_stop_ends_a_run_within_one_token(engine: Engine, make_request: MakeRequest) -> None:
+    stop = threading.Event()
+    events = []
+    for event in engine.stream(make_request(max_new_tokens=200), stop):
+        events.append(event)
+        if sum(isinstance(e, TokenStep) for e in events) == 5:
+            stop.set()
+
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason == "stopped"
+    assert sum(isinstance(e, TokenStep) for e in events) <= 6
