@@ -67,7 +67,8 @@ bench: setup ## The performance ratios on this machine
 	@$(PY) -m engine bench $(ARGS)
 
 train: setup ## Train the embedded model from nothing
-	@$(PY) -m training all $(ARGS)
+	@$(PY) -m training pretrain training/configs/pretrain.yaml
+	@$(PY) -m training sft training/configs/sft-zoom.yaml
 
 format: setup-dev ## Format the code and fix what can be fixed
 	@$(PY) -m ruff format .

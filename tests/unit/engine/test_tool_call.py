@@ -123,7 +123,7 @@ def test_the_parser_survives_anything(text: str) -> None:
     try:
         box, _ = parse_zoom_call(text, SIZES)
     except ToolCallError as error:
-        assert str(error)
+        assert str(error)  # noqa: PT017 - either outcome is right, the message must not be empty
     else:
         assert box.area > 0
 
