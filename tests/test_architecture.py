@@ -56,6 +56,9 @@ LATE_IMPORTS: dict[tuple[str, str], str] = {
     ("engine/imaging/opening.py", "engine.imaging.loading"): (
         "the parsers run in a child process: a parent that sandboxes never loads them"
     ),
+    ("app/samples.py", "pydicom.data"): (
+        "it is asked for the place of sample files only: importing the app loads no parser"
+    ),
 }
 
 TOP_LEVEL = (

@@ -16,11 +16,18 @@ from engine.engine import Engine
 from engine.geometry import Box
 from engine.loading import LoadedModel
 from engine.processor import crop_pixels, expanded_ids
-from engine.prompt import ANSWER_CLOSE, ANSWER_OPEN, option_letter, tool_response_text
+from engine.prompt import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    THINK_CLOSE,
+    THINK_OPEN,
+    option_letter,
+    tool_response_text,
+)
 from engine.replay import replayed_logprobs
-from engine.request import Sampling
+from engine.request import Request, Sampling
 from engine.rollout import Rollout
-from engine.trace import Belief, Failed, Finished, LatentStep, Reground, TokenStep, Trace
+from engine.trace import Belief, Event, Failed, Finished, LatentStep, TokenStep, Trace
 from tests.integration.conftest import MakeRequest, Reference, prompt_ids
 
 
@@ -32,6 +39,34 @@ def run(engine: Engine, request: object) -> Trace:
 
 def token_ids(trace: Trace) -> list[int]:
     return [token.token_id for token in trace.tokens]
+
+
+MOST_SEEDS = 40
+
+
+def run_with_crops(
+    engine: Engine, make_request: MakeRequest, count: int, **changes: object
+) -> tuple[Request, Trace]:
+    """A sampled run with exactly `count` crops that ends on its budget, and its request.
+
+    What random weights write turns on the last bits of the processor's arithmetic, so that no
+    seed can be named that does this on every machine: the first one that does it here is taken.
+    """
+    defaults = {
+        "method": "zoom",
+        "entropy_threshold": 1.0,
+        "sampling": Sampling(temperature=1.0),
+        "max_new_tokens": 100,
+    }
+    for seed in range(MOST_SEEDS):
+        request = make_request(seed=seed, **{**defaults, **changes})
+        trace = run(engine, request)
+        finished = trace.events[-1]
+        ended = isinstance(finished, Finished) and finished.reason == "token_budget"
+        stops = engine.loaded.vocabulary.stop_ids & set(token_ids(trace))
+        if len(trace.regrounds) == count and ended and not stops:
+            return request, trace
+    pytest.fail(f"No run of {MOST_SEEDS} has {count} crops.")
 
 
 @pytest.mark.parametrize("layers", ["none", "default", "all"])
@@ -257,9 +292,6 @@ def test_options_that_share_their_first_token_are_told_apart(
         ("latent", {}),
         ("latent", {"latents": "noise"}),
         ("latent", {"latents": "zero"}),
-        ("zoom", {"entropy_threshold": 1.0}),
-        ("zoom", {"entropy_threshold": 1.0, "skip_crops": (1,)}),
-        ("zoom", {"entropy_threshold": 1.0, "move_crops": ((2, Box(0.0, 0.0, 0.4, 0.4)),)}),
         ("auto", {"entropy_threshold": 1.0, "sampling": Sampling(temperature=1.5)}),
     ],
 )
@@ -274,7 +306,25 @@ def test_a_replayed_trace_gives_the_same_log_probabilities(
     trace = run(engine, request)
     replayed = replayed_logprobs(Decoder(loaded), request, trace)
 
-    assert len(trace.tokens) > 10
+    assert trace.tokens
+    np.testing.assert_allclose([t.logprob for t in trace.tokens], replayed, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"skip_crops": (1,)},
+        {"move_crops": ((2, Box(0.0, 0.0, 0.4, 0.4)),)},
+        {"occlude": (Box(0.2, 0.2, 0.6, 0.6),)},
+    ],
+)
+def test_a_replayed_run_with_crops_gives_the_same_log_probabilities(
+    engine: Engine, loaded: LoadedModel, make_request: MakeRequest, changes: dict[str, object]
+) -> None:
+    request, trace = run_with_crops(engine, make_request, 2, **changes)
+    replayed = replayed_logprobs(Decoder(loaded), request, trace)
+
     np.testing.assert_allclose([t.logprob for t in trace.tokens], replayed, atol=1e-4)
 
 
@@ -352,26 +402,23 @@ def test_a_batch_of_branches_equals_branches_alone(
 
 
 def test_a_zoom_run_forwards_its_prefix_once(engine: Engine, make_request: MakeRequest) -> None:
-    request = make_request(method="zoom", entropy_threshold=1.0, belief=False, options=())
-    trace = run(engine, request)
+    _, trace = run_with_crops(engine, make_request, 2, belief=False, options=())
     finished = trace.events[-1]
     assert isinstance(finished, Finished)
-    crops = [event for event in trace if isinstance(event, Reground)]
     response = (
         len(engine.loaded.vocabulary.encode(tool_response_text())) - 1
     )  # without the pad that stands for the image
-    crop_tokens = sum(crop.rows * crop.columns for crop in crops)
-    fed = len(trace.tokens) - 1  # the last token is never fed
+    crop_tokens = sum(crop.rows * crop.columns for crop in trace.regrounds)
+    fed = len(trace.tokens) - 1  # the last token of a run that ends on its budget is never fed
 
-    assert len(crops) == 2
     assert finished.counts.crop == crop_tokens
     assert finished.counts.forwarded == (
-        finished.counts.prompt + fed + crop_tokens + response * len(crops)
+        finished.counts.prompt + fed + crop_tokens + response * len(trace.regrounds)
     )
 
 
 def test_beliefs_come_at_their_moments(engine: Engine, make_request: MakeRequest) -> None:
-    zoom = run(engine, make_request(method="zoom", entropy_threshold=1.0))
+    _, zoom = run_with_crops(engine, make_request, 2)
     latent = run(engine, make_request(method="latent"))
 
     assert [b.moment for b in zoom.beliefs] == [
@@ -388,15 +435,16 @@ def test_beliefs_come_at_their_moments(engine: Engine, make_request: MakeRequest
 def test_the_belief_before_a_crop_is_that_of_the_moment_before_the_call(
     engine: Engine, loaded: LoadedModel, reference: Reference, make_request: MakeRequest
 ) -> None:
-    request = make_request(method="zoom", entropy_threshold=1.0, max_crops=1)
+    request, trace = run_with_crops(engine, make_request, 1, max_crops=1)
     _, seen, start = engine.prepare(request)
-    trace = run(engine, request)
     (crop,) = trace.regrounds
+    assert crop.trigger.kind == "entropy"
     before = next(b for b in trace.beliefs if b.moment == "before_crop")
     written = trace.tokens[: crop.trigger.token_index + 1]
     text = "".join(token.text for token in written)
+    thinking = text.rfind(THINK_OPEN) > text.rfind(THINK_CLOSE)
     ids = prompt_ids(loaded, start) + [t.token_id for t in written]
-    lead = loaded.vocabulary.encode(leading_text(text, False))
+    lead = loaded.vocabulary.encode(leading_text(text, thinking))
     logits = reference.logits(ids + lead, [seen]).logits[0, -1]
     letters = [loaded.vocabulary.encode(option_letter(i))[0] for i in range(3)]
     masses = torch.softmax(logits, -1)[letters]
@@ -428,14 +476,19 @@ def test_an_open_question_is_probed_by_its_greedy_answer(
     assert isinstance(belief, Belief)
 
 
-def test_stop_ends_a_run_within_one_token(engine: Engine, make_request: MakeRequest) -> None:
+@pytest.mark.parametrize("method", ["direct", "latent", "zoom", "auto"])
+@pytest.mark.parametrize("after", [1, 5])
+def test_stop_ends_a_run_within_one_token(
+    engine: Engine, make_request: MakeRequest, method: str, after: int
+) -> None:
     stop = threading.Event()
-    events = []
-    for event in engine.stream(make_request(max_new_tokens=200), stop):
+    events: list[Event] = []
+    request = make_request(method=method, max_new_tokens=200, entropy_threshold=0.5)
+    for event in engine.stream(request, stop):
         events.append(event)
-        if sum(isinstance(e, TokenStep) for e in events) == 5:
+        if sum(isinstance(e, TokenStep) for e in events) == after:
             stop.set()
 
     assert isinstance(events[-1], Finished)
     assert events[-1].reason == "stopped"
-    assert sum(isinstance(e, TokenStep) for e in events) <= 6
+    assert sum(isinstance(e, TokenStep) for e in events) <= after + 1
