@@ -7,6 +7,7 @@ they differ, because tokenizers need not split at a tag (`>B` is one token of Qw
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +15,7 @@ import torch
 
 from engine.decode import Decoder, DecodeState
 from engine.prompt import ANSWER_CLOSE, ANSWER_OPEN, LATENT_END, THINK_CLOSE, option_letter
+from engine.sampling import InvalidLogitsError
 from engine.vocabulary import Vocabulary
 
 MOST_OPEN_TOKENS: Final = 12
@@ -46,7 +48,11 @@ def leading_text(text: str, thinking: bool) -> str:
 def probe(
     decoder: Decoder, fork: DecodeState, leading: str, options: tuple[str, ...]
 ) -> Distribution:
-    """Asks a fork (a batch of one, used up by this) for its answer."""
+    """Asks a fork (a batch of one, used up by this) for its answer.
+
+    Raises:
+        InvalidLogitsError: when the model's output is not finite.
+    """
     vocabulary = decoder.loaded.vocabulary
     if not options:
         return _open_answer(decoder, fork, vocabulary, leading)
@@ -55,10 +61,13 @@ def probe(
         for index in range(len(options))
     ]
     logprobs = _sequence_logprobs(decoder, fork, sequences)
-    masses = torch.tensor(logprobs, dtype=torch.float64).exp()
-    total = float(masses.sum())
-    shares = masses / total if total > 0 else torch.full_like(masses, 1 / len(masses))
-    return Distribution(options, tuple(shares.tolist()), min(1.0, max(0.0, 1.0 - total)))
+    masses = torch.tensor(logprobs, dtype=torch.float64)
+    # In logarithms: shares of options that are all very unlikely stay exact.
+    shares = torch.softmax(masses, dim=-1)
+    if not torch.isfinite(shares).all():
+        raise InvalidLogitsError
+    outside = 1.0 - float(masses.exp().sum())
+    return Distribution(options, tuple(shares.tolist()), min(1.0, max(0.0, outside)))
 
 
 def _sequence_logprobs(
@@ -90,6 +99,8 @@ def _open_answer(
         logprobs = torch.log_softmax(fork.logits[0].float(), dim=-1)
         token = int(logprobs.argmax())
         logprob += float(logprobs[token])
+        if not math.isfinite(logprob):
+            raise InvalidLogitsError
         if token in vocabulary.stop_ids:
             break
         text += vocabulary.bytes_of(token)

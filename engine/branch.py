@@ -19,17 +19,13 @@ from engine.latent import LatentSegment
 from engine.prompt import ZOOM_CALL_HEAD, ZOOM_CALL_TAIL
 from engine.reground import NO_ZOOMS_LEFT, refusal
 from engine.request import Request
-from engine.sampling import BANNED, Draw, draw
+from engine.sampling import BANNED, Draw, InvalidLogitsError, draw
 from engine.tool_call import CoordinateGrammar, CoordinateWriter, ImageSizes
 from engine.trace import FinishReason, Segment, Trigger
 from engine.transcript import Transcript
 from engine.vocabulary import Vocabulary
 
 ANSWER_TOKENS: Final = 32
-
-
-class InvalidLogitsError(ArithmeticError):
-    """The model's output holds numbers that are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +102,9 @@ class Branch:
         self._opening: Opening | None = None
         self._zooms = request.method in ("zoom", "auto")
         skipped = request.interventions.latents == "skip"
-        self._latent_allowed = request.method == "auto" and not skipped
-        if request.method == "latent" and not skipped:
+        self._latent_steps = 0 if skipped else request.budgets.latent_steps
+        self._latent_allowed = request.method == "auto"
+        if request.method == "latent":
             self._forced.append(vocabulary.latent_start)
 
     @property
@@ -177,7 +174,7 @@ class Branch:
         token, self.pending = self.pending, None
         if token == self.vocabulary.latent_start:
             self._latent_opened = True
-            self.latent = LatentSegment(self.request.budgets.latent_steps)
+            self.latent = LatentSegment(self._latent_steps)
             if not self.latent.open:
                 self._forced.append(self.vocabulary.latent_end)
         if self.trigger is not None and self.trigger.kind == "entropy" and self._opening is None:

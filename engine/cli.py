@@ -1,6 +1,7 @@
 """The command line: `python -m engine trace | show | render | bench`.
 
-Bad input ends with status 2 and one line on stderr. `show` and `render` need no torch.
+Bad input ends with status 2 and one line on stderr, a run that fails for another reason with
+status 1 and one line. `show` and `render` need no torch.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
@@ -41,6 +44,7 @@ from engine.trace_io import SUFFIX, TraceFileError, dumps, read_trace, write_tra
 DEFAULT_CHECKPOINT: Final = Path(__file__).resolve().parent.parent / "assets/checkpoints/base"
 USAGE_STATUS: Final = 2
 FAILED_STATUS: Final = 1
+INTERRUPTED_STATUS: Final = 130
 
 
 class UsageError(ValueError):
@@ -68,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (`head`, a pager) has seen enough.
         sys.stderr.close()
         return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED_STATUS
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,18 +128,13 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
 
 def _trace(options: argparse.Namespace) -> int:
     if options.out is not None:
-        _check_folder(options.out)
+        _check_target(options.out)
     request = _request(options)
+    _silence_libraries()
     # torch is imported only where a model runs.
-    from transformers.utils import logging as transformers_logging
-
     from engine.engine import Engine
     from engine.loading import CheckpointError
 
-    # Errors reach the user as one line of our own.
-    logging.getLogger("engine").setLevel(logging.CRITICAL)
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         engine = Engine.load(options.checkpoint, options.device)
     except CheckpointError as error:
@@ -147,12 +148,26 @@ def _trace(options: argparse.Namespace) -> int:
         else:
             _write_rows(_rows([event]))
     if options.out is not None:
-        write_trace(options.out, events)
+        try:
+            write_trace(options.out, events)
+        except OSError as error:
+            raise _unwritable(options.out, error) from error
     failed = next((event for event in events if isinstance(event, Failed)), None)
     if failed is not None:
         sys.stderr.write(failed.message + "\n")
         return USAGE_STATUS if failed.code in ("image_shape", "request") else FAILED_STATUS
     return 0
+
+
+def _silence_libraries() -> None:
+    """Errors reach the user as one line of our own, so libraries neither log nor warn."""
+    from transformers.utils import logging as transformers_logging
+
+    warnings.simplefilter("ignore")
+    for name in ("engine", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _request(options: argparse.Namespace) -> Request:
@@ -197,33 +212,59 @@ def _window(values: Sequence[float] | None) -> Window | None:
         raise UsageError(str(error)) from error
 
 
-def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise UsageError(f"There is no folder {path.parent.name!r} to write {path.name} into.")
+def _check_target(path: Path) -> None:
+    """Before anything is computed: whether a file can be written at `path`."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder {folder.name!r} to write {path.name} into.")
+    if path.is_dir():
+        raise UsageError(f"{path.name} is a folder: name a file to write.")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{path.name} cannot be written: its folder is read-only.")
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path.name} cannot be written: {error.strerror}.")
 
 
 def _show(options: argparse.Namespace) -> int:
-    _write_rows(_rows(read_trace(options.file)))
+    try:
+        trace = read_trace(options.file)
+    except OSError as error:
+        raise UsageError(f"{options.file.name} cannot be read: {error.strerror}.") from error
+    _write_rows(_rows(trace))
     return 0
 
 
 def _render(options: argparse.Namespace) -> int:
-    _check_folder(options.out)
+    _check_target(options.out)
     pixels = render(open_image(options.image, frame=options.frame), _window(options.window))
     try:
         options.out.write_bytes(encoded_png(pixels))
     except OSError as error:
-        raise UsageError(f"{options.out.name} cannot be written: {error.strerror}.") from error
+        raise _unwritable(options.out, error) from error
     return 0
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from engine.bench import benchmark, readable
-
-    groups = ("random", "embedded") if options.group == "all" else (options.group,)
     if options.repeats < 1:
         raise UsageError("--repeats must be at least 1.")
-    report = benchmark(groups, repeats=options.repeats, checkpoint=Path(options.checkpoint))
+    checkpoint = Path(options.checkpoint)
+    if checkpoint != DEFAULT_CHECKPOINT and not checkpoint.is_dir():
+        raise UsageError(f"There is no checkpoint {checkpoint.name}: give a folder that exists.")
+    _silence_libraries()
+    # torch is imported only where a model runs.
+    from engine.bench import BenchmarkError, benchmark, readable
+    from engine.loading import CheckpointError
+
+    groups = ("random", "embedded") if options.group == "all" else (options.group,)
+    try:
+        report = benchmark(groups, repeats=options.repeats, checkpoint=checkpoint)
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
+    except BenchmarkError as error:
+        sys.stderr.write(f"{error}\n")
+        return FAILED_STATUS
     text = json.dumps(report, indent=2) if options.json else readable(report)
     sys.stdout.write(text + "\n")
     return 0
@@ -231,7 +272,11 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _write_rows(rows: Iterable[str]) -> None:
     for row in rows:
-        sys.stdout.write(row + "\n")
+        # A saved trace is anybody's text: control sequences must not reach the terminal.
+        plain = "".join(
+            letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in row
+        )
+        sys.stdout.write(plain + "\n")
 
 
 def _rows(events: Iterable[Event]) -> Iterator[str]:

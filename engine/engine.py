@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from engine.branch import InvalidLogitsError
 from engine.decode import Decoder
 from engine.interventions import occluded
 from engine.loading import NO_LATENT_NOTICE, CheckpointError, LoadedModel, load_checkpoint
@@ -24,6 +23,7 @@ from engine.prompt import prompt_text
 from engine.rasters import DISPLAY_SIDE, encoded_png
 from engine.request import Request, RequestError
 from engine.rollout import Rollout, Start
+from engine.sampling import InvalidLogitsError
 from engine.trace import (
     Event,
     Failed,

@@ -2,8 +2,8 @@
 
 `zero`, `noise` and `shuffle` change what is fed into a latent slot; `blind` feeds zeros and
 also keeps the slot from attending to any image (a slot with a zeroed input still reads the
-image by itself); `skip` is no segment at all. Regions are occluded before anything is encoded,
-so neither the view nor a crop can show them.
+image by itself); `skip` is a segment of no slots (K = 0). Regions are occluded before anything
+is encoded, so neither the view nor a crop can show them.
 """
 
 from __future__ import annotations

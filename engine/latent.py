@@ -8,10 +8,13 @@ so a stop token, a tool call or an answer inside a segment is impossible.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from engine.attention import ImageSpan
 from engine.geometry import PatchGrid
+from engine.sampling import InvalidLogitsError
 from engine.trace import EvidenceMap, LatentStep, quantised_map
 
 
@@ -49,9 +52,14 @@ class LatentSegment:
             grid: the grid of the view.
             attention: where the slot's query looked.
             seconds: since the start of the run.
+
+        Raises:
+            InvalidLogitsError: when the latent is not finite.
         """
         vector = latent.detach().to("cpu", torch.float32)
         norm = float(vector.norm())
+        if not math.isfinite(norm):
+            raise InvalidLogitsError
         cosine = None if self._previous is None else _cosine(vector, self._previous)
         self._previous = vector
         self.fed += 1

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 MODEL_TYPE: Final = "qwen2_5_vl"
 ADAPTER_FILE: Final = "adapter_config.json"
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 NO_LATENT_NOTICE: Final = (
     "This checkpoint was not trained for latent steps: its latent segment means nothing."
 )
@@ -79,7 +80,7 @@ def load_checkpoint(id_or_dir: str | Path, device: str | None = None) -> LoadedM
         CheckpointError: when it is missing, broken or of another architecture.
     """
     name = str(id_or_dir)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = _device(device)
     folder = _local_folder(name)
     try:
         if folder is not None and (folder / ADAPTER_FILE).is_file():
@@ -95,10 +96,32 @@ def load_checkpoint(id_or_dir: str | Path, device: str | None = None) -> LoadedM
         ) from error
     except Exception as error:
         logger.info("loading a checkpoint failed: %s", type(error).__name__)
+        if folder is None and isinstance(error, OSError):
+            raise CheckpointError(
+                f"The checkpoint {_label(name)} cannot be fetched: check its name and the "
+                "network, or give a local folder."
+            ) from error
         raise CheckpointError(
             f"The checkpoint {_label(name)} cannot be loaded: its files are missing, broken or "
             "not those of a Qwen2.5-VL model."
         ) from error
+
+
+def _device(name: str | None) -> torch.device:
+    """The named device, else CUDA where there is one.
+
+    Raises:
+        CheckpointError: when this machine has no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # Builds of torch without a backend raise an AssertionError for it.
+        raise CheckpointError(f"This machine has no device {name!r}: try cpu or cuda.") from error
+    return device
 
 
 def assembled(
@@ -223,6 +246,9 @@ def _load_adapter(folder: Path, device: torch.device) -> LoadedModel:
         raise CheckpointError(
             "This checkpoint is a LoRA adapter: install the package peft to use it."
         ) from error
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        # peft would fall back to a pickled file.
+        raise CheckpointError(f"The adapter has no {ADAPTER_WEIGHTS}: save it as safetensors.")
     base_name = _adapter_base(folder)
     base = load_checkpoint(base_name, str(device))
     wrapped: Any = PeftModel.from_pretrained(base.model, str(folder), use_safetensors=True)

@@ -108,7 +108,8 @@ class Interventions:
 
     Attributes:
         latents: `zero`, `noise` and `shuffle` change what is fed into each latent slot;
-            `blind` also keeps the slots from attending to the image; `skip` is no segment.
+            `blind` also keeps the slots from attending to the image; `skip` is K = 0: the
+            segment is opened and closed at once.
         latent_donor: for `shuffle`, the latent vectors of another image's run, each the raw
             little-endian float32 bytes that `LatentStep.vector` carries.
         skip_crops: numbers (from 1) of the crops that are answered with no new pixels.

@@ -16,6 +16,10 @@ from engine.request import Sampling
 BANNED = float("-inf")
 
 
+class InvalidLogitsError(ArithmeticError):
+    """The model's output holds numbers that are not finite."""
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """What is known of one step of one branch, on the host.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from engine.imaging.errors import (
     DAMAGED_MESSAGE,
@@ -50,11 +51,11 @@ def read_layout(dataset: Dataset, limits: Limits) -> PixelLayout:
         TooLargeError, UnusableImageError: absurd sizes.
         UnsupportedImageError: a photometric interpretation that is not supported.
     """
-    if not any(keyword in dataset for keyword in _PIXEL_KEYWORDS):
-        # The parser drops everything when the file ends inside of an element.
-        cut_short = "Rows" in dataset or len(dataset) == 0
-        raise DamagedImageError(DAMAGED_MESSAGE if cut_short else _NO_IMAGE)
     tags = TechnicalTags(dataset)
+    if not any(keyword in dataset for keyword in _PIXEL_KEYWORDS):
+        # The parser drops everything behind the element in which a file ends.
+        cut_short = "Rows" in dataset or len(dataset) == 0 or _is_of_an_image(tags)
+        raise DamagedImageError(DAMAGED_MESSAGE if cut_short else _NO_IMAGE)
     stored = tags.integer("BitsStored", tags.integer("BitsAllocated"))
     layout = PixelLayout(
         rows=tags.integer("Rows"),
@@ -71,6 +72,11 @@ def read_layout(dataset: Dataset, limits: Limits) -> PixelLayout:
     _check_model(layout)
     _check_native_length(dataset, layout)
     return layout
+
+
+def _is_of_an_image(tags: TechnicalTags) -> bool:
+    """Whether the SOP class is one of the storage classes of images (PS3.4, annex B)."""
+    return UID(tags.code("SOPClassUID")).name.endswith("Image Storage")
 
 
 def check_frame_index(frame: int, layout: PixelLayout, limits: Limits) -> None:
