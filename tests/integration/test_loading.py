@@ -1,0 +1,273 @@
+"""Checkpoints from folders, of any precision, as adapters, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from engine.engine import Engine
+from engine.loading import NO_LATENT_NOTICE, CheckpointError, LoadedModel, load_checkpoint
+from engine.manifest import Manifest
+from engine.prompt import LATENT_TOKENS
+from engine.tiny import tiny_model
+from engine.trace import Failed, RunStarted, TokenStep
+from tests.integration.conftest import MakeRequest
+
+# peft 0.21 still asks for a property that transformers 5.23 has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+
+
+def save(loaded: LoadedModel, folder: Path, manifest: Manifest | None = None) -> Path:
+    """A checkpoint folder as the training writes it."""
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    (folder / "lightbox.json").write_text((manifest or loaded.manifest).to_json(), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tiny_model(), tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+def copied(checkpoint: Path, to: Path) -> Path:
+    shutil.copytree(checkpoint, to)
+    return to
+
+
+def written(loaded: LoadedModel, make_request: MakeRequest) -> list[int]:
+    events = list(Engine(loaded).stream(make_request(max_new_tokens=8, belief=False)))
+    assert not isinstance(events[-1], Failed), events[-1]
+    return [event.token_id for event in events if isinstance(event, TokenStep)]
+
+
+def complaint(folder: Path | str, device: str | None = None) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(folder, device)
+    message = str(caught.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    assert not Path(folder).is_absolute() or str(Path(folder).parent) not in message
+    return message
+
+
+def test_a_folder_gives_the_model_that_was_saved(
+    checkpoint: Path, loaded: LoadedModel, make_request: MakeRequest
+) -> None:
+    opened = load_checkpoint(checkpoint)
+
+    assert opened.facts.dtype == "float32"
+    assert opened.facts.device == "cpu"
+    assert opened.manifest == loaded.manifest
+    assert not opened.model.training
+    assert written(opened, make_request) == written(loaded, make_request)
+
+
+def test_half_precision_files_are_run_in_fp32_on_a_cpu(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copied(checkpoint, tmp_path / "half")
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: tensor.half() for name, tensor in weights.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+    assert {p.dtype for p in load_checkpoint(folder).model.parameters()} == {torch.float32}
+
+
+def test_latent_tokens_are_added_where_they_are_missing(
+    checkpoint: Path, tmp_path: Path, make_request: MakeRequest
+) -> None:
+    folder = copied(checkpoint, tmp_path / "plain")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = folder / name
+        for token in LATENT_TOKENS:
+            path.write_text(
+                path.read_text(encoding="utf-8").replace(token, token.replace("lat", "was")),
+                encoding="utf-8",
+            )
+    opened = load_checkpoint(folder)
+    size = opened.model.lm_head.weight.shape[0]
+
+    known = opened.tokenizer.get_vocab()
+    assert all(known[token] < size for token in LATENT_TOKENS)
+    assert opened.notices.count(NO_LATENT_NOTICE) == 1
+    events = list(Engine(opened).stream(make_request(method="latent", max_new_tokens=4)))
+    assert isinstance(events[0], RunStarted)
+    assert NO_LATENT_NOTICE in events[0].notices
+    assert not isinstance(events[-1], Failed)
+
+
+def test_what_was_trained_for_latents_says_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copied(checkpoint, tmp_path / "trained")
+    manifest = Manifest(name="trained", trained_methods=("direct", "latent"))
+    (folder / "lightbox.json").write_text(manifest.to_json(), encoding="utf-8")
+
+    assert NO_LATENT_NOTICE not in load_checkpoint(folder).notices
+
+
+# --- adapters -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(checkpoint: Path, tmp_path: Path) -> Path:
+    """A LoRA adapter that changes the model, in a folder of its own."""
+    opened = load_checkpoint(checkpoint)
+    wrapped = get_peft_model(
+        opened.model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    wrapped.peft_config["default"].base_model_name_or_path = str(checkpoint)
+    folder = tmp_path / "adapter"
+    wrapped.save_pretrained(str(folder))
+    return folder
+
+
+def test_an_adapter_is_merged_into_its_base(
+    adapter: Path, checkpoint: Path, make_request: MakeRequest
+) -> None:
+    base, opened = load_checkpoint(checkpoint), load_checkpoint(adapter)
+    lora = load_file(adapter / "adapter_model.safetensors")
+    prefix = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
+    first, second = lora[f"{prefix}.lora_A.weight"], lora[f"{prefix}.lora_B.weight"]
+    before = base.model.model.language_model.layers[0].self_attn.q_proj.weight
+    after = opened.model.model.language_model.layers[0].self_attn.q_proj.weight
+
+    torch.testing.assert_close(after, before + 2.0 * (second @ first))
+    assert opened.facts.id == "adapter"
+    assert opened.manifest == base.manifest
+    assert written(opened, make_request) != written(base, make_request)
+
+
+def test_an_adapter_may_name_its_base_by_a_folder_beside_it(
+    adapter: Path, checkpoint: Path
+) -> None:
+    copied(checkpoint, adapter.parent / "base")
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = "../base"
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+    assert load_checkpoint(adapter).facts.layers == 3
+
+
+def test_an_adapter_in_a_pickled_file_is_refused(adapter: Path) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    torch.save(weights, adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+
+    assert "safetensors" in complaint(adapter)
+
+
+@pytest.mark.parametrize("base", [None, "", 3, "/nowhere/at/all"])
+def test_an_adapter_without_its_base_is_refused(adapter: Path, base: object) -> None:
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "base_model_name_or_path": base}), encoding="utf-8")
+
+    complaint(adapter)
+
+
+def test_an_adapter_of_itself_is_refused(adapter: Path) -> None:
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(
+        json.dumps({**config, "base_model_name_or_path": str(adapter)}), encoding="utf-8"
+    )
+
+    complaint(adapter)
+
+
+# --- what is wrong with a checkpoint ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "nowhere", "~/no", "a/b/c"])
+def test_a_folder_that_is_not_there(name: str) -> None:
+    assert "There is no checkpoint" in complaint(name)
+
+
+def test_a_hub_id_that_cannot_be_fetched() -> None:
+    assert "cannot be fetched" in complaint("nobody/nothing-of-this-name")
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    assert "missing, broken" in complaint(tmp_path)
+
+
+def test_a_model_of_another_kind(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copied(checkpoint, tmp_path / "other")
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "model_type": "qwen2"}), encoding="utf-8")
+
+    assert "Qwen2.5-VL" in complaint(folder)
+
+
+@pytest.mark.parametrize("change", ["missing", "shape", "cut", "pickled", "none"])
+def test_weights_that_do_not_fit(checkpoint: Path, tmp_path: Path, change: str) -> None:
+    folder = copied(checkpoint, tmp_path / change)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert name in weights
+    if change == "missing":
+        del weights[name]
+    elif change == "shape":
+        weights[name] = weights[name][:5].clone()
+    if change in ("missing", "shape"):
+        save_file(weights, path, metadata={"format": "pt"})
+    elif change == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif change == "pickled":
+        torch.save(weights, folder / "pytorch_model.bin")
+        path.unlink()
+    else:
+        path.unlink()
+
+    complaint(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"unknown": 1}', '{"view": {"least": 1, "most": 0}}', '{"view": 3}']
+)
+def test_a_manifest_that_makes_no_sense(checkpoint: Path, tmp_path: Path, text: str) -> None:
+    folder = copied(checkpoint, tmp_path / "manifest")
+    (folder / "lightbox.json").write_text(text, encoding="utf-8")
+
+    assert "lightbox.json" in complaint(folder) or "pixel budget" in complaint(folder)
+
+
+def test_a_tokenizer_of_another_family(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copied(checkpoint, tmp_path / "tokens")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = folder / name
+        path.write_text(
+            path.read_text(encoding="utf-8").replace("<|image_pad|>", "<|picture|>"),
+            encoding="utf-8",
+        )
+
+    assert "<|image_pad|>" in complaint(folder)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", ""])
+def test_a_device_that_is_not_there(checkpoint: Path, device: str) -> None:
+    assert "no device" in complaint(checkpoint, device)
+
+
+def test_a_missing_checkpoint_is_the_failure_of_a_run(make_request: MakeRequest) -> None:
+    engine = Engine.deferred("./nowhere")
+    (failed,) = engine.stream(make_request())
+
+    assert isinstance(failed, Failed)
+    assert failed.code == "checkpoint"
+    assert "nowhere" in failed.message
