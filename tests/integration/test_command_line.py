@@ -1,0 +1,391 @@
+"""The command line as its users call it: what it prints, and one line for bad input."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from engine.cli import main
+from engine.imaging import Window, open_image, render
+from engine.tiny import tiny_model
+from engine.trace import EVENT_TYPES, RunStarted
+from engine.trace_io import loads, read_trace, to_zip, write_trace
+from tests import factories
+from tests.integration.test_loading import save
+from tests.unit.imaging.dicom_files import make_dataset, png_file, to_file
+from tests.unit.imaging.dicom_files import save as save_dicom
+
+Run = Callable[..., tuple[int, str, str]]
+
+RAMP = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save(tiny_model(), tmp_path_factory.mktemp("checkpoint") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("images") / "DOE_JOHN_1960.dcm"
+    path.write_bytes(to_file(RAMP, WindowCenter=2000, WindowWidth=3000, PatientName="DOE^JOHN"))
+    return str(path)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command here; status, standard output, standard error."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def refused(result: tuple[int, str, str], says: str = "") -> str:
+    status, out, err = result
+    assert status == 2
+    assert out == ""
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert len(err) > 20
+    assert "Traceback" not in err
+    assert says in err
+    return err
+
+
+# --- trace and show -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["direct", "latent", "zoom", "auto"])
+def test_events_are_printed_as_json_lines_and_saved(
+    call: Run, checkpoint: str, image: str, tmp_path: Path, method: str
+) -> None:
+    out = tmp_path / "run.radtrace.zip"
+    status, text, err = call(
+        *("trace", image, "Where is it?", "--option", "left", "--option", "right"),
+        *("--method", method, "--checkpoint", checkpoint, "--max-new-tokens", "6"),
+        *("--entropy-threshold", "1", "--max-crops", "1", "--out", out, "--jsonl"),
+    )
+    lines = [json.loads(line) for line in text.splitlines()]
+
+    assert (status, err) == (0, "")
+    assert all(list(line)[:2] == ["type", "seconds"] for line in lines)
+    assert {line["type"] for line in lines} <= {kind.__name__ for kind in EVENT_TYPES}
+    assert lines[0]["type"] == "RunStarted"
+    assert lines[-1]["type"] == "Finished"
+    assert tuple(loads(line) for line in text.splitlines()) == read_trace(out).events
+    # Neither the name of the file nor a tag of it leaves with the trace.
+    for part in (text.encode(), out.read_bytes(), *members(out)):
+        assert b"DOE" not in part
+
+
+def members(path: Path) -> list[bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return [archive.read(name) for name in archive.namelist()]
+
+
+def test_a_saved_trace_is_shown_as_a_table(call: Run, tmp_path: Path) -> None:
+    trace = factories.trace()
+    write_trace(tmp_path / "a.radtrace.zip", trace)
+    status, text, err = call("show", tmp_path / "a.radtrace.zip")
+
+    assert (status, err) == (0, "")
+    assert len(text.splitlines()) == len(trace)
+    assert "entropy" in text
+
+
+def test_the_same_seed_gives_the_same_tokens(call: Run, checkpoint: str, image: str) -> None:
+    command = ("trace", image, "Q?", "--checkpoint", checkpoint, "--max-new-tokens", "5")
+    sampled = (*command, "--temperature", "1", "--jsonl", "--seed")
+
+    def tokens(seed: str) -> list[int]:
+        lines = [json.loads(line) for line in call(*sampled, seed)[1].splitlines()]
+        return [line["token_id"] for line in lines if line["type"] == "TokenStep"]
+
+    assert tokens("1") == tokens("1") != tokens("2")
+
+
+def test_the_window_of_the_run_is_in_its_facts(call: Run, checkpoint: str, image: str) -> None:
+    command = ("trace", image, "Q?", "--checkpoint", checkpoint, "--max-new-tokens", "1")
+    own = loads(call(*command, "--jsonl")[1].splitlines()[0])
+    other = loads(call(*command, "--jsonl", "--window", "100", "50")[1].splitlines()[0])
+
+    assert isinstance(own, RunStarted)
+    assert isinstance(other, RunStarted)
+    facts = [(i.window_center, i.window_width, i.window_source) for i in (own.image, other.image)]
+    assert facts == [(2000.0, 3000.0, "file"), (100.0, 50.0, "request")]
+
+
+def test_text_of_a_saved_trace_cannot_drive_the_terminal(call: Run, tmp_path: Path) -> None:
+    options = ("\x1b]0;owned\x07", "\x1b[2J\nForged line", "ok")
+    write_trace(tmp_path / "a.radtrace.zip", factories.trace(options=options))
+    status, text, _ = call("show", tmp_path / "a.radtrace.zip")
+
+    assert status == 0
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
+    assert len(text.splitlines()) == len(factories.trace(options=options))
+
+
+# --- render -------------------------------------------------------------------------------
+
+
+def test_the_image_is_rendered_as_the_viewer_shows_it(
+    call: Run, image: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.png"
+    assert call("render", image, "--out", out) == (0, "", "")
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), render(open_image(Path(image))))
+
+    assert call("render", image, "--out", out, "--window", "-10.5", "99") == (0, "", "")
+    windowed = render(open_image(Path(image)), Window(-10.5, 99.0))
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), windowed)
+
+
+def test_one_frame_is_rendered(call: Run, tmp_path: Path) -> None:
+    frames = np.stack([RAMP, RAMP[::-1], RAMP.T])
+    (tmp_path / "many.dcm").write_bytes(to_file(frames))
+    for frame in range(3):
+        out = tmp_path / f"{frame}.png"
+        assert call("render", tmp_path / "many.dcm", "--frame", str(frame), "--out", out)[0] == 0
+        expected = render(open_image(tmp_path / "many.dcm", frame=frame))
+        np.testing.assert_array_equal(np.asarray(Image.open(out)), expected)
+
+
+# --- bad input ----------------------------------------------------------------------------
+
+
+def grey_png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    side = 13_000
+    return png_file(side, side, 1, 0, bytes(1 + (side + 7) // 8) * side)
+
+
+BAD_IMAGES: dict[str, Callable[[], bytes]] = {
+    "empty.dcm": lambda: b"",
+    "text.dcm": lambda: b"a report\n" * 99,
+    "cut in the header.dcm": lambda: to_file(RAMP)[:160],
+    "cut in the pixels.dcm": lambda: to_file(RAMP)[:-1],
+    "no pixels.dcm": lambda: save_dicom(make_dataset(RAMP)),
+    "absurd.dcm": lambda: to_file(RAMP, Rows=65535, Columns=65535),
+    "deflated.dcm": lambda: save_dicom(make_dataset(RAMP), DeflatedExplicitVRLittleEndian),
+    "bomb.png": bomb,
+    "cut.png": lambda: grey_png(RAMP)[:60],
+    "blank.png": lambda: grey_png(np.full((64, 64), 7)),
+    "line.png": lambda: grey_png(np.arange(3000)[None]),
+    "pixel.png": lambda: grey_png(np.zeros((1, 1))),
+    "cut.jpg": lambda: b"\xff\xd8\xff\xe0" + bytes(50),
+    "archive.zip": lambda: b"PK\x03\x04" + bytes(50),
+    "picture.gif": lambda: b"GIF89a" + bytes(50),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_bad_images_are_one_line_and_status_two(call: Run, tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"DOE_JOHN.{name.rpartition('.')[2]}"
+    path.write_bytes(BAD_IMAGES[name]())
+
+    for result in (
+        call("trace", path, "What is it?"),
+        call("render", path, "--out", tmp_path / "o.png"),
+    ):
+        assert "DOE_JOHN" not in refused(result)
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_a_file_that_ends_before_its_pixels_is_called_damaged(call: Run, tmp_path: Path) -> None:
+    data = to_file(RAMP)
+    (tmp_path / "a.dcm").write_bytes(data[: data.index(b"\x28\x00\x10\x00US")])
+
+    refused(call("render", tmp_path / "a.dcm", "--out", tmp_path / "o.png"), "damaged")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "required"),
+        (("paint",), "invalid choice"),
+        (("trace", "IMAGE"), "question"),
+        (("trace", "IMAGE", " "), "empty"),
+        (("trace", "IMAGE", "Q" * 1001), "1000"),
+        (("trace", "IMAGE", "Q", "--option", "one"), "options"),
+        (("trace", "IMAGE", "Q", "--method", "guess"), "--method"),
+        (("trace", "IMAGE", "Q", "--latents", "shuffle"), "--latents"),
+        (("trace", "IMAGE", "Q", "--seed", "-1"), "seed"),
+        (("trace", "IMAGE", "Q", "--seed", "1.5"), "--seed"),
+        (("trace", "IMAGE", "Q", "--temperature", "nan"), "temperature"),
+        (("trace", "IMAGE", "Q", "--entropy-threshold", "nan"), "entropy_threshold"),
+        (("trace", "IMAGE", "Q", "--max-new-tokens", "0"), "max_new_tokens"),
+        (("trace", "IMAGE", "Q", "--max-crops", "99"), "max_crops"),
+        (("trace", "IMAGE", "Q", "--latent-steps", "-1"), "latent_steps"),
+        (("trace", "IMAGE", "Q", "--frame", "1"), "Frame 1"),
+        (("trace", "IMAGE", "Q", "--window", "lung"), "--window"),
+        (("trace", "IMAGE", "Q", "--window", "lung", "wide"), "--window"),
+        (("trace", "IMAGE", "Q", "--window", "1", "0"), "width"),
+        (("trace", "IMAGE", "Q", "--window", "nan", "1"), "finite"),
+        (("trace", "IMAGE", "Q", "--checkpoint", "./nowhere"), "no checkpoint"),
+        (("trace", "IMAGE", "Q", "--checkpoint", "no-one/nothing"), "no-one/nothing"),
+        (("trace", "IMAGE", "Q", "--checkpoint", "CHECKPOINT", "--device", "x"), "device"),
+        (("trace", "IMAGE", "Q", "--out", "FOLDER/none/a.radtrace.zip"), "folder"),
+        (("trace", "IMAGE", "Q", "--out", "FOLDER"), "folder"),
+        (("trace", "nowhere.dcm", "Q"), "opened"),
+        (("trace", "FOLDER", "Q"), "opened"),
+        (("render", "IMAGE"), "--out"),
+        (("render", "IMAGE", "--out", "FOLDER"), "folder"),
+        (("render", "IMAGE", "--out", "FOLDER/none/a.png"), "folder"),
+        (("render", "IMAGE", "--out", "FOLDER/a.png", "--window", "5", "-5"), "width"),
+        (("show", "FOLDER/nowhere.radtrace.zip"), "cannot be read"),
+        (("show", "FOLDER"), "cannot be read"),
+        (("show", "IMAGE"), "not a saved trace"),
+        (("bench", "--repeats", "0"), "--repeats"),
+        (("bench", "--group", "embedded", "--checkpoint", "FOLDER"), "checkpoint"),
+        (("bench", "--group", "embedded", "--checkpoint", "./nowhere"), "checkpoint"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_status_two(
+    call: Run,
+    checkpoint: str,
+    image: str,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    says: str,
+) -> None:
+    for name, value in (("IMAGE", image), ("CHECKPOINT", checkpoint), ("FOLDER", str(tmp_path))):
+        arguments = tuple(argument.replace(name, value) for argument in arguments)
+
+    refused(call(*arguments), says)
+
+
+def test_an_adapter_without_weights_is_one_line(call: Run, image: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+
+    refused(call("trace", image, "Q?", "--checkpoint", tmp_path), "adapter")
+
+
+def altered(change: Callable[[list[dict[str, Any]]], object]) -> bytes:
+    """A saved trace with other events, its checksums made right again."""
+    return rebuilt(change, lambda archive: None)
+
+
+def rebuilt(
+    change: Callable[[list[dict[str, Any]]], object],
+    extra: Callable[[zipfile.ZipFile], object],
+) -> bytes:
+    """As `altered`, and with more entries in the archive."""
+    with zipfile.ZipFile(io.BytesIO(to_zip(factories.trace()))) as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    events = [json.loads(line) for line in parts["trace.jsonl"].splitlines()]
+    change(events)
+    parts["trace.jsonl"] = b"".join(json.dumps(event).encode() + b"\n" for event in events)
+    manifest = json.loads(parts.pop("manifest.json"))
+    manifest["sha256"] = {n: hashlib.sha256(data).hexdigest() for n, data in parts.items()}
+    parts["manifest.json"] = json.dumps(manifest).encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+        extra(archive)
+    return buffer.getvalue()
+
+
+def first(events: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    return next(event for event in events if event["type"] == kind)
+
+
+def set_map(events: list[dict[str, Any]], **values: Any) -> None:
+    first(events, "TokenStep")["attention"][0].update(values)
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "huge integer": lambda: altered(lambda e: first(e, "TokenStep").update(index=10**400)),
+    "integer of 64 bits and more": lambda: altered(
+        lambda e: first(e, "RunStarted")["image"].update(source_width=10**19)
+    ),
+    "not a number": lambda: altered(lambda e: first(e, "TokenStep").update(logprob=float("nan"))),
+    "infinity": lambda: altered(lambda e: first(e, "TokenStep").update(entropy_nats=float("inf"))),
+    "text for a number": lambda: altered(lambda e: first(e, "TokenStep").update(index="3")),
+    "a field too many": lambda: altered(lambda e: first(e, "TokenStep").update(__class__="x")),
+    "a field too few": lambda: altered(lambda e: first(e, "TokenStep").pop("index")),
+    "grid of another size": lambda: altered(lambda e: set_map(e, rows=4)),
+    "grid of another shape": lambda: altered(lambda e: set_map(e, rows=4, columns=16)),
+    "negative grid": lambda: altered(lambda e: set_map(e, rows=-8, columns=-8)),
+    "map of no image": lambda: altered(lambda e: set_map(e, image=7)),
+    "grid without end": lambda: altered(
+        lambda e: first(e, "RunStarted")["image"].update(rows=10**9, columns=10**9)
+    ),
+    "box outside": lambda: altered(lambda e: first(e, "Reground").update(box=[0, 0, 2, 2])),
+    "picture that is none": lambda: altered(
+        lambda e: first(e, "Reground").update(crop_png=base64.b64encode(b"<svg/>").decode())
+    ),
+    "picture elsewhere": lambda: altered(
+        lambda e: first(e, "Reground").update(crop_png={"file": "../../etc/passwd"})
+    ),
+    "two entries of one name": lambda: rebuilt(
+        lambda e: None, lambda z: z.writestr("trace.jsonl", b"")
+    ),
+    "traversal": lambda: rebuilt(lambda e: None, lambda z: z.writestr("../evil.txt", b"x")),
+    "absolute path": lambda: rebuilt(lambda e: None, lambda z: z.writestr("/etc/evil", b"x")),
+    "unknown event": lambda: altered(lambda e: e[1].update(type="Pwned")),
+    "two runs": lambda: altered(lambda e: e.append(e[0])),
+    "no start": lambda: altered(lambda e: e.pop(0)),
+    "bomb": lambda: rebuilt(
+        lambda e: None,
+        lambda z: z.writestr("crops/9.png", bytes(10**7), zipfile.ZIP_DEFLATED),
+    ),
+    "cut": lambda: altered(lambda e: None)[:-30],
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_traces_are_one_line_and_status_two(call: Run, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.radtrace.zip"
+    path.write_bytes(HOSTILE[name]())
+
+    refused(call("show", path))
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["a.radtrace.zip"]
+
+
+def test_what_altered_makes_is_a_trace(call: Run, tmp_path: Path) -> None:
+    """So the cases above are refused for what was changed in them."""
+    path = tmp_path / "a.radtrace.zip"
+    path.write_bytes(altered(lambda e: None))
+
+    assert call("show", path)[0] == 0
+
+
+def test_a_saved_trace_is_shown_where_torch_is_not_installed(tmp_path: Path) -> None:
+    write_trace(tmp_path / "a.radtrace.zip", factories.trace())
+    blocked = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; "
+    program = "from engine.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + program, "show", str(tmp_path / "a.radtrace.zip")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "Finished" in done.stdout
