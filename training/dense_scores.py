@@ -11,7 +11,15 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from engine.geometry import Box, BoxError, PatchGrid, clamped_box
 from training.real_images import RealRadiograph, real_picture
 from training.vision import DenseHeads, visual_tokens
-from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, FINDINGS, Case, Picture
+from training.world import (
+    ATTRIBUTES,
+    BOX_GROUPS,
+    COVER_NAMES,
+    FINDINGS,
+    FINE_ATTRIBUTES,
+    Case,
+    Picture,
+)
 
 Readings = tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]
 
@@ -21,9 +29,9 @@ def read_picture(
 ) -> Readings:
     """Coverage probabilities, attribute logits and edges of one picture's tokens."""
     image = torch.from_numpy(picture.pixels.astype(np.float32))[None]
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad():
         cover, attributes, edges = heads(visual_tokens(model, [image]))
-    return cover.float().sigmoid(), tuple(a.float() for a in attributes), edges.float()
+    return cover.sigmoid(), attributes, edges
 
 
 def box_from_edges(weights: torch.Tensor, edges: torch.Tensor, grid: PatchGrid) -> Box | None:
@@ -44,10 +52,20 @@ def dense_scores(
     heads: DenseHeads,
     cases: Sequence[Case],
     radiographs: Sequence[RealRadiograph],
+    most: int = 145,
 ) -> dict[str, float]:
-    """Peak hits and box overlap of single findings, attribute accuracy, real-lung overlap."""
+    """Peak hits and box overlap of single findings, attribute accuracy, real-lung overlap.
+
+    Args:
+        model: with the tower to score.
+        heads: trained with it.
+        cases: phantoms, of which the first `most` are read.
+        radiographs: real ones with lung boxes; may be empty.
+        most: five phantoms of each question family by default.
+    """
     hits: dict[str, list[float]] = {}
-    for case in cases[:240]:
+    fine = [tuple(ATTRIBUTES).index(name) for name in FINE_ATTRIBUTES]
+    for case in cases[:most]:
         if case.truth is None:
             continue
         cover, _, edges = read_picture(model, heads, case.view)
@@ -64,7 +82,8 @@ def dense_scores(
             overlap = guess.intersection_over_union(box) if guess else 0.0
             hits.setdefault(f"iou {kind}", []).append(overlap)
         for variants in case.crops.values():
-            _score_attributes(model, heads, variants[0], hits)
+            if (variants[0].attributes[:, fine] >= 0).any():
+                _score_attributes(model, heads, variants[0], hits)
         _score_attributes(model, heads, case.view, hits)
     for radiograph in radiographs:
         picture = real_picture(radiograph.pixels, radiograph.lungs)

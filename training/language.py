@@ -15,6 +15,7 @@ from engine.positions import PositionCursor
 from engine.prompt import IMAGE_PAD
 from engine.request import Method
 from training.embedded import single_id
+from training.loop import StepsConfig
 from training.questions import Question, lung_questions, questions_for
 from training.real_images import RealRadiograph, real_picture, shifted_view
 from training.records import Form, Record, RecordWriter
@@ -23,47 +24,56 @@ from training.world import CROP_PADDING, Case, Picture, jittered, resized
 
 
 class FeatureBank:
-    """Visual tokens of pictures, encoded once by the frozen tower; half precision in memory."""
+    """Visual tokens of pictures, encoded by the frozen tower when first drawn; kept as float16.
 
-    def __init__(self) -> None:
-        self._tokens: dict[int, list[torch.Tensor]] = {}
+    Args:
+        model: its tower must not change any more.
+        seed: of the exposures of variants.
+    """
 
-    def __contains__(self, picture: Picture) -> bool:
-        return id(picture) in self._tokens
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, seed: int) -> None:
+        self._model = model
+        self._seed = seed
+        self._numbers: dict[int, int] = {}
+        self._variants: dict[int, int] = {}
+        self._tokens: dict[tuple[int, int], torch.Tensor] = {}
 
-    def draw(self, picture: Picture, rng: np.random.Generator) -> torch.Tensor:
-        """One of the encoded variants: float16 `(cells, D)`."""
-        variants = self._tokens[id(picture)]
-        return variants[int(rng.integers(len(variants)))]
-
-    def encode(
-        self,
-        model: Qwen2_5_VLForConditionalGeneration,
-        pictures: Sequence[Picture],
-        *,
-        variants: int,
-        seed: int,
-        batch: int = 32,
-    ) -> None:
-        """Encodes each picture as it is and with `variants - 1` other exposures."""
-        by_shape: dict[tuple[int, ...], list[Picture]] = {}
+    def add(self, pictures: Sequence[Picture], *, variants: int) -> None:
+        """Registers pictures, to be seen as they are and with `variants - 1` other exposures."""
         for picture in pictures:
-            if picture not in self:
-                by_shape.setdefault(picture.pixels.shape, []).append(picture)
-        rng = np.random.default_rng([seed, len(self._tokens)])
-        for group in by_shape.values():
-            for first in range(0, len(group), batch):
-                part = group[first : first + batch]
-                for variant in range(variants):
-                    images = [
-                        augmented(p.pixels, rng) if variant else p.pixels.astype(np.float32)
-                        for p in part
-                    ]
-                    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                        tokens = visual_tokens(model, [torch.from_numpy(np.stack(images))])
-                    split = torch.split(tokens.to(torch.float16), [p.grid.cells for p in part])
-                    for picture, one in zip(part, split, strict=True):
-                        self._tokens.setdefault(id(picture), []).append(one.clone())
+            self._numbers.setdefault(id(picture), len(self._numbers))
+            self._variants[id(picture)] = variants
+
+    def draw(self, pictures: Sequence[Picture], rng: np.random.Generator) -> list[torch.Tensor]:
+        """One variant of each picture, float16 `(cells, D)` each.
+
+        Raises:
+            KeyError: a picture that was not added.
+        """
+        chosen = [(picture, int(rng.integers(self._variants[id(picture)]))) for picture in pictures]
+        missing: dict[tuple[int, ...], dict[tuple[int, int], Picture]] = {}
+        for picture, variant in chosen:
+            key = (self._numbers[id(picture)], variant)
+            if key not in self._tokens:
+                missing.setdefault(picture.pixels.shape, {})[key] = picture
+        for group in missing.values():
+            self._encode(group)
+        return [self._tokens[self._numbers[id(picture)], variant] for picture, variant in chosen]
+
+    def _encode(self, group: dict[tuple[int, int], Picture]) -> None:
+        """Encodes same-sized pictures in one go."""
+        images = [
+            # From the picture's number, not from the step: a resumed run sees the same exposure.
+            augmented(picture.pixels, np.random.default_rng([self._seed, number, variant]))
+            if variant
+            else picture.pixels.astype(np.float32)
+            for (number, variant), picture in group.items()
+        ]
+        with torch.no_grad():
+            tokens = visual_tokens(self._model, [torch.from_numpy(np.stack(images))])
+        cells = [picture.grid.cells for picture in group.values()]
+        for key, part in zip(group, torch.split(tokens.to(torch.float16), cells), strict=True):
+            self._tokens[key] = part.clone()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,6 +134,23 @@ def asked_of_real(
     if rng.random() < 0.2:
         question = question.as_open()
     return Asked(question, view, crops, ("direct", "zoom"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageConfig(StepsConfig):
+    """Optimiser and schedule of a language stage.
+
+    Attributes:
+        batch: records a step.
+    """
+
+    batch: int
+
+    def __post_init__(self) -> None:
+        # Without arguments `super` looks for the class that `slots=True` has replaced.
+        StepsConfig.__post_init__(self)
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, not {self.batch}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,35 +241,69 @@ def collate(
     ids = torch.full((len(records), length), int(tokenizer.pad_token_id))
     weights = torch.zeros(len(records), length)
     positions = torch.zeros(3, len(records), length, dtype=torch.int64)
-    visual = []
     for row, record in enumerate(records):
         count = len(record.ids)
         ids[row, :count] = torch.tensor(record.ids)
         weights[row, :count] = torch.tensor(record.weights)
         grids = [picture.grid for picture in record.pictures]
         positions[:, row, :count] = PositionCursor().sequence(record.ids, image_id, grids)
-        visual += [bank.draw(picture, rng) for picture in record.pictures]
+    visual = bank.draw([picture for record in records for picture in record.pictures], rng)
     return Batch(ids, weights, positions, torch.cat(visual).float())
 
 
-def language_loss(
-    model: Qwen2_5_VLForConditionalGeneration, batch: Batch
-) -> tuple[torch.Tensor, dict[str, float]]:
+@dataclass(frozen=True, slots=True)
+class LanguageLoss:
+    """Sums over the targets of a batch; batches are added before they are divided.
+
+    Attributes:
+        total: weighted cross-entropies.
+        weight: their weights.
+        right: answer tokens that the model would have written.
+        answers: answer tokens.
+    """
+
+    total: torch.Tensor
+    weight: float
+    right: int
+    answers: int
+
+
+def language_loss(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> LanguageLoss:
     """Weighted cross-entropy of the next token; only weighted targets reach the head."""
     embeddings = model.get_input_embeddings()(batch.ids)
     mask = batch.ids == model.config.image_token_id
     embeddings = embeddings.masked_scatter(mask.unsqueeze(-1), batch.visual)
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.model.language_model(
-            inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False
-        ).last_hidden_state
-        rows, columns = torch.nonzero(batch.weights[:, 1:], as_tuple=True)
-        logits = model.lm_head(hidden[rows, columns])
-    weights = batch.weights[rows, columns + 1]
-    losses = functional.cross_entropy(
-        logits.float(), batch.ids[rows, columns + 1], reduction="none"
-    )
-    loss = (losses * weights).sum() / weights.sum()
+    hidden = model.model.language_model(
+        inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    rows, columns = torch.nonzero(batch.weights[:, 1:], as_tuple=True)
+    logits = model.lm_head(hidden[rows, columns])
+    weights, targets = batch.weights[rows, columns + 1], batch.ids[rows, columns + 1]
+    losses = functional.cross_entropy(logits, targets, reduction="none")
     answers = weights > 1
-    right = (logits.argmax(-1) == batch.ids[rows, columns + 1])[answers]
-    return loss, {"answer_tokens_right": float(right.float().mean())}
+    right = (logits.argmax(-1) == targets)[answers]
+    return LanguageLoss(
+        (losses * weights).sum(), float(weights.sum()), int(right.sum()), int(answers.sum())
+    )
+
+
+def batch_loss(
+    model: Qwen2_5_VLForConditionalGeneration,
+    records: Sequence[Record],
+    bank: FeatureBank,
+    tokenizer: PreTrainedTokenizerBase,
+    rng: np.random.Generator,
+    chunk: int = 16,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The mean loss of records, `chunk` of similar length at a time: next to no padding.
+
+    Equal to the loss of one padded batch (tested).
+    """
+    ordered = sorted(records, key=lambda record: len(record.ids))
+    parts = [
+        language_loss(model, collate(ordered[first : first + chunk], bank, tokenizer, rng))
+        for first in range(0, len(ordered), chunk)
+    ]
+    loss = torch.stack([part.total for part in parts]).sum() / sum(part.weight for part in parts)
+    right = sum(part.right for part in parts) / max(1, sum(part.answers for part in parts))
+    return loss, {"answer_tokens_right": right}

@@ -32,14 +32,12 @@ class StepsConfig:
 
     Attributes:
         steps: optimiser steps in all.
-        batch: pictures (vision) or records (language) a step.
         learning_rate: peak, reached after `warmup` steps and decayed by a cosine to a tenth.
         weight_decay: of AdamW, on matrices only.
         save_every: steps between checkpoints.
     """
 
     steps: int
-    batch: int
     learning_rate: float
     warmup: int = 50
     weight_decay: float = 0.05
@@ -47,7 +45,7 @@ class StepsConfig:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "save_every", "log_every"):
+        for name in ("steps", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not self.learning_rate > 0:
@@ -62,17 +60,28 @@ def learning_rate_at(step: int, config: StepsConfig) -> float:
     return config.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
-def optimizer_for(modules: Mapping[str, nn.Module], config: StepsConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and none on vectors."""
-    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=(0.9, 0.98),
-    )
+def optimizer_for(
+    modules: Mapping[str, nn.Module],
+    config: StepsConfig,
+    rates: Mapping[str, float] | None = None,
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and none on vectors.
+
+    Args:
+        modules: what is trained, by name.
+        config: peak learning rate and weight decay.
+        rates: factors of the learning rate by module name; 1 where none is given.
+    """
+    groups = []
+    for name, module in modules.items():
+        factor = (rates or {}).get(name, 1.0)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        for chosen, decay in (
+            ([p for p in parameters if p.ndim > 1], config.weight_decay),
+            ([p for p in parameters if p.ndim <= 1], 0.0),
+        ):
+            groups.append({"params": chosen, "weight_decay": decay, "factor": factor})
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
 
 
 def run_steps(
@@ -84,30 +93,32 @@ def run_steps(
     report: Callable[[str], None],
     evaluate: Callable[[int], dict[str, float]] | None = None,
     evaluate_every: int = 0,
+    rates: Mapping[str, float] | None = None,
 ) -> None:
     """Trains `modules` from the last checkpoint in `folder`, or from their present weights.
 
     Args:
         folder: where the checkpoint and `metrics.jsonl` are kept.
         modules: what is trained and saved, by name.
-        config: steps, batch, schedule.
+        config: steps and schedule.
         loss_at: the loss of a step and numbers to log; everything random from the step.
         report: takes one line of progress.
         evaluate: numbers to log, called every `evaluate_every` steps and after the last.
         evaluate_every: 0: only after the last step.
+        rates: factors of the learning rate by module name.
 
     Raises:
         DivergedError: the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimizer = optimizer_for(modules, config)
+    optimizer = optimizer_for(modules, config, rates)
     start = _resume(folder, modules, optimizer)
     began, logged = time.monotonic(), start
     sums: dict[str, float] = {}
     window = 0
     for step in range(start, config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, config)
+            group["lr"] = learning_rate_at(step, config) * group["factor"]
         loss, numbers = loss_at(step)
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -25,12 +25,12 @@ from training.embedded import embedded_config, new_model, train_tokenizer
 from training.export import ExportConfig, export_checkpoint
 from training.language import (
     FeatureBank,
+    LanguageConfig,
     MixConfig,
     asked_of,
     asked_of_real,
-    collate,
+    batch_loss,
     drawn_record,
-    language_loss,
     real_cases,
 )
 from training.loop import StepsConfig, run_steps
@@ -38,13 +38,58 @@ from training.out_of_distribution import fit_detector
 from training.questions import questions_for
 from training.real_images import RealRadiograph, load_radiographs, real_picture, shifted_view
 from training.records import RecordWriter, corpus
-from training.vision import DenseHeads, DenseTargets, augmented, dense_loss, visual_tokens
-from training.world import Case, Picture, WorldConfig, load_world
+from training.vision import (
+    DenseHeads,
+    DenseTargets,
+    augmented,
+    dense_loss,
+    visual_tokens,
+    window_of,
+)
+from training.world import (
+    ATTRIBUTES,
+    FINE_ATTRIBUTES,
+    Case,
+    Picture,
+    WorldConfig,
+    load_world,
+)
 
 Report = Callable[[str], None]
-# Weights of the dense loss: edges are shares of the picture, some ten times smaller numbers.
-ATTRIBUTE_WEIGHT: Final = 0.5
-EDGE_WEIGHT: Final = 8.0
+# Weights of the dense loss: coverage sums ten names, edges are shares of a picture.
+COVER_WEIGHT: Final = 0.4
+EDGE_WEIGHT: Final = 4.0
+# Linear heads stand a larger learning rate than the tower under them.
+HEAD_RATE: Final = 6.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseMixConfig:
+    """Pictures of one batch of the dense warm-up.
+
+    Attributes:
+        views: whole phantoms.
+        windows: squares of `window_cells` a side out of crops that show a fine attribute; they
+            cost a fraction of a crop, and a texture is as good to learn from a part.
+        fine_crops: such crops, whole.
+        crops: crops of any target.
+        real: views of real radiographs; more phantoms where none are at hand.
+        window_cells: visual tokens on a side of a window.
+    """
+
+    views: int = 11
+    windows: int = 16
+    fine_crops: int = 4
+    crops: int = 2
+    real: int = 2
+    window_cells: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("views", "windows", "fine_crops", "crops", "real"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
+        if self.views < 1 or self.window_cells < 1:
+            raise ValueError("views and window_cells must be at least 1.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +111,7 @@ class LanguageStage:
 
     folder: Path
     seed: int
-    steps: StepsConfig
+    steps: LanguageConfig
     mix: MixConfig
 
 
@@ -79,7 +124,7 @@ class PretrainConfig:
         seed: of weights, batches and augmentation; worlds have their own.
         train, validation: which phantoms.
         real_images: folder of `cxr_lungbox_ccby`; left out when it is not there.
-        real_share: of the pictures in a batch of the dense warm-up.
+        dense: pictures of one batch of the dense warm-up.
         features: what the language model sees of each picture.
     """
 
@@ -88,10 +133,10 @@ class PretrainConfig:
     train: WorldConfig
     validation: WorldConfig
     vision: StepsConfig
-    language: StepsConfig
+    language: LanguageConfig
     mix: MixConfig
     real_images: Path | None = None
-    real_share: float = 0.1
+    dense: DenseMixConfig = field(default_factory=DenseMixConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     threads: int = 2
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -169,31 +214,25 @@ def train_vision(
 ) -> None:
     """The dense warm-up; the heads are kept beside the checkpoint and not exported."""
     heads = DenseHeads(model.config.get_text_config().hidden_size)
-    crops = [
-        [picture for variants in case.crops.values() for picture in variants]
-        for case in materials.train
-    ]
+    pool = DensePool.of(materials)
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = np.random.default_rng([config.seed, 2, step])
-        pictures = _dense_batch(config, materials, crops, rng)
+        pictures = dense_batch(pool, config.dense, rng)
         images = [torch.from_numpy(augmented(p.pixels, rng))[None] for p in pictures]
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs = heads(visual_tokens(model, images))
+        outputs = heads(visual_tokens(model, images))
         parts = dense_loss(outputs, DenseTargets.of(pictures), known_cover_of(pictures))
-        loss = (
-            parts["cover"] + ATTRIBUTE_WEIGHT * parts["attributes"] + EDGE_WEIGHT * parts["edges"]
-        )
+        loss = COVER_WEIGHT * parts["cover"] + parts["attributes"] + EDGE_WEIGHT * parts["edges"]
         return loss, {name: float(part.detach()) for name, part in parts.items()}
 
     def evaluate(step: int) -> dict[str, float]:
         del step
         return dense_scores(model, heads, materials.validation, materials.real_validation)
 
-    tower = model.model.visual
     run_steps(
         folder=config.out / "vision",
-        modules={"tower": tower, "heads": heads},
+        modules={"tower": model.model.visual, "heads": heads},
+        rates={"heads": HEAD_RATE},
         config=config.vision,
         loss_at=loss_at,
         report=lambda line: report(f"vision: {line}"),
@@ -202,25 +241,50 @@ def train_vision(
     )
 
 
-def _dense_batch(
-    config: PretrainConfig,
-    materials: Materials,
-    crops: list[list[Picture]],
-    rng: np.random.Generator,
-) -> list[Picture]:
-    """Views, crops and real radiographs in the shares of the configuration."""
-    pictures = []
-    for _ in range(config.vision.batch):
-        if materials.real_train and rng.random() < config.real_share:
-            radiograph = materials.real_train[int(rng.integers(len(materials.real_train)))]
-            pictures.append(real_picture(*shifted_view(radiograph, rng)))
-            continue
-        index = int(rng.integers(len(materials.train)))
-        if crops[index] and rng.random() < 0.55:
-            pictures.append(crops[index][int(rng.integers(len(crops[index])))])
-        else:
-            pictures.append(materials.train[index].view)
-    # Same-sized pictures side by side: the tower takes them in one go.
+@dataclass(frozen=True, slots=True)
+class DensePool:
+    """What the dense warm-up draws from; crops that show a fine attribute are in both lists."""
+
+    views: list[Picture]
+    crops: list[Picture]
+    fine_crops: list[Picture]
+    real: list[RealRadiograph]
+
+    @classmethod
+    def of(cls, materials: Materials) -> DensePool:
+        """Sorts the pictures of the training phantoms."""
+        columns = [tuple(ATTRIBUTES).index(name) for name in FINE_ATTRIBUTES]
+        crops = [
+            picture
+            for case in materials.train
+            for variants in case.crops.values()
+            for picture in variants
+        ]
+        return cls(
+            [case.view for case in materials.train],
+            crops,
+            [p for p in crops if (p.attributes[:, columns] >= 0).any()],
+            materials.real_train,
+        )
+
+
+def dense_batch(pool: DensePool, mix: DenseMixConfig, rng: np.random.Generator) -> list[Picture]:
+    """The pictures of one batch, same-sized ones side by side: the tower takes these in one go."""
+
+    def drawn(pictures: list[Picture], count: int) -> list[Picture]:
+        if not pictures:
+            return []
+        return [pictures[int(rng.integers(len(pictures)))] for _ in range(count)]
+
+    real = mix.real if pool.real else 0
+    pictures = drawn(pool.views, mix.views + mix.real - real)
+    pictures += drawn(pool.crops, mix.crops) + drawn(pool.fine_crops, mix.fine_crops)
+    pictures += [
+        window_of(picture, mix.window_cells, rng) for picture in drawn(pool.fine_crops, mix.windows)
+    ]
+    for _ in range(real):
+        radiograph = pool.real[int(rng.integers(len(pool.real)))]
+        pictures.append(real_picture(*shifted_view(radiograph, rng)))
     return sorted(pictures, key=lambda picture: picture.pixels.shape)
 
 
@@ -246,15 +310,13 @@ def train_language(
 ) -> None:
     """Trains the language model on the frozen tower's tokens with a mix of record forms."""
     model.model.visual.requires_grad_(False)
-    bank = FeatureBank()
-    report("language: encoding all pictures once")
-    views = [case.view for case in materials.train]
+    bank = FeatureBank(model, stage.seed)
+    bank.add([case.view for case in materials.train], variants=features.view_variants)
     crops = [p for case in materials.train for variants in case.crops.values() for p in variants]
-    bank.encode(model, views, variants=features.view_variants, seed=stage.seed)
-    bank.encode(model, crops, variants=1, seed=stage.seed + 1)
+    bank.add(crops, variants=1)
     real = real_cases(materials.real_train, features.real_variants, stage.seed)
     for view, _, parts in real:
-        bank.encode(model, [view, *(p for v in parts.values() for p in v)], variants=1, seed=0)
+        bank.add([view, *(p for variants in parts.values() for p in variants)], variants=1)
     writer = RecordWriter(tokenizer)
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -266,7 +328,7 @@ def train_language(
             else:
                 asked = asked_of(materials.train[int(rng.integers(len(materials.train)))], rng)
             records.append(drawn_record(asked, stage.mix, writer, rng))
-        return language_loss(model, collate(records, bank, tokenizer, rng))
+        return batch_loss(model, records, bank, tokenizer, rng)
 
     run_steps(
         folder=stage.folder,

@@ -14,8 +14,7 @@ import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from training.export import ExportConfig, export_checkpoint
-from training.language import MixConfig
-from training.loop import StepsConfig
+from training.language import LanguageConfig, MixConfig
 from training.out_of_distribution import fit_detector
 from training.pretrain import FeatureConfig, LanguageStage, load_materials, train_language
 from training.world import WorldConfig
@@ -38,7 +37,7 @@ class FinetuneConfig:
     seed: int
     train: WorldConfig
     validation: WorldConfig
-    language: StepsConfig
+    language: LanguageConfig
     mix: MixConfig
     real_images: Path | None = None
     features: FeatureConfig = field(default_factory=FeatureConfig)

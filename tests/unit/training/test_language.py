@@ -11,6 +11,7 @@ from training.language import (
     Asked,
     FeatureBank,
     MixConfig,
+    batch_loss,
     collate,
     drawn_record,
     language_loss,
@@ -71,8 +72,8 @@ def records(tokenizer):
 
 @pytest.fixture(scope="module")
 def bank(model, records):
-    bank = FeatureBank()
-    bank.encode(model, [p for record in records for p in record.pictures], variants=1, seed=0)
+    bank = FeatureBank(model, seed=0)
+    bank.add([p for record in records for p in record.pictures], variants=1)
     return bank
 
 
@@ -82,10 +83,10 @@ def test_loss_of_a_batch_equals_each_record_through_the_whole_model(
     """Padded together, against transformers' own forward on each record alone."""
     rng = np.random.default_rng(0)
     batch = collate(records, bank, tokenizer, rng)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with torch.no_grad():
         total = weight = 0.0
         for record in records:
-            features = tuple(bank.draw(p, rng).float() for p in record.pictures)
+            features = tuple(tokens.float() for tokens in bank.draw(record.pictures, rng))
             grids = torch.tensor(
                 [[1, p.grid.rows * 2, p.grid.columns * 2] for p in record.pictures]
             )
@@ -104,18 +105,50 @@ def test_loss_of_a_batch_equals_each_record_through_the_whole_model(
             losses = torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
             total += float((losses * weights).sum())
             weight += float(weights.sum())
-        loss, _ = language_loss(model, batch)
-    # The training forward runs its matrix products in bfloat16.
-    assert float(loss) == pytest.approx(total / weight, rel=0.02)
+        loss = language_loss(model, batch)
+    assert float(loss.total) / loss.weight == pytest.approx(total / weight, rel=1e-5)
 
 
 def test_padding_changes_nothing(model, tokenizer, records, bank) -> None:
     rng = np.random.default_rng(0)
-    alone, _ = language_loss(model, collate(records[:1], bank, tokenizer, rng))
+    alone = language_loss(model, collate(records[:1], bank, tokenizer, rng))
     batch = collate(records, bank, tokenizer, rng)
     batch.weights[1] = 0
-    padded, _ = language_loss(model, batch)
-    assert float(alone.detach()) == pytest.approx(float(padded.detach()), rel=2e-3)
+    padded = language_loss(model, batch)
+    assert alone.weight == padded.weight
+    assert float(alone.total.detach()) == pytest.approx(float(padded.total.detach()), rel=1e-5)
+
+
+def test_chunks_by_length_give_the_loss_and_gradient_of_one_batch(
+    model, tokenizer, records, bank
+) -> None:
+    rng = np.random.default_rng(0)
+    parameter = model.model.language_model.norm.weight
+    found = []
+    for chunk in (1, 3):
+        loss, numbers = batch_loss(model, [*records, records[0]], bank, tokenizer, rng, chunk=chunk)
+        (gradient,) = torch.autograd.grad(loss, parameter)
+        found.append((float(loss.detach()), numbers, gradient))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert found[0][1] == found[1][1]
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-3, atol=1e-6)
+
+
+def test_the_bank_encodes_each_variant_once_and_the_same_in_every_order(model, records) -> None:
+    pictures = [p for record in records for p in record.pictures]
+    banks = [FeatureBank(model, seed=3) for _ in range(2)]
+    for bank in banks:
+        bank.add(pictures, variants=3)
+    draws = [np.random.default_rng(seed) for seed in range(12)]
+    one = [banks[0].draw(pictures, np.random.default_rng(seed)) for seed in range(12)]
+    two = [banks[1].draw(pictures, draws[seed]) for seed in reversed(range(12))][::-1]
+    for left, right in zip(one, two, strict=True):
+        for a, b in zip(left, right, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
+    again = banks[0].draw(pictures, np.random.default_rng(0))
+    assert all(a is b for a, b in zip(again, one[0], strict=True))
+    with pytest.raises(KeyError):
+        banks[0].draw([picture(9, 56, 56)], np.random.default_rng(0))
 
 
 def drawn(tokenizer, asked: Asked, **mix: float) -> list[str]:

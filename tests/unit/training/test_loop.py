@@ -13,7 +13,7 @@ from training.loop import DivergedError, StepsConfig, learning_rate_at, run_step
 
 def steps(count: int, **changes: float) -> StepsConfig:
     return StepsConfig(
-        steps=count, batch=4, learning_rate=0.01, warmup=3, save_every=2, log_every=2, **changes
+        steps=count, learning_rate=0.01, warmup=3, save_every=2, log_every=2, **changes
     )
 
 
@@ -81,6 +81,28 @@ def test_schedule_rises_then_falls_to_a_tenth() -> None:
 
 def test_bad_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="steps must be at least 1"):
-        StepsConfig(steps=0, batch=1, learning_rate=1.0)
+        StepsConfig(steps=0, learning_rate=1.0)
     with pytest.raises(ValueError, match="learning_rate must be positive"):
-        StepsConfig(steps=1, batch=1, learning_rate=0.0)
+        StepsConfig(steps=1, learning_rate=0.0)
+
+
+def test_rates_scale_the_learning_rate_of_a_module(tmp_path: Path) -> None:
+    modules = {name: torch.nn.Linear(2, 2) for name in ("tower", "heads")}
+    config = steps(1, weight_decay=0.0)
+    before = {name: module.weight.detach().clone() for name, module in modules.items()}
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        del step
+        return sum(m.weight.sum() for m in modules.values()), {}
+
+    run_steps(
+        folder=tmp_path,
+        modules=modules,
+        config=config,
+        loss_at=loss_at,
+        report=lambda _: None,
+        rates={"heads": 6.0},
+    )
+    moved = {name: float((before[name] - m.weight.detach()).mean()) for name, m in modules.items()}
+    assert moved["tower"] == pytest.approx(learning_rate_at(0, config), rel=1e-3)
+    assert moved["heads"] == pytest.approx(6 * moved["tower"], rel=1e-3)

@@ -1,5 +1,7 @@
 """The dense warm-up: patches, targets, losses."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,16 @@ import torch
 from engine.geometry import FULL_IMAGE
 from engine.processor import ImageProcessor
 from training.pretrain import known_cover_of
-from training.vision import DenseHeads, DenseTargets, augmented, dense_loss, grid_thw_of, patches_of
+from training.vision import (
+    DenseHeads,
+    DenseTargets,
+    attribute_loss,
+    augmented,
+    dense_loss,
+    grid_thw_of,
+    patches_of,
+    window_of,
+)
 from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, VIEW_BUDGET, Picture
 
 NODULE = COVER_NAMES.index("nodule")
@@ -98,3 +109,35 @@ def test_augmentation_keeps_shape_and_range_and_follows_its_seed() -> None:
     assert one.max() <= 255
     assert np.array_equal(one, augmented(pixels, np.random.default_rng(5)))
     assert not np.array_equal(one, augmented(pixels, np.random.default_rng(6)))
+
+
+def test_attributes_are_read_from_all_tokens_of_a_finding_together() -> None:
+    """Picture 0 shows label 1 in two tokens and label 0 in one, picture 1 label 1 in one."""
+    logits = torch.tensor([[0.0, 1.0], [0.0, 3.0], [2.0, 0.0], [9.0, 9.0], [1.0, 0.0]])
+    labels = torch.tensor([1, 1, 0, -1, 1])
+    owners = torch.tensor([0, 0, 0, 1, 1])
+    expected = (
+        math.log(1 + math.exp(-2.0)) + math.log(1 + math.exp(-2.0)) + math.log(1 + math.exp(1.0))
+    ) / 3
+    assert float(attribute_loss(logits, labels, owners)) == pytest.approx(expected, rel=1e-6)
+    assert float(attribute_loss(logits, torch.full((5,), -1), owners)) == 0.0
+
+
+def test_a_window_shows_the_same_tokens_as_its_picture() -> None:
+    cells = 4 * 6
+    cover = np.arange(cells, dtype=np.uint8)[:, None].repeat(len(COVER_NAMES), axis=1)
+    pixels = np.repeat(np.repeat(np.arange(cells, dtype=np.uint8).reshape(4, 6), 28, 0), 28, 1)
+    whole = Picture(
+        pixels=pixels,
+        region=FULL_IMAGE,
+        cover=cover,
+        attributes=cover[:, : len(ATTRIBUTES)].astype(np.int8),
+        edges=np.zeros((cells, len(BOX_GROUPS), 4), dtype=np.float16),
+    )
+    for seed in range(20):
+        part = window_of(whole, 3, np.random.default_rng(seed))
+        assert part.pixels.shape == (84, 84)
+        assert (part.pixels[14::28, 14::28].ravel() == part.cover[:, 0]).all()
+        assert (part.cover[:, 0] == part.attributes[:, 0]).all()
+        assert np.isnan(part.edges).all()
+    assert window_of(whole, 9, np.random.default_rng(0)).pixels.shape == pixels.shape
