@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from engine.attention import traced_layers
 from engine.decode import Decoder, DecodeState
 from engine.engine import Engine
 from engine.geometry import FULL_IMAGE
@@ -41,6 +42,8 @@ EMBEDDED_TOKENS: Final = 48
 EMBEDDED_IMAGE_TOKENS: Final = 64
 MOST_SEEDS: Final = 20
 ALTERNATIVES: Final = 10
+BYTE_REPEATS: Final = 3
+READ_ROWS, READ_COLUMNS = 16_384, 4096
 QUESTION: Final = "Where is the nodule, and what is its margin?"
 
 Ratio = dict[str, Any]
@@ -95,13 +98,6 @@ def _benchmark(groups: Sequence[str], repeats: int, checkpoint: Path) -> Report:
             manifest = tiny_manifest(EMBEDDED_IMAGE_TOKENS, EMBEDDED_IMAGE_TOKENS)
             sides = random_sides(EMBEDDED_SHAPE, manifest, EMBEDDED_TOKENS)
         report[group] = measured(sides, repeats)
-    report["machine"] = {
-        "threads": 1,
-        "clock": "processor time",
-        "torch": torch.__version__,
-        "device": "cpu",
-    }
-    report["counted_7b"] = counted_7b()
     return report
 
 
@@ -133,21 +129,36 @@ def measured(sides: Sides, repeats: int) -> Report:
     }
     times = interleaved(runs, repeats)
     crops = interleaved(crop_runs(sides), repeats)
-    kept, counted = bytes_kept(sides)
+    kept, counted = zip(
+        *(bytes_kept(sides) for _ in range(min(repeats, BYTE_REPEATS))), strict=True
+    )
+    step = decode_bytes(sides)
+    seconds = [decode_seconds(sides) for _ in range(repeats)]
     return {
         "trace_all_layers_over_generate": ratio(times["all"], times["generate"]),
         "trace_default_over_generate": ratio(times["default"], times["generate"]),
         "generate_with_attentions_over_trace": ratio(times["with_attentions"], times["all"]),
         "crop_rerun_over_append": ratio(crops["rerun"], crops["append"]),
         "own_loop_over_bare_forward": ratio(times["default"], times["bare"]),
-        "bytes_per_token_and_layer": {
-            "measured": {"value": kept, "spread": [kept, kept], "repeats": 1},
-            "counted": {"value": counted, "spread": [counted, counted], "repeats": 1},
+        "bytes_per_token_and_layer": {"measured": spread(kept), "counted": spread(counted)},
+        "decode_step": {
+            "bytes": step,
+            "gigabytes_per_second": spread([step / 1e9 / one for one in seconds], best=max),
+            "gigabytes_per_second_of_plain_reading": spread(
+                [read_rate() for _ in range(repeats)], best=max
+            ),
         },
         "model": sides.loaded.facts.id,
+        "layers": sides.loaded.facts.layers,
         "image_tokens": sides.start.seen.grid.cells,
         "new_tokens": len(runs["generate"]()),
         "seconds_of_generate": round(min(times["generate"]), 6),
+        "machine": {
+            "threads": 1,
+            "clock": "processor time",
+            "torch": torch.__version__,
+            "device": "cpu",
+        },
     }
 
 
@@ -297,6 +308,46 @@ def bytes_kept(sides: Sides) -> tuple[float, float]:
     return kept / (steps * layers), 2.0 * sides.start.seen.grid.cells
 
 
+def decode_bytes(sides: Sides) -> int:
+    """Bytes that one decode step with default rows must read, by count.
+
+    The weights of the language model's layers and of the head once, the keys and values of
+    half of the new tokens and all of the prompt, and the keys of the traced layers once more.
+    """
+    model: Any = sides.loaded.model
+    text = model.config.text_config
+    weights = sum(
+        parameter.numel() * parameter.element_size()
+        for part in (model.model.language_model.layers, model.lm_head)
+        for parameter in part.parameters()
+    )
+    size = model.lm_head.weight.element_size()
+    columns = len(sides.ids) + sides.new_tokens // 2
+    keys = columns * text.num_key_value_heads * text.hidden_size // text.num_attention_heads * size
+    traced_keys = len(traced_layers("default", text.num_hidden_layers)) * keys
+    return int(weights + 2 * text.num_hidden_layers * keys + traced_keys)
+
+
+def decode_seconds(sides: Sides) -> float:
+    """Processor time of one decode step in a run with default rows, the first one left out."""
+    stamps = [
+        time.process_time()
+        for _, event in rollout(sides, "default").events()
+        if isinstance(event, TokenStep)
+    ]
+    return (stamps[-1] - stamps[0]) / (len(stamps) - 1)
+
+
+def read_rate() -> float:
+    """Gigabytes per second at which one thread reads memory: a matrix times a vector."""
+    matrix = torch.ones(READ_ROWS, READ_COLUMNS)
+    vector = torch.ones(READ_COLUMNS)
+    torch.mv(matrix, vector)
+    begun = time.process_time()
+    torch.mv(matrix, vector)
+    return matrix.numel() * matrix.element_size() / 1e9 / (time.process_time() - begun)
+
+
 def interleaved(runs: dict[str, Callable[[], list[int]]], repeats: int) -> dict[str, list[float]]:
     """Seconds of every run in every round.
 
@@ -326,6 +377,15 @@ def ratio(numerator: list[float], denominator: list[float]) -> Ratio:
         "value": round(min(numerator) / min(denominator), 4),
         "spread": [round(min(rounds), 4), round(max(rounds), 4)],
         "repeats": len(rounds),
+    }
+
+
+def spread(values: Sequence[float], best: Callable[[Sequence[float]], float] = min) -> Ratio:
+    """The best of some values, and from where to where they reach."""
+    return {
+        "value": round(best(values), 4),
+        "spread": [round(min(values), 4), round(max(values), 4)],
+        "repeats": len(values),
     }
 
 
@@ -368,7 +428,7 @@ def counted_7b() -> Report:
 
 
 def readable(report: Report) -> str:
-    """The report as a table."""
+    """The report as a table, and behind it the bytes of a large model by count."""
     lines: list[str] = []
     for group in ("random", "embedded"):
         if group not in report:
@@ -386,7 +446,14 @@ def readable(report: Report) -> str:
             f"  {'bytes per token and layer':<38} {kept['measured']['value']:8.1f}   "
             f"counted {kept['counted']['value']:.1f}"
         )
-    counted = report["counted_7b"]
+        step = report[group]["decode_step"]
+        achieved = step["gigabytes_per_second"]["value"]
+        plain = step["gigabytes_per_second_of_plain_reading"]["value"]
+        lines.append(
+            f"  {'a decode step reads, by count':<38} {step['bytes'] / 1e6:8.1f} MB "
+            f"at {achieved:.1f} GB/s (plain reading of memory: {plain:.1f} GB/s)"
+        )
+    counted = counted_7b()
     lines.append("Qwen2.5-VL-7B, bf16, by count (not measured)")
     sizes = ("weight_bytes", "cache_bytes", "row_bytes_per_traced_layer")
     lines += [f"  {name:<38} {counted[name]:>16,}" for name in sizes]
