@@ -38,13 +38,15 @@ class ExportConfig:
     """What the manifest says.
 
     Attributes:
-        entropy_threshold: nats, chosen on validation phantoms.
+        name: shown on the page.
+        stage: of training.
+        trained_methods: what the checkpoint was trained for.
+        notices: sentences that the page shows beside every answer.
     """
 
     name: str = "Lightbox base"
     stage: str = "base"
     trained_methods: tuple[str, ...] = ("direct",)
-    entropy_threshold: float = 0.5
     notices: tuple[str, ...] = (
         "This small model knows drawn chest radiographs (phantoms) and where the lungs lie on "
         "real ones. What it says of anything else is a guess.",
@@ -56,9 +58,19 @@ def export_checkpoint(
     model: Qwen2_5_VLForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
     config: ExportConfig,
-    detector: Detector | None,
+    detector: Detector,
+    entropy_threshold: float,
 ) -> Path:
-    """Writes the folder anew, in half precision, and puts it in place in one step."""
+    """Writes the folder anew, in half precision, and puts it in place in one step.
+
+    Args:
+        folder: of the checkpoint; replaced as a whole.
+        model: trained.
+        tokenizer: its own.
+        config: what the manifest says.
+        detector: of images that the model was not trained on.
+        entropy_threshold: nats, from validation phantoms.
+    """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -88,12 +100,11 @@ def export_checkpoint(
         view=VIEW_BUDGET,
         crop=VIEW_BUDGET,
         crop_padding=CROP_PADDING,
-        entropy_threshold=config.entropy_threshold,
+        entropy_threshold=round(entropy_threshold, 3),
         notices=config.notices,
     )
     (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
-    if detector is not None:
-        save_file(detector.tensors(), partial / DETECTOR_FILE)
+    save_file(detector.tensors(), partial / DETECTOR_FILE)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)

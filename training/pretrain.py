@@ -20,6 +20,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from training.calibration import entropy_threshold
 from training.dense_scores import dense_scores
 from training.embedded import embedded_config, new_model, train_tokenizer
 from training.export import ExportConfig, export_checkpoint
@@ -202,8 +203,25 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
         materials,
         report,
     )
-    detector = fit_detector(model, materials.train, materials.validation)
-    return export_checkpoint(config.out / "checkpoint", model, tokenizer, config.export, detector)
+    return calibrated_checkpoint(config.out, model, tokenizer, config.export, materials)
+
+
+def calibrated_checkpoint(
+    out: Path,
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    export: ExportConfig,
+    materials: Materials,
+) -> Path:
+    """Sets both thresholds on validation phantoms and writes the checkpoint folder."""
+    return export_checkpoint(
+        out / "checkpoint",
+        model,
+        tokenizer,
+        export,
+        fit_detector(model, materials.train, materials.validation),
+        entropy_threshold(model, tokenizer, materials.validation),
+    )
 
 
 def train_vision(

@@ -180,7 +180,7 @@ def balanced_questions(
         count: number of cases; each has its own phantom.
         seed: base seed; equal seeds give equal cases.
         split: split of the phantoms' seeds.
-        families: names to draw from, all by default.
+        families: names to take in turn, all by default; one named twice is asked twice as often.
         open_fraction: share of the questions that come without options.
 
     Raises:
@@ -191,10 +191,12 @@ def balanced_questions(
     names = list(families if families is not None else FAMILIES)
     if not names:
         raise ValueError("At least one question family is needed.")
+    asked = dict.fromkeys(names, 0)
     for index in range(count):
         name = names[index % len(names)]
         family = _family(name)
-        answer = family.answers[(index // len(names)) % len(family.answers)]
+        answer = family.answers[asked[name] % len(family.answers)]
+        asked[name] += 1
         case = _case(name, family, answer, seed_for(split, index, seed))
         opened = np.random.default_rng((case.phantom_seed, 7)).random() < open_fraction
         yield replace(case, question=case.question.as_open()) if opened else case

@@ -13,10 +13,15 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from training.export import ExportConfig, export_checkpoint
+from training.export import ExportConfig
 from training.language import LanguageConfig, MixConfig
-from training.out_of_distribution import fit_detector
-from training.pretrain import FeatureConfig, LanguageStage, load_materials, train_language
+from training.pretrain import (
+    FeatureConfig,
+    LanguageStage,
+    calibrated_checkpoint,
+    load_materials,
+    train_language,
+)
 from training.world import WorldConfig
 
 
@@ -70,5 +75,4 @@ def finetune(config: FinetuneConfig, report: Callable[[str], None]) -> Path:
         materials,
         report,
     )
-    detector = fit_detector(model, materials.train, materials.validation)
-    return export_checkpoint(config.out / "checkpoint", model, tokenizer, config.export, detector)
+    return calibrated_checkpoint(config.out, model, tokenizer, config.export, materials)

@@ -87,8 +87,11 @@ def test_a_pair_that_differs_in_one_attribute_looks_alike_in_the_view(attribute)
 def test_the_view_keeps_fine_attributes_secret_and_the_crop_tells_them():
     result = measure_leakage(train=400, test=600)
     assert set(result.crop) == set(ATTRIBUTES)
+    # Best of four classifiers; one at pure chance passes 0.56 on 600 in 1 of 600 tries. The model
+    # sees the bicubic view. Averaging over areas lets through a little of what lies above its
+    # cut-off, so that view is held to what the bound on the model's own accuracy allows.
+    limits = {"bicubic": 0.56, "area": 0.60}
     for (name, resizer), accuracy in result.view.items():
-        # best of four classifiers; one at pure chance passes 0.56 on 600 in 1 of 600 tries
-        assert accuracy <= 0.56, f"{name} leaks into the {resizer} view"
+        assert accuracy <= limits[resizer], f"{name} leaks into the {resizer} view"
     for name, accuracy in result.crop.items():
         assert accuracy >= 0.95, f"{name} cannot be read from a crop"

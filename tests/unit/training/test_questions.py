@@ -75,6 +75,16 @@ class TestBalance:
         again = list(balanced_questions(20, seed=3, split="validation"))
         assert again == cases[:20]
 
+    def test_a_family_named_twice_is_asked_twice_as_often_with_balanced_answers(self):
+        names = ["tube_present", "nodule_margin", "nodule_margin"]
+        cases = list(balanced_questions(60, 2, "test", families=names))
+        assert Counter(c.question.family for c in cases) == {
+            "tube_present": 20,
+            "nodule_margin": 40,
+        }
+        margins = [c.question.answer for c in cases if c.question.family == "nodule_margin"]
+        assert set(Counter(margins).values()) == {20}
+
     def test_open_fraction(self):
         opened = [c.question.open for c in balanced_questions(200, 1, "test", open_fraction=0.5)]
         assert 70 < sum(opened) < 130
