@@ -46,7 +46,7 @@ END_OF_TEXT = "<|endoftext|>"
 # Standard deviation of the patch filters that see contrast; those that see the level keep 0.02.
 CONTRAST_DEVIATION = 0.12
 # Response of the texture filters to a grey image against that of the contrast filters.
-TEXTURE_GAIN = 3.0
+TEXTURE_GAIN = 1.5
 # Discrete cosines of a patch with fewer half-waves than this are slow: shading, edges of organs.
 SLOW_HALF_WAVES = 2.5
 CONTROL_TOKENS = (
@@ -173,8 +173,8 @@ def new_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VLForConditionalGeneration:
 
     Radiographs are mostly a level, some slow shading and very little texture, and the tower's RMS
     norms remove none of the first two. So an eighth of the patch filters begins as transformers
-    draws them, three eighths are blind to the level, and one half is blind to everything slow and
-    has a large gain: fine texture is heard from the first step on.
+    draws them, three eighths are blind to the level, and one half is blind to everything slow
+    and has a larger gain: fine texture is heard from the first step on.
 
     In the tower's gated layers (SwiGLU, arXiv 2002.05202) gate and value begin equal. A unit then
     begins as a rectified square of one projection: it measures the energy of a texture whatever

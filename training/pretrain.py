@@ -7,7 +7,7 @@ answers with short reasoning (`training.language`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -50,6 +50,7 @@ from training.vision import (
 from training.world import (
     ATTRIBUTES,
     FINE_ATTRIBUTES,
+    STRUCTURES,
     Case,
     Picture,
     WorldConfig,
@@ -58,8 +59,7 @@ from training.world import (
 
 Report = Callable[[str], None]
 # Weights of the dense loss: coverage sums ten names, edges are shares of a picture.
-COVER_WEIGHT: Final = 0.4
-EDGE_WEIGHT: Final = 4.0
+DENSE_WEIGHTS: Final = {"cover": 0.6, "attributes": 1.0, "edges": 4.0}
 # Linear heads stand a larger learning rate than the tower under them.
 HEAD_RATE: Final = 6.0
 
@@ -68,29 +68,41 @@ HEAD_RATE: Final = 6.0
 class DenseMixConfig:
     """Pictures of one batch of the dense warm-up.
 
+    Windows are squares of `window_cells` a side. They cost a fraction of a whole picture, and a
+    texture, or a small finding, is as good to learn from a part.
+
     Attributes:
         views: whole phantoms.
-        windows: squares of `window_cells` a side out of crops that show a fine attribute; they
-            cost a fraction of a crop, and a texture is as good to learn from a part.
-        fine_crops: such crops, whole.
+        view_windows: windows of views around a cell that a finding covers.
         crops: crops of any target.
+        fine_crops: crops that show a fine attribute.
+        fine_windows: windows of such crops.
         real: views of real radiographs; more phantoms where none are at hand.
         window_cells: visual tokens on a side of a window.
     """
 
-    views: int = 11
-    windows: int = 16
-    fine_crops: int = 4
-    crops: int = 2
-    real: int = 2
+    views: int = 6
+    view_windows: int = 10
+    crops: int = 1
+    fine_crops: int = 2
+    fine_windows: int = 8
+    real: int = 1
     window_cells: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("views", "windows", "fine_crops", "crops", "real"):
+        counts = ("views", "view_windows", "crops", "fine_crops", "fine_windows", "real")
+        for name in counts:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
-        if self.views < 1 or self.window_cells < 1:
-            raise ValueError("views and window_cells must be at least 1.")
+        if not any(getattr(self, name) for name in counts):
+            raise ValueError("A batch of the dense warm-up needs at least one picture.")
+        if self.window_cells < 1:
+            raise ValueError(f"window_cells must be at least 1, not {self.window_cells}.")
+
+
+TEXTURES_ONLY: Final = DenseMixConfig(
+    views=0, view_windows=0, crops=0, fine_crops=2, fine_windows=24, real=0
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +137,12 @@ class PretrainConfig:
         seed: of weights, batches and augmentation; worlds have their own.
         train, validation: which phantoms.
         real_images: folder of `cxr_lungbox_ccby`; left out when it is not there.
-        dense: pictures of one batch of the dense warm-up.
+        texture: schedule of the first part of the dense warm-up, fine attributes alone: beside
+            coverage they were not learned before it, and they cost minutes.
+        vision: schedule of the second part, everything.
+        language: schedule of the language model.
+        mix: record forms of the language model.
+        dense: pictures of one batch of the second part.
         features: what the language model sees of each picture.
     """
 
@@ -133,6 +150,7 @@ class PretrainConfig:
     seed: int
     train: WorldConfig
     validation: WorldConfig
+    texture: StepsConfig
     vision: StepsConfig
     language: LanguageConfig
     mix: MixConfig
@@ -233,30 +251,53 @@ def train_vision(
     """The dense warm-up; the heads are kept beside the checkpoint and not exported."""
     heads = DenseHeads(model.config.get_text_config().hidden_size)
     pool = DensePool.of(materials)
+    for name, steps, mix, weights in (
+        ("texture", config.texture, TEXTURES_ONLY, {"attributes": 1.0}),
+        ("vision", config.vision, config.dense, DENSE_WEIGHTS),
+    ):
+        run_steps(
+            folder=config.out / name,
+            modules={"tower": model.model.visual, "heads": heads},
+            rates={"heads": HEAD_RATE},
+            config=steps,
+            loss_at=DenseStep(model, heads, pool, mix, weights, config.seed),
+            report=prefixed(report, name),
+            evaluate=lambda _: dense_scores(
+                model, heads, materials.validation, materials.real_validation
+            ),
+            evaluate_every=400,
+        )
 
-    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        rng = np.random.default_rng([config.seed, 2, step])
-        pictures = dense_batch(pool, config.dense, rng)
+
+def prefixed(report: Report, name: str) -> Report:
+    """A report whose lines begin with the name of a part."""
+
+    def said(line: str) -> None:
+        report(f"{name}: {line}")
+
+    return said
+
+
+@dataclass(frozen=True, slots=True)
+class DenseStep:
+    """The loss of one step of the dense warm-up."""
+
+    model: Qwen2_5_VLForConditionalGeneration
+    heads: DenseHeads
+    pool: DensePool
+    mix: DenseMixConfig
+    weights: Mapping[str, float]
+    seed: int
+
+    def __call__(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """The weighted loss and its parts; everything random from the step."""
+        rng = np.random.default_rng([self.seed, 2, step])
+        pictures = dense_batch(self.pool, self.mix, rng)
         images = [torch.from_numpy(augmented(p.pixels, rng))[None] for p in pictures]
-        outputs = heads(visual_tokens(model, images))
+        outputs = self.heads(visual_tokens(self.model, images))
         parts = dense_loss(outputs, DenseTargets.of(pictures), known_cover_of(pictures))
-        loss = COVER_WEIGHT * parts["cover"] + parts["attributes"] + EDGE_WEIGHT * parts["edges"]
+        loss = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum()
         return loss, {name: float(part.detach()) for name, part in parts.items()}
-
-    def evaluate(step: int) -> dict[str, float]:
-        del step
-        return dense_scores(model, heads, materials.validation, materials.real_validation)
-
-    run_steps(
-        folder=config.out / "vision",
-        modules={"tower": model.model.visual, "heads": heads},
-        rates={"heads": HEAD_RATE},
-        config=config.vision,
-        loss_at=loss_at,
-        report=lambda line: report(f"vision: {line}"),
-        evaluate=evaluate,
-        evaluate_every=300,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +339,13 @@ def dense_batch(pool: DensePool, mix: DenseMixConfig, rng: np.random.Generator) 
     pictures = drawn(pool.views, mix.views + mix.real - real)
     pictures += drawn(pool.crops, mix.crops) + drawn(pool.fine_crops, mix.fine_crops)
     pictures += [
-        window_of(picture, mix.window_cells, rng) for picture in drawn(pool.fine_crops, mix.windows)
+        window_of(picture, mix.window_cells, rng)
+        for picture in drawn(pool.fine_crops, mix.fine_windows)
     ]
+    for view in drawn(pool.views, mix.view_windows):
+        covered = np.flatnonzero(view.cover[:, len(STRUCTURES) :].any(axis=1))
+        around = int(covered[rng.integers(len(covered))]) if len(covered) else None
+        pictures.append(window_of(view, mix.window_cells, rng, around))
     for _ in range(real):
         radiograph = pool.real[int(rng.integers(len(pool.real)))]
         pictures.append(real_picture(*shifted_view(radiograph, rng)))
@@ -353,5 +399,5 @@ def train_language(
         modules={"language": model.model.language_model},
         config=stage.steps,
         loss_at=loss_at,
-        report=lambda line: report(f"language: {line}"),
+        report=prefixed(report, "language"),
     )

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, Picture
+from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, STRUCTURES, Picture
 
 # CLIP's normalisation, as Qwen2-VL's image processor applies it.
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -33,6 +33,8 @@ COVER_GAIN: Final = {
     "endotracheal tube": 6.0,
     "central line": 6.0,
 }
+# Of an organ's coverage in the loss, against a finding's.
+STRUCTURE_WEIGHT: Final = 0.3
 
 
 def patches_of(pixels: torch.Tensor) -> torch.Tensor:
@@ -83,16 +85,28 @@ def augmented(
     return levels
 
 
-def window_of(picture: Picture, cells: int, rng: np.random.Generator) -> Picture:
+def window_of(
+    picture: Picture, cells: int, rng: np.random.Generator, around: int | None = None
+) -> Picture:
     """A random square of `cells` by `cells` visual tokens of a picture (fewer where it is small).
 
     Distances to edges stay shares of the whole picture, which the window no longer shows: they
     are left out.
+
+    Args:
+        picture: to cut from.
+        cells: side of the window.
+        rng: chooses the place.
+        around: a visual token that the window must hold.
     """
     grid = picture.grid
     rows, columns = min(cells, grid.rows), min(cells, grid.columns)
-    row = int(rng.integers(grid.rows - rows + 1))
-    column = int(rng.integers(grid.columns - columns + 1))
+    row, column = int(rng.integers(grid.rows)), int(rng.integers(grid.columns))
+    if around is not None:
+        row = around // grid.columns - int(rng.integers(rows))
+        column = around % grid.columns - int(rng.integers(columns))
+    row = min(max(row, 0), grid.rows - rows)
+    column = min(max(column, 0), grid.columns - columns)
     kept = np.arange(row, row + rows)[:, None] * grid.columns + np.arange(column, column + columns)
     size = 2 * PATCH
     part = picture.pixels[
@@ -193,11 +207,12 @@ def dense_loss(
     """
     cover, attributes, edges = outputs
     # Findings are rare: weighing their positives keeps the tower from calling all tokens clear.
-    weight = torch.ones(len(COVER_NAMES))
-    weight[4:] = 4.0
+    # Organs are large and soon learned: at full weight they would drown the findings.
+    finding = torch.tensor([name not in STRUCTURES for name in COVER_NAMES])
     per_token = functional.binary_cross_entropy_with_logits(
-        cover, targets.cover, pos_weight=weight, reduction="none"
+        cover, targets.cover, pos_weight=1 + 3.0 * finding, reduction="none"
     )
+    per_token = per_token * torch.where(finding, 1.0, STRUCTURE_WEIGHT)
     if known_cover is not None:
         per_token = per_token * known_cover
     parts = {"cover": per_token.sum(-1).mean()}

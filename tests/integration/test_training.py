@@ -11,7 +11,7 @@ from engine.engine import Engine
 from training.cli import main
 
 VISION = "{steps: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}"
-DENSE = "{views: 2, windows: 1, fine_crops: 1, crops: 1, real: 0}"
+DENSE = "{views: 2, view_windows: 1, crops: 1, fine_crops: 1, fine_windows: 1, real: 0}"
 STEPS = "{steps: 2, batch: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}"
 WORLD = "{count: 29, seed: 3, split: SPLIT, crops_per_target: 1, shard: 29, workers: 1}"
 MIX = "{zoom: 0.5, probe: 0.2, auto: 0.1, real: 0.0}"
@@ -35,7 +35,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     run = folder / "run"
     assert (
-        main(["pretrain", config(folder, f"out: {run}\nvision: {VISION}\ndense: {DENSE}\n")]) == 0
+        main(
+            [
+                "pretrain",
+                config(
+                    folder, f"out: {run}\ntexture: {VISION}\nvision: {VISION}\ndense: {DENSE}\n"
+                ),
+            ]
+        )
+        == 0
     )
     extra = f"out: {folder / 'sft'}\nbase: {run / 'checkpoint'}\nworld: {run / 'world'}\n"
     assert main(["sft", config(folder, extra)]) == 0

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import stat
+import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -574,6 +575,22 @@ def test_a_png_is_measured_without_being_decoded() -> None:
         check_png(bytes(huge))
     with pytest.raises(TraceFileError, match="not a PNG"):
         check_png(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "fits"),
+    [(14_140, 71, True), (71, 14_140, True), (4096, 4096, True), (4097, 4096, False)]
+    + [(16_385, 1, False), (0, 9, False), (9, 0, False), (2**31, 2**31, False)],
+)
+def test_long_pictures_fit_and_large_ones_do_not(width: int, height: int, fits: bool) -> None:
+    picture = bytearray(SMALL_PNGS[0])
+    picture[16:24] = struct.pack(">II", width, height)
+
+    if fits:
+        assert check_png(bytes(picture)) == (width, height)
+    else:
+        with pytest.raises(TraceFileError, match="larger"):
+            check_png(bytes(picture))
 
 
 def test_an_object_without_a_type_is_refused() -> None:
