@@ -79,7 +79,8 @@ class Box:
         # A guard of a millionth of a pixel keeps a box that is meant to end on a pixel edge
         # from swallowing the next pixel through floating-point noise.
         guard = 1e-6
-        left, top = max(0, math.floor(x0 + guard)), max(0, math.floor(y0 + guard))
+        left = min(max(0, math.floor(x0 + guard)), width - 1)
+        top = min(max(0, math.floor(y0 + guard)), height - 1)
         right, bottom = min(width, math.ceil(x1 - guard)), min(height, math.ceil(y1 - guard))
         return left, top, max(right, left + 1), max(bottom, top + 1)
 

@@ -71,9 +71,16 @@ _SAMPLE_TEXTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyShape:
-    """Sizes of a random-weight model; `filler` pads the vocabulary with unused words."""
+    """Sizes of a random-weight model.
+
+    Attributes:
+        intermediate: width inside of the feed-forward layers; three times `hidden` when 0.
+        vocabulary: unused words fill the tokenizer up to this size.
+        tied: whether the head shares the weights of the embedding.
+    """
 
     hidden: int = 64
+    intermediate: int = 0
     layers: int = 3
     heads: int = 4
     key_value_heads: int = 2
@@ -84,7 +91,14 @@ class TinyShape:
 
 
 BENCH_SHAPE = TinyShape(
-    hidden=384, layers=12, heads=6, key_value_heads=2, vision_hidden=64, vocabulary=32_000
+    hidden=384,
+    intermediate=1024,
+    layers=12,
+    heads=12,
+    key_value_heads=2,
+    vision_hidden=32,
+    vocabulary=32_000,
+    tied=False,
 )
 """The `random` group of the benchmark: 43 million parameters, a vocabulary of 32,000."""
 
@@ -151,7 +165,7 @@ def tiny_config(tokenizer: Qwen2Tokenizer, shape: TinyShape) -> Qwen2_5_VLConfig
         text_config={
             "vocab_size": -(-len(tokenizer) // 64) * 64,
             "hidden_size": shape.hidden,
-            "intermediate_size": shape.hidden * 3,
+            "intermediate_size": shape.intermediate or shape.hidden * 3,
             "num_hidden_layers": shape.layers,
             "num_attention_heads": shape.heads,
             "num_key_value_heads": shape.key_value_heads,

@@ -53,7 +53,9 @@ MAX_EVENTS: Final = 100_000
 MAX_LINE_BYTES: Final = 64 * 2**20
 MAX_MANIFEST_BYTES: Final = 2**20
 MAX_GRID_CELLS: Final = 65_536
-MAX_PNG_SIDE: Final = 4096
+# Long enough for what a model sees of an image of 200 to 1, and no more pixels than a view.
+MAX_PNG_SIDE: Final = 16_384
+MAX_PNG_PIXELS: Final = 4096 * 4096
 MAX_SOURCE_SIDE: Final = 65_535
 MAX_INTEGER_DIGITS: Final = 20
 
@@ -229,13 +231,15 @@ def check_png(data: bytes) -> tuple[int, int]:
     """Width and height of a PNG, read from its header; nothing is decoded.
 
     Raises:
-        TraceFileError: when it is no PNG, or a side is 0 or longer than `MAX_PNG_SIDE`.
+        TraceFileError: when it is no PNG, a side is 0 or longer than `MAX_PNG_SIDE`, or it has
+            more than `MAX_PNG_PIXELS`.
     """
     # PNG (ISO/IEC 15948) sections 5.2 and 11.2.1: signature, then IHDR with the size.
     if len(data) < 33 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
         raise TraceFileError("A picture in the trace is not a PNG.")
     width, height = struct.unpack(">II", data[16:24])
-    if not (1 <= width <= MAX_PNG_SIDE and 1 <= height <= MAX_PNG_SIDE):
+    sides = min(width, height) >= 1 and max(width, height) <= MAX_PNG_SIDE
+    if not sides or width * height > MAX_PNG_PIXELS:
         raise TraceFileError("A picture in the trace is larger than this version accepts.")
     return width, height
 

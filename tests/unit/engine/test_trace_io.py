@@ -579,8 +579,16 @@ def test_a_png_is_measured_without_being_decoded() -> None:
 
 @pytest.mark.parametrize(
     ("width", "height", "fits"),
-    [(14_140, 71, True), (71, 14_140, True), (4096, 4096, True), (4097, 4096, False)]
-    + [(16_385, 1, False), (0, 9, False), (9, 0, False), (2**31, 2**31, False)],
+    [
+        (14_140, 71, True),
+        (71, 14_140, True),
+        (4096, 4096, True),
+        (4097, 4096, False),
+        (16_385, 1, False),
+        (0, 9, False),
+        (9, 0, False),
+        (2**31, 2**31, False),
+    ],
 )
 def test_long_pictures_fit_and_large_ones_do_not(width: int, height: int, fits: bool) -> None:
     picture = bytearray(SMALL_PNGS[0])
