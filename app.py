@@ -7,7 +7,9 @@ page is cheap to build, and the model is loaded in the background and only by th
 import contextlib
 import importlib.util
 import logging
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import gradio as gr
@@ -39,6 +41,7 @@ def make_engine(options: Options) -> StreamEngine | None:
 
 
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+logging.getLogger("httpx").setLevel(logging.WARNING)
 on_space = get_space() is not None
 options = read_options(sys.argv[1:] if __name__ == "__main__" else [], on_space=on_space)
 demo = build(make_engine(options), on_space=on_space)
@@ -46,8 +49,11 @@ demo = build(make_engine(options), on_space=on_space)
 if __name__ == "__main__":
     if options.warning:
         sys.stderr.write(f"{options.warning}\n")
+    if threading.current_thread() is threading.main_thread():
+        # Ends like Ctrl+C, so that the files of open tabs are deleted on the way out.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     demo.launch(
         server_port=options.port,
         auth=list(options.accounts) or None,
-        **launch_options(options.host),
+        **launch_options(options.host, on_space=on_space),
     )

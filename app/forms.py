@@ -117,6 +117,7 @@ def _interventions(changes: object) -> Interventions:
             for number in _list(changes.get("skip_crops"))
             if type(number) is int and 1 <= number <= 16
         ),
+        move_crops=tuple(_move(values) for values in _list(changes.get("move_crops"))),
         occlude=tuple(_box(values) for values in _list(changes.get("occlude"))),
     )
 
@@ -125,9 +126,17 @@ def _list(value: object) -> list[Any]:
     return value[:MAX_BOXES] if isinstance(value, list) else []
 
 
+def _move(values: object) -> tuple[int, Box]:
+    if not isinstance(values, list) or len(values) != 5 or type(values[0]) is not int:
+        raise RequestError("A crop can only be moved to a box on the image.")
+    if not 1 <= values[0] <= 16:
+        raise RequestError("There is no such crop to move.")
+    return values[0], _box(values[1:])
+
+
 def _box(values: object) -> Box:
     try:
         x0, y0, x1, y1 = (float(value) for value in cast("list[float]", values))
         return clamped_box(x0, y0, x1, y1)[0]
     except (TypeError, ValueError, BoxError) as error:
-        raise RequestError("A covered region is empty or lies outside the image.") from error
+        raise RequestError("A region drawn on the image is empty or lies outside it.") from error

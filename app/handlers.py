@@ -22,7 +22,7 @@ from app.session import OpenImage, Session, Sessions
 from app.texts import FAULT, NO_ENGINE
 from app.view import RunView
 from engine.imaging import ImagingError, open_image
-from engine.request import RequestError
+from engine.request import Request, RequestError
 from engine.trace import Trace
 from engine.trace_io import SUFFIX, TraceFileError, read_trace, to_zip
 
@@ -132,7 +132,10 @@ class Handlers:
             yield self._failed(session, "E200", str(error))
             return
         session.stop.set()
-        session.before = _summary(session.view) if form.get("compare") is True else None
+        # Beliefs compare only where the same was asked about the same picture.
+        same_image = session.run_image == session.image.id
+        before = _summary(session.view) if form.get("compare") is True and same_image else None
+        session.before = before if before and _asks_the_same(before, wanted) else None
         session.stop = threading.Event()
         session.new_run(replay=False)
         run = LiveRun(self._engine, wanted, self._turns, session.stop)
@@ -184,6 +187,7 @@ class Handlers:
                     # Another run or image has taken its place: end on what is shown now.
                     yield self.page(session)
                     return
+                session.touch()
                 session.take(batch)
                 loading = not getattr(self._engine, "ready", True)
                 yield self.page(session, {"queued": run.ahead, "loading": loading})
@@ -256,6 +260,10 @@ def _summary(view: RunView | None) -> Json | None:
         "probabilities": probabilities,
         "changes": view.run["changes"],
     }
+
+
+def _asks_the_same(before: Json, wanted: Request) -> bool:
+    return (before["question"], before["options"]) == (wanted.question, list(wanted.options))
 
 
 def _form_of(trace: Trace) -> Json:

@@ -18,7 +18,7 @@ TRACE_SUFFIX: Final = ".radtrace.zip"
 REAL_FILES: Final = (
     ("RG1_J2KR.dcm", "Chest radiograph", "CR", "Which body part is shown?"),
     ("RG3_J2KR.dcm", "Radiograph", "CR", "Which body part is shown?"),
-    ("CT2_J2KR.dcm", "CT slice", "CT", "Which imaging modality is this?"),
+    ("693_J2KR.dcm", "CT slice", "CT", "Which imaging modality is this?"),
     ("MR2_J2KR.dcm", "MR slice", "MR", "Which imaging modality is this?"),
     ("US1_J2KR.dcm", "Ultrasound", "US", "Which imaging modality is this?"),
 )

@@ -2,26 +2,85 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_UPLOAD_BYTES: Final = 64 * 2**20
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+
+# Gradio makes functions out of strings and sets inline scripts, so scripts cannot be held to
+# files; what holds is that nothing is fetched from, or sent to, anywhere else.
+_POLICY: Final = {
+    "default-src": "'self'",
+    "script-src": "'self' 'unsafe-inline' 'unsafe-eval'",
+    "style-src": "'self' 'unsafe-inline'",
+    "img-src": "'self' data: blob:",
+    "font-src": "'self' data:",
+    "media-src": "'self' data: blob:",
+    "connect-src": "'self' data: blob:",
+    "worker-src": "'self' blob:",
+    "object-src": "'none'",
+    "base-uri": "'self'",
+    "form-action": "'self'",
+}
+# A Space shows the page in a frame of Hugging Face.
+_SPACE_FRAMES: Final = "https://huggingface.co https://*.huggingface.co https://*.hf.space"
+_FILES: Final = "/gradio_api/file="
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class UploadError(ValueError):
     """An upload that cannot be taken; the message is one sentence for the user."""
+
+
+class PrivateHeaders:
+    """ASGI middleware whose headers keep the page to itself.
+
+    The browser fetches from this server only (Content Security Policy), tells no other site
+    where it came from, takes no file for another type than it says, and keeps no picture, no
+    trace and no upload in its cache.
+
+    Args:
+        app: the wrapped application.
+        on_space: whether Hugging Face may show the page in a frame.
+    """
+
+    def __init__(self, app: ASGIApp, *, on_space: bool = False) -> None:
+        self._app = app
+        frames = f"'self' {_SPACE_FRAMES}" if on_space else "'self'"
+        policy = {**_POLICY, "frame-ancestors": frames}
+        self._policy = "; ".join(f"{name} {value}" for name, value in policy.items())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on and adds to the head of the answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path: str = scope["path"]
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["content-security-policy"] = self._policy
+                headers["x-content-type-options"] = "nosniff"
+                headers["referrer-policy"] = "no-referrer"
+                if _FILES in path:
+                    headers["cache-control"] = "no-store"
+            await send(message)
+
+        await self._app(scope, receive, guarded)
 
 
 class SameOriginGuard:
@@ -104,8 +163,14 @@ def claim_upload(path: object, upload_root: Path, served_root: Path) -> bytes:
     return data
 
 
-def private_folder() -> Path:
-    """A new temporary folder that only this user can enter."""
-    folder = Path(tempfile.mkdtemp(prefix="lightbox-"))
+def private_folder(prefix: str = "lightbox-") -> Path:
+    """A new temporary folder that only this user can enter, deleted when the program ends."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
     os.chmod(folder, 0o700)
-    return folder.resolve()
+    delete_at_exit(folder)
+    return folder
+
+
+def delete_at_exit(folder: Path) -> None:
+    """Deletes the folder with all files when the program ends."""
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -16,6 +16,7 @@ from engine.imaging import SourceImage
 from engine.trace import Event
 
 IDLE_SECONDS: Final = 1800
+SWEEP_SECONDS: Final = 60
 MAX_SESSIONS: Final = 64
 
 
@@ -61,6 +62,10 @@ class Session:
     def running(self) -> bool:
         """Whether a run is in progress."""
         return self.view is not None and self.view.status == "running" and not self.replay
+
+    def touch(self) -> None:
+        """Notes that the tab is in use."""
+        self.used = time.monotonic()
 
     def new_folder(self) -> Path:
         """An empty served folder."""
@@ -138,6 +143,7 @@ class Sessions:
         self._served_root = served_root
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -149,11 +155,22 @@ class Sessions:
             if session is None:
                 session = self._made()
                 self._sessions[key] = session
-            session.used = time.monotonic()
-            swept = self._expired(keep=key)
+            session.touch()
+        self.sweep(keep=key)
+        return session
+
+    def sweep(self, keep: str | None = None) -> None:
+        """Closes idle sessions, and comes back by itself as long as there are any left."""
+        with self._lock:
+            swept = self._expired(keep)
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = threading.Timer(SWEEP_SECONDS, self.sweep) if self._sessions else None
+            if self._timer is not None:
+                self._timer.daemon = True
+                self._timer.start()
         for old in swept:
             old.close()
-        return session
 
     def drop(self, key: str) -> None:
         """Ends the session of a tab that was closed."""
@@ -161,6 +178,7 @@ class Sessions:
             session = self._sessions.pop(key, None)
         if session is not None:
             session.close()
+            self.sweep()
 
     def _made(self) -> Session:
         token = secrets.token_hex(16)
@@ -169,7 +187,7 @@ class Sessions:
             folder.mkdir(mode=0o700, parents=True)
         return Session(private=folders[0], served=folders[1])
 
-    def _expired(self, keep: str) -> list[Session]:
+    def _expired(self, keep: str | None) -> list[Session]:
         now = time.monotonic()
         by_age = sorted(self._sessions, key=lambda key: self._sessions[key].used)
         too_many = max(0, len(by_age) - MAX_SESSIONS)

@@ -91,7 +91,11 @@ original: check for burned-in text before you share it.
 | Viewer | `1`-`4` window presets, `i` invert, `h` `v` flip, `r` `l` rotate |
 | | `+` `-` `=` zoom and fit, `space` reset, arrows move the picture |
 | | `o` heat map on or off, `c` contour, `[` `]` limit of the heat map |
+| | `Page Up` `Page Down` former and next frame |
+| Drawing a box | arrows move it, with `shift` they change its size, `Enter` done, `Esc` cancel |
 | Timeline | `space` play or pause, `left` `right` step (with `shift`: ten steps) |
 | | `up` `down` previous or next event, `n` next unsure word, `1`-`9` crop, `Home` `End` |
 | Everywhere | `Esc` stop, `Ctrl+Enter` explain, `/` question, `?` keys |
+
+Single letters, digits and signs can be switched off in the list of keys.
 """

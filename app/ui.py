@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +13,15 @@ from app.frontend import page_script, style_sheet
 from app.handlers import Handlers
 from app.live import StreamEngine
 from app.samples import Sample, list_samples
-from app.security import LOOPBACK, SameOriginGuard, private_folder
+from app.security import (
+    LOOPBACK,
+    PrivateHeaders,
+    SameOriginGuard,
+    delete_at_exit,
+    private_folder,
+)
 from app.session import Sessions
+from app.startup import is_loopback
 from app.texts import (
     ABOUT,
     ANSWER_NOTE,
@@ -39,6 +45,7 @@ from app.texts import (
 VERSION: Final = "0.1.0"
 ASSETS: Final = Path(__file__).resolve().parent.parent / "assets"
 TITLE: Final = "Lightbox"
+SERVED: Final = "served"
 
 
 def build(
@@ -58,7 +65,7 @@ def build(
         The blocks, with `lightbox_folder` naming the temporary folder of its files.
     """
     upload_root = _upload_root()
-    served_root = upload_root / "served"
+    served_root = upload_root / SERVED
     shown = list_samples(ASSETS / "samples") if samples is None else samples
     handlers = Handlers(
         engine,
@@ -103,10 +110,11 @@ def _upload_root() -> Path:
     if set_before:
         folder = Path(set_before)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        delete_at_exit(folder.resolve() / SERVED)
     else:
-        folder = Path(tempfile.mkdtemp(prefix="lightbox-gradio-"))
+        folder = private_folder("lightbox-gradio-")
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    folder.chmod(0o700)
     return folder.resolve()
 
 
@@ -139,13 +147,14 @@ def _wire(
     demo.queue(max_size=32)
 
 
-def launch_options(host: str | None) -> dict[str, Any]:
+def launch_options(host: str | None, *, on_space: bool = False) -> dict[str, Any]:
     """The keyword arguments of `Blocks.launch` that make the page private and offline.
 
     Args:
         host: the address to listen on; None leaves it to Gradio, as on a Space.
+        on_space: whether Hugging Face may show the page in a frame.
     """
-    hosts = LOOPBACK if host in LOOPBACK else None
+    hosts = {host, *LOOPBACK} if host is not None and is_loopback(host) else None
     return {
         "server_name": host,
         "share": False,
@@ -159,7 +168,12 @@ def launch_options(host: str | None) -> dict[str, Any]:
         "enable_monitoring": False,
         "theme": _theme(),
         "css": style_sheet(ASSETS),
-        "app_kwargs": {"middleware": [Middleware(SameOriginGuard, hosts=hosts)]},
+        "app_kwargs": {
+            "middleware": [
+                Middleware(PrivateHeaders, on_space=on_space),
+                Middleware(SameOriginGuard, hosts=hosts),
+            ]
+        },
     }
 
 

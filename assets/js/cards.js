@@ -13,6 +13,7 @@ const CARD_TITLES = {
 const LATENT_CHANGES = {
   zero: 'inner steps fed with zeros', noise: 'inner steps fed with noise',
   blind: 'inner steps kept from the image', skip: 'inner steps left out',
+  shuffle: 'inner steps taken from another image',
 };
 
 function describeChanges(changes) {
@@ -20,7 +21,13 @@ function describeChanges(changes) {
   if (!changes) return '';
   if (LATENT_CHANGES[changes.latents]) parts.push(LATENT_CHANGES[changes.latents]);
   if (changes.skip_crops.length) parts.push('crop ' + changes.skip_crops.join(', ') + ' withheld');
-  if (changes.occlude.length) parts.push(changes.occlude.length + ' region(s) covered');
+  if (changes.moved_crops.length) {
+    parts.push('crop ' + changes.moved_crops.join(', ') + ' cut elsewhere');
+  }
+  if (changes.occlude.length) {
+    parts.push(changes.occlude.length + (changes.occlude.length > 1 ? ' regions' : ' region')
+      + ' covered');
+  }
   return parts.join(', ');
 }
 
@@ -246,6 +253,9 @@ class Cards {
     if (this.app.truth) {
       card.body.append(el('p', { class: 'lb-truth' }, el('b', { text: 'What was drawn: ' }),
         this.app.truth));
+    }
+    if (facts.distance && facts.distance.flagged) {
+      card.body.append(el('p', { class: 'lb-foot lb-unlike', text: LB.text.distance }));
     }
     card.body.append(el('p', { class: 'lb-foot', text: LB.text.answer }));
     this.spans.set(index, big);

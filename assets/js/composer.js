@@ -4,6 +4,8 @@ class Composer {
   constructor(app) {
     this.app = app;
     this.covered = [];
+    this.moved = [];
+    this.drawing = null;
     this.build();
     this.setMethod(prefs.read().method || 'auto');
     this.update();
@@ -45,9 +47,6 @@ class Composer {
       el('div', { class: 'lb-row lb-more' }, this.settings, this.whatIf,
         el('span', { class: 'lb-files' }, this.open, this.save)));
     this.root.addEventListener('input', () => this.update());
-    this.root.addEventListener('keydown', (event) => {
-      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) this.app.explain(false);
-    });
   }
 
   field(label, attributes, help) {
@@ -89,10 +88,13 @@ class Composer {
         });
         return node;
       }));
-    this.coverButton = button('Draw on the image', { class: 'lb-small', id: 'lb-cover' }, () => {
-      this.whatIf.open = false;
-      this.app.viewer.setTool('cover');
-    });
+    this.moves = el('div', { class: 'lb-choice', role: 'group', 'aria-label': 'Move crops' },
+      ...[1, 2, 3, 4].map((n) => button('Crop ' + n, { class: 'lb-small', 'data-crop': n },
+        () => this.startDrawing(n))));
+    this.moveList = el('div', { class: 'lb-choice' });
+    this.noCrops = el('p', { class: 'lb-quiet', text: 'The last run cut nothing out.' });
+    this.coverButton = button('Draw on the image', { class: 'lb-small', id: 'lb-cover' },
+      () => this.startDrawing(0));
     this.coverList = el('div', { class: 'lb-choice' });
     this.again = button('Run again with this change', { class: 'lb-small lb-strong',
       id: 'lb-again' }, () => this.app.explain(true));
@@ -102,8 +104,11 @@ class Composer {
         el('p', { class: 'lb-quiet',
           text: 'Change the evidence and see whether the answer depends on it.' }),
         el('div', { class: 'lb-field' }, el('span', { text: 'Inner steps' }), this.latents),
-        el('div', { class: 'lb-field' }, el('span', { text: 'Withhold what it cut out' }),
-          this.skips),
+        this.noCrops,
+        this.skipRow = el('div', { class: 'lb-field' },
+          el('span', { text: 'Withhold what it cut out' }), this.skips),
+        this.moveRow = el('div', { class: 'lb-field' },
+          el('span', { text: 'Cut it out somewhere else' }), this.moves, this.moveList),
         el('div', { class: 'lb-field' }, el('span', { text: 'Cover part of the image' }),
           el('div', { class: 'lb-choice' }, this.coverButton, this.coverList)),
         this.again));
@@ -130,10 +135,31 @@ class Composer {
     this.methodText.textContent = LB.methods[this.method][1];
   }
 
-  cover(box) {
-    this.covered.push(box.map((v) => Math.round(v * 1e4) / 1e4));
-    this.whatIf.open = true;
+  // Asks for a box on the image: the new place of crop n, or with 0 a region to cover.
+  startDrawing(n) {
+    this.drawing = n;
+    this.whatIf.open = false;
+    const hint = (n ? 'Draw a box where crop ' + n + ' is to be cut.'
+      : 'Draw a box over what the model must not see.') + ' Esc: cancel.';
+    this.app.viewer.startDrawing(hint);
+    this.app.voice.textContent = hint + ' Arrows move a box, with shift they change its size, '
+      + 'Enter takes it.';
+  }
+
+  drawn(box) {
+    const short = box.map((v) => Math.round(v * 1e4) / 1e4);
+    if (this.drawing) {
+      this.moved = [...this.moved.filter(([n]) => n !== this.drawing), [this.drawing, ...short]];
+    } else this.covered.push(short);
+    this.undraw();
     this.update();
+  }
+
+  undraw() {
+    this.drawing = null;
+    this.app.viewer.setTool('window');
+    this.whatIf.open = true;
+    this.again.focus();
   }
 
   fill(form) {
@@ -145,6 +171,7 @@ class Composer {
 
   clearChanges() {
     this.covered = [];
+    this.moved = [];
     this.latents.value = 'none';
     for (const node of this.skips.children) node.setAttribute('aria-pressed', 'false');
     this.update();
@@ -156,6 +183,7 @@ class Composer {
       skip_crops: [...this.skips.children]
         .filter((node) => node.getAttribute('aria-pressed') === 'true')
         .map((node) => Number(node.dataset.crop)),
+      move_crops: this.moved,
       occlude: this.covered,
     };
   }
@@ -184,16 +212,35 @@ class Composer {
     this.save.disabled = !app.finished();
     const changes = this.changes();
     const some = changes.latents !== 'none' || changes.skip_crops.length
-      || changes.occlude.length;
+      || changes.move_crops.length || changes.occlude.length;
     this.whatIf.classList.toggle('lb-marked', Boolean(some));
     this.again.disabled = !ready || !some || !app.finished();
     this.explain.title = app.live ? 'Run the model (Ctrl+Enter)' : LB.text.no_engine;
+    this.updateCrops();
     clear(this.coverList, ...this.covered.map((box, i) => button('Region ' + (i + 1) + ' ×', {
       class: 'lb-small', 'aria-label': 'Remove region ' + (i + 1),
     }, () => {
       this.covered.splice(i, 1);
       this.update();
     })));
-    app.viewer.setCovered(this.covered);
+    const facts = app.run && app.run.facts;
+    app.viewer.setCovered(this.covered.length || !facts ? this.covered : facts.changes.occlude);
+  }
+
+  // Only crops that the last run made can be withheld or moved.
+  updateCrops() {
+    const made = this.app.run ? this.app.run.items.filter((item) => item[0] === 'c').length : 0;
+    for (const node of [...this.skips.children, ...this.moves.children]) {
+      node.hidden = Number(node.dataset.crop) > made && node.getAttribute('aria-pressed') !== 'true';
+    }
+    this.noCrops.hidden = made > 0;
+    this.skipRow.hidden = made === 0;
+    this.moveRow.hidden = made === 0;
+    clear(this.moveList, ...this.moved.map(([n]) => button('Crop ' + n + ' moved ×', {
+      class: 'lb-small', 'aria-label': 'Leave crop ' + n + ' where it was',
+    }, () => {
+      this.moved = this.moved.filter(([other]) => other !== n);
+      this.update();
+    })));
   }
 }

@@ -231,6 +231,11 @@ class Inspector {
       ['Seed', String(run.facts.seed)],
       ['Temperature', number(run.facts.temperature, 2)],
     ];
+    const { distance } = run.facts;
+    if (distance) {
+      rows.push(['Unlike its training', number(distance.score, 2) + ' (limit '
+        + number(distance.threshold, 2) + ')' + (distance.flagged ? ', marked' : '')]);
+    }
     const changed = describeChanges(changes);
     if (changed) rows.push(['Changed', changed]);
     if (end && end[0] === 'f') {

@@ -8,6 +8,9 @@ const END_TEXTS = {
   failed: 'The run broke off.',
 };
 
+// Marks words where a run has no limit of its own.
+const UNSURE_NATS = 1.5;
+
 class App {
   constructor(root) {
     this.root = root;
@@ -24,7 +27,7 @@ class App {
     this.viewer = new Viewer({
       onFrame: (frame) => this.send('set_frame', { frame }),
       onWindow: () => this.stale && this.checkStale(),
-      onCover: (box) => this.composer.cover(box),
+      onDraw: (box) => this.composer.drawn(box),
       onTool: (name) => { if (this.viewer) this.root.dataset.tool = name; },
       onProblem: (text) => this.say(text, 'error'),
     });
@@ -40,7 +43,9 @@ class App {
 
   layout() {
     this.banners = el('div', { class: 'lb-banners' });
-    this.status = el('p', { class: 'lb-status', role: 'status', 'aria-live': 'polite' });
+    this.status = el('p', { class: 'lb-status' });
+    // What a screen reader hears: steps and ends, never single words.
+    this.voice = el('p', { class: 'lb-voice', role: 'status', 'aria-live': 'polite' });
     this.compare = el('div', { class: 'lb-compare', hidden: true });
     this.stale = el('p', { class: 'lb-stale', hidden: true });
     this.ghosts = el('ol', { class: 'lb-ghosts', 'aria-label': 'How it works' },
@@ -58,7 +63,30 @@ class App {
     this.empty = this.buildEmpty();
     this.viewer.stage.append(this.empty, this.stale);
     clear(this.root, this.banners, this.viewer.root, this.composer.root, reasoning,
-      this.inspector.root, this.strip.root, this.file);
+      this.inspector.root, this.strip.root, this.file, this.voice);
+    this.headTools();
+  }
+
+  // Theme and keys stand in the head of the page, which is not part of this component.
+  headTools() {
+    const head = document.querySelector('.lb-head');
+    if (!head || head.querySelector('.lb-head-tools')) return;
+    this.theme = button('', { class: 'lb-small', id: 'lb-theme' }, () => {
+      this.setTheme(document.documentElement.dataset.lbTheme === 'light' ? 'dark' : 'light');
+    });
+    head.append(el('span', { class: 'lb-head-tools' }, this.theme,
+      button('Keys', { class: 'lb-small', id: 'lb-keys', title: 'List of keys (?)' },
+        () => toggleKeys(this.root))));
+    this.setTheme(prefs.read().theme);
+  }
+
+  setTheme(name) {
+    const theme = name === 'light' ? 'light' : 'dark';
+    document.documentElement.dataset.lbTheme = theme;
+    this.theme.textContent = theme === 'light' ? 'Dark' : 'Light';
+    this.theme.title = theme === 'light' ? 'Dark colours, for reading images'
+      : 'Light colours, for a bright room';
+    prefs.write({ theme });
   }
 
   buildEmpty() {
@@ -213,6 +241,7 @@ class App {
       if (!state.form && !state.run) this.truth = '';
       this.viewer.setImage(facts);
       this.composer.covered = [];
+      this.composer.moved = [];
     }
   }
 
@@ -241,6 +270,7 @@ class App {
     this.cursor = 0;
     this.selected = -1;
     this.follow = true;
+    this.spokenCards = 0;
     this.pause();
     this.cards.reset();
     this.strip.reset();
@@ -259,6 +289,8 @@ class App {
 
   describeState(state) {
     const run = state.run;
+    const loading = Boolean(run && run.status === 'running' && !run.facts && state.loading);
+    this.waitForModel(loading);
     const error = state.error && this.lastSaid === state.error.mark;
     if (state.error) this.lastSaid = state.error.mark;
     if (run && !error && !state.error) {
@@ -266,18 +298,24 @@ class App {
         const ahead = state.queued;
         const words = run.items.filter((item) => item[0] === 't').length;
         const kind = run.cards.length ? run.cards[run.cards.length - 1][0] : '';
-        this.say(!run.facts && state.loading ? 'Loading the model (first run only)…'
-          : ahead ? ahead + (ahead === 1 ? ' run' : ' runs') + ' ahead of you.'
+        if (loading) this.sayLoading();
+        else this.say(ahead ? ahead + (ahead === 1 ? ' run' : ' runs') + ' ahead of you.'
           : kind === 'crop' ? 'Unsure here - taking a closer look.'
             : kind === 'latent' ? 'Taking inner steps…'
               : words ? 'Reading… word ' + words : 'Looking at the image…', 'busy');
       } else {
-        this.say((run.replay ? 'Recorded run. ' : '') + (END_TEXTS[run.status] || 'Done.'),
+        const words = run.items.filter((item) => item[0] === 't').length;
+        const end = run.status === 'stopped' && words
+          ? 'Stopped at word ' + words + '. The partial trace is kept.'
+          : END_TEXTS[run.status] || 'Done.';
+        this.say((run.replay ? 'Recorded run. ' : '') + end,
           run.status === 'failed' ? 'error' : '');
       }
     } else if (!run && !state.error) {
-      this.say(state.image ? LB.text.ready : '');
+      this.say(!state.image ? '' : this.composer.question.value.trim() === '' ? LB.text.ready
+        : 'Ready: press Explain.');
     }
+    this.speak(run);
     this.banner(state);
     this.comparison(state.before);
     this.checkStale();
@@ -286,6 +324,33 @@ class App {
   say(text, kind) {
     if (this.status.textContent !== text) this.status.textContent = text;
     this.status.dataset.kind = kind || '';
+    if (kind !== 'busy' && this.voice.textContent !== text) this.voice.textContent = text;
+  }
+
+  // Tells of each new card while a run goes on, at most one every two seconds.
+  speak(run) {
+    const kinds = run && run.status === 'running' ? run.cards.map(([kind]) => kind) : [];
+    const title = kinds.length ? CARD_TITLES[kinds[kinds.length - 1]][0] : '';
+    const now = Date.now();
+    if (!title || kinds.length === this.spokenCards || now - (this.spokenAt || 0) < 2000) return;
+    this.spokenCards = kinds.length;
+    this.spokenAt = now;
+    this.voice.textContent = title;
+  }
+
+  // The first run may wait for the weights: the seconds show that something still happens.
+  waitForModel(loading) {
+    if (loading === Boolean(this.loadTimer)) return;
+    window.clearInterval(this.loadTimer);
+    this.loadTimer = null;
+    if (!loading) return;
+    this.loadBegan = Date.now();
+    this.loadTimer = window.setInterval(() => this.sayLoading(), 1000);
+  }
+
+  sayLoading() {
+    const seconds = Math.round((Date.now() - this.loadBegan) / 1000);
+    this.say('Loading the model (first run only)… ' + seconds + ' s', 'busy');
   }
 
   banner(state) {
@@ -378,9 +443,13 @@ class App {
 
   // ---- cursor ----------------------------------------------------------------------------
 
+  // The entropy from which a word is marked: the limit of the run, or the page's own.
+  limit() {
+    return (this.run.facts && this.run.facts.threshold) || UNSURE_NATS;
+  }
+
   above(item) {
-    const limit = this.run.facts && this.run.facts.threshold;
-    return item[0] === 't' && item[4] === 0 && item[2] >= (limit || 1.5);
+    return item[0] === 't' && item[4] === 0 && item[2] >= this.limit();
   }
 
   zoomFactor(box) {
@@ -547,9 +616,14 @@ class App {
     const typing = event.target.closest && event.target.closest('input, textarea, select');
     if (event.key === 'Escape') {
       const keys = this.root.querySelector('.lb-keys');
-      if (keys) keys.remove();
+      if (keys) toggleKeys(this.root);
+      else if (this.viewer.tool === 'draw') this.composer.undraw();
       else if (this.busy()) this.stop();
       else this.viewer.setTool('window');
+    } else if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
+      this.explain(false);
+    } else if (event.ctrlKey || event.metaKey || event.altKey || !singleKeys()) {
+      return;
     } else if (!typing && event.key === '/') {
       event.preventDefault();
       this.composer.question.focus();

@@ -56,8 +56,10 @@ class Strip {
         act('end', 'To the end (End)', () => this.app.go(Infinity))),
       this.speed, this.where,
       el('span', { class: 'lb-key-legend' },
-        el('span', { class: 'lb-key-unsure', text: 'unsure' }),
-        el('span', { class: 'lb-key-limit', text: 'limit' }),
+        el('span', { class: 'lb-key-unsure', text: 'unsure word' }),
+        el('span', { class: 'lb-key-tool', text: 'asking for a crop' }),
+        el('span', { class: 'lb-key-answer', text: 'answer' }),
+        this.limitKey = el('span', { class: 'lb-key-limit', text: 'limit', hidden: true }),
         el('span', { class: 'lb-key-crop', text: 'crop' }),
         el('span', { class: 'lb-key-latent', text: 'inner step' }),
         hint(LB.text.entropy)));
@@ -69,6 +71,7 @@ class Strip {
     this.highest = 1;
     clear(this.legend);
     this.legendNodes = [];
+    this.legend.hidden = true;
     this.root.dataset.filled = 'false';
   }
 
@@ -80,6 +83,7 @@ class Strip {
       if (kind === 't') this.highest = Math.max(this.highest, items[this.known][2]);
     }
     const limit = facts && facts.threshold;
+    this.limitKey.hidden = !limit;
     if (limit) this.highest = Math.max(this.highest, limit * 1.25);
     if (facts && facts.options.length && !this.legendNodes.length) {
       this.legendNodes = facts.options.map((option, i) => {
@@ -139,7 +143,8 @@ class Strip {
   describe(item) {
     if (!item) return 'start';
     if (item[0] === 't') {
-      const above = this.app.above(item) ? ', above the limit' : '';
+      const above = !this.app.above(item) ? ''
+        : this.app.run.facts && this.app.run.facts.threshold ? ', above the limit' : ', unsure';
       return 'word “' + item[1].trim() + '”, entropy ' + number(item[2], 2) + ' nats' + above;
     }
     if (item[0] === 'l') return 'inner step ' + item[1] + ' of ' + item[2];
@@ -162,7 +167,8 @@ class Strip {
     };
     const crop = '123456789'.indexOf(event.key);
     const action = actions[event.key] || (crop >= 0 && (() => app.toCrop(crop + 1)));
-    if (!action || event.ctrlKey || event.metaKey || event.altKey) return;
+    const silent = !singleKeys() && event.key !== ' ' && event.key.length === 1;
+    if (!action || silent || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     action();
   }

@@ -12,12 +12,16 @@ class Viewer {
     this.bitmap = null;
     this.boxes = [];
     this.covered = [];
+    this.drawn = null;
+    this.kept = null;
     this.heat = null;
     this.heatScale = 1;
     this.layer = prefs.read().layer || 'heat';
     this.limit = prefs.read().limit || 0.15;
     this.tool = 'window';
     this.pointers = new Map();
+    this.layerMenu.value = this.layer;
+    this.limitInput.value = String(Math.round(this.limit * 100));
     this.resetView();
     new ResizeObserver(() => { this.resize(); }).observe(this.stage);
   }
@@ -74,8 +78,7 @@ class Viewer {
     this.frameInput = el('input', {
       type: 'range', min: '0', value: '0', class: 'lb-range', 'aria-label': 'Frame',
     });
-    this.frameInput.addEventListener('change', () =>
-      this.callbacks.onFrame(Number(this.frameInput.value)));
+    this.frameInput.addEventListener('change', () => this.askFrame(this.frameInput.value));
     this.frameLabel = el('span', { class: 'lb-frame-label' });
     this.frameRow = el('span', { class: 'lb-frames', hidden: true }, this.frameInput,
       this.frameLabel);
@@ -95,8 +98,29 @@ class Viewer {
 
   // ---- state -----------------------------------------------------------------------------
 
+  askFrame(value) {
+    const frames = this.image ? this.image.frames || 1 : 1;
+    const frame = clamp(Number(value), 0, frames - 1);
+    if (frames < 2 || frame === this.askedFrame) return;
+    this.askedFrame = frame;
+    this.frameInput.value = String(frame);
+    this.frameLabel.textContent = 'loading ' + (frame + 1) + ' / ' + frames;
+    this.callbacks.onFrame(frame);
+  }
+
+  // Lets a box be drawn, by mouse or by keys; `onDraw` gets it.
+  startDrawing(hint) {
+    this.stage.dataset.hint = hint;
+    this.setTool('draw');
+    this.canvas.focus({ preventScroll: true });
+  }
+
   setTool(name) {
     this.tool = name;
+    if (name !== 'draw' && this.drawn) {
+      this.drawn = null;
+      this.draw();
+    }
     for (const node of this.modeButtons) {
       node.setAttribute('aria-pressed', String(node.dataset.tool === name));
     }
@@ -141,8 +165,8 @@ class Viewer {
     });
     this.window = this.image ? this.image.window && [...this.image.window] : null;
     this.windowSource = '';
-    if (this.tool === 'cover') this.setTool('window');
-    this.setTool(this.tool || 'window');
+    if (this.kept) Object.assign(this, this.kept);
+    this.setTool(this.tool === 'draw' ? 'window' : this.tool || 'window');
     this.changedWindow();
     this.draw();
   }
@@ -179,6 +203,7 @@ class Viewer {
     const token = {};
     this.loading = token;
     this.stage.dataset.busy = 'true';
+    this.kept = this.viewFor(facts);
     this.show(facts);
     try {
       if (facts.kind === 'color') {
@@ -233,10 +258,24 @@ class Viewer {
     this.stage.dataset.busy = 'false';
     this.stage.dataset.image = this.image ? this.image.id : '';
     this.resetView();
+    this.kept = null;
+  }
+
+  // The view to keep when only the frame changes: window, zoom, place, turns.
+  viewFor(facts) {
+    const now = this.image;
+    const next = now && this.askedFrame === facts.frame && this.askedFrame !== now.frame
+      && now.width === facts.width && now.height === facts.height;
+    if (!next) return null;
+    const { scale, centerX, centerY, turn, flipH, flipV, invert, windowSource } = this;
+    const view = { scale, centerX, centerY, turn, flipH, flipV, invert };
+    // A window that nobody touched is the frame's own.
+    return windowSource ? { ...view, windowSource, window: [...this.window] } : view;
   }
 
   show(facts) {
     this.image = facts;
+    this.askedFrame = facts ? facts.frame || 0 : 0;
     this.levels = [];
     this.bitmap = null;
     this.table = null;
@@ -678,9 +717,9 @@ class Viewer {
     this.pointers.set(event.pointerId, [event.clientX, event.clientY]);
     const panning = event.button === 1 || event.shiftKey || this.tool === 'pan';
     this.dragging = panning ? 'pan' : this.tool;
-    if (this.dragging === 'cover') {
+    if (this.dragging === 'draw') {
       const p = this.toImage(event.clientX, event.clientY);
-      this.coverFrom = [p.x / this.image.width, p.y / this.image.height];
+      this.drawnFrom = [p.x / this.image.width, p.y / this.image.height];
     }
     event.preventDefault();
   }
@@ -701,8 +740,8 @@ class Viewer {
         (event.clientY + y) / 2]);
     } else if (this.dragging === 'pan') {
       this.panBy(dx * this.ratio, dy * this.ratio);
-    } else if (this.dragging === 'cover') {
-      this.coverTo(event);
+    } else if (this.dragging === 'draw') {
+      this.drawTo(event);
     } else {
       this.dragWindow(dx, dy);
     }
@@ -719,37 +758,65 @@ class Viewer {
     this.draw();
   }
 
-  // The spread of values worth dragging through: that of the widest preset.
+  // The spread of values worth dragging through: half as much again as the narrowest preset.
   range() {
     const widths = this.image.presets.map(([, w]) => (w ? w[1] : 0));
     return Math.max(1, Math.min(...widths.filter((w) => w > 0).concat(65535)) * 1.5);
   }
 
-  coverTo(event) {
+  drawTo(event) {
     const p = this.toImage(event.clientX, event.clientY);
     const x = clamp(p.x / this.image.width, 0, 1);
     const y = clamp(p.y / this.image.height, 0, 1);
-    const [fx, fy] = this.coverFrom.map((v) => clamp(v, 0, 1));
+    const [fx, fy] = this.drawnFrom.map((v) => clamp(v, 0, 1));
     this.drawn = [Math.min(fx, x), Math.min(fy, y), Math.max(fx, x), Math.max(fy, y)];
     this.draw();
   }
 
   release(event) {
     this.pointers.delete(event.pointerId);
-    if (this.drawn) {
-      const box = this.drawn;
-      this.drawn = null;
-      if (box[2] - box[0] > 0.01 && box[3] - box[1] > 0.01) this.callbacks.onCover(box);
-      this.setTool('window');
-    }
+    if (this.dragging === 'draw' && this.drawn) this.finishDrawing();
     if (!this.pointers.size) {
       this.dragging = null;
       this.draw();
     }
   }
 
+  finishDrawing() {
+    const box = this.drawn;
+    this.setTool('window');
+    if (box && box[2] - box[0] > 0.01 && box[3] - box[1] > 0.01) this.callbacks.onDraw(box);
+  }
+
+  // The box by keys: arrows move it, with shift they change its size, Enter takes it.
+  keyDrawing(event) {
+    const [dx, dy] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1],
+      ArrowDown: [0, 1] }[event.key] || [0, 0];
+    if (event.key === 'Enter') this.finishDrawing();
+    else if (!dx && !dy) return;
+    else {
+      const [x0, y0, x1, y1] = this.drawn || [0.4, 0.4, 0.6, 0.6];
+      const step = 0.02;
+      if (event.shiftKey) {
+        this.drawn = [x0, y0, clamp(x1 + dx * step, x0 + step, 1),
+          clamp(y1 + dy * step, y0 + step, 1)];
+      } else {
+        const x = clamp(dx * step, -x0, 1 - x1);
+        const y = clamp(dy * step, -y0, 1 - y1);
+        this.drawn = [x0 + x, y0 + y, x1 + x, y1 + y];
+      }
+      this.draw();
+    }
+    event.preventDefault();
+  }
+
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || !this.image) return;
+    if (this.tool === 'draw') {
+      this.keyDrawing(event);
+      return;
+    }
+    if (!singleKeys() && event.key !== ' ' && event.key.length === 1) return;
     const step = 40 * (this.ratio || 1);
     const actions = {
       i: () => this.toggle('invert'),
@@ -769,10 +836,12 @@ class Viewer {
       ArrowRight: () => this.panBy(-step, 0),
       ArrowUp: () => this.panBy(0, step),
       ArrowDown: () => this.panBy(0, -step),
+      PageDown: () => this.askFrame(this.askedFrame + 1),
+      PageUp: () => this.askFrame(this.askedFrame - 1),
     };
     const preset = '1234'.indexOf(event.key);
     const action = actions[event.key] || (preset >= 0 && (() => this.usePreset(preset)));
-    if (!action || !this.image) return;
+    if (!action) return;
     event.preventDefault();
     action();
   }

@@ -27,7 +27,12 @@ def test_a_filled_form_becomes_a_request() -> None:
         max_crops=3,
         latent_steps=4,
         threshold=1.5,
-        changes={"latents": "zero", "skip_crops": [1], "occlude": [[0.1, 0.2, 0.5, 1.5]]},
+        changes={
+            "latents": "zero",
+            "skip_crops": [1],
+            "move_crops": [[2, 0.5, 0.5, 0.75, 1.0]],
+            "occlude": [[0.1, 0.2, 0.5, 1.5]],
+        },
     )
 
     assert (request.question, request.options, request.method) == ("Is it?", ("yes", "no"), "zoom")
@@ -36,6 +41,7 @@ def test_a_filled_form_becomes_a_request() -> None:
     assert request.entropy_threshold == 1.5
     assert request.interventions.latents == "zero"
     assert request.interventions.skip_crops == (1,)
+    assert request.interventions.move_crops == ((2, Box(0.5, 0.5, 0.75, 1.0)),)
     assert request.interventions.occlude == (Box(0.1, 0.2, 0.5, 1.0),)
 
 
@@ -55,6 +61,10 @@ def test_blank_options_are_dropped_and_others_trimmed() -> None:
         ({"question": "  "}, "empty"),
         ({"question": ["x"]}, "text"),
         ({"question": "x" * 1001}, "1000"),
+        ({"changes": {"move_crops": [[0, 0, 0, 1, 1]]}}, "no such crop"),
+        ({"changes": {"move_crops": [["1", 0, 0, 1, 1]]}}, "only be moved"),
+        ({"changes": {"move_crops": [[1, 0, 0, 1]]}}, "only be moved"),
+        ({"changes": {"move_crops": [[1, 0.5, 0.5, 0.5, 0.5]]}}, "region"),
         ({"options": ["one"]}, "options"),
         ({"options": "yes"}, "list"),
         ({"options": ["yes", 3]}, "list"),

@@ -200,6 +200,15 @@ def test_a_what_if_remembers_the_run_before(bench: Bench) -> None:
     assert plain["before"] is None
 
 
+@pytest.mark.parametrize("changes", [{"question": "Is it large?"}, {"options": ["no", "yes"]}])
+def test_only_the_same_question_is_compared(bench: Bench, changes: dict[str, Any]) -> None:
+    page = bench.page()
+    page.upload(png(chest(96)))
+    page.explain()
+
+    assert page.explain(compare=True, **changes)[-1]["before"] is None
+
+
 def test_opening_an_image_ends_the_run_in_progress(bench: Bench) -> None:
     page = bench.page()
     page.upload(png(chest(64)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from starlette.testclient import TestClient
 from app import security
 from app.security import (
     LOOPBACK,
+    PrivateHeaders,
     SameOriginGuard,
     UploadError,
     claim_upload,
@@ -75,6 +78,33 @@ def test_behind_a_proxy_the_public_name_is_the_origin() -> None:
     })  # fmt: skip
 
     assert guard.allows("POST", headers)
+
+
+@pytest.mark.parametrize("on_space", [False, True])
+def test_every_answer_tells_the_browser_to_keep_to_this_server(on_space: bool) -> None:
+    app = Starlette(
+        routes=[Route("/{path:path}", answer)],
+        middleware=[
+            Middleware(PrivateHeaders, on_space=on_space),
+            Middleware(SameOriginGuard, hosts=LOOPBACK),
+        ],
+    )
+    client = TestClient(app, base_url="http://127.0.0.1:7860")
+    page = client.get("/").headers
+    picture = client.get("/gradio_api/file=/tmp/x/image.raw").headers
+    refused = client.get("/", headers={"host": "evil.example"}).headers
+    policy = dict(part.split(" ", 1) for part in page["content-security-policy"].split("; "))
+
+    assert policy["connect-src"] == "'self' data: blob:"
+    assert policy["default-src"] == policy["form-action"] == "'self'"
+    assert policy["object-src"] == "'none'"
+    assert ("huggingface.co" in policy["frame-ancestors"]) is on_space
+    assert not any("http" in value for name, value in policy.items() if name != "frame-ancestors")
+    assert page["x-content-type-options"] == "nosniff"
+    assert page["referrer-policy"] == "no-referrer"
+    assert picture["cache-control"] == "no-store"
+    assert "cache-control" not in page
+    assert refused["content-security-policy"] == page["content-security-policy"]
 
 
 @pytest.fixture
@@ -173,3 +203,18 @@ def test_private_folders_are_closed_to_others() -> None:
 
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     os.rmdir(folder)
+
+
+def test_private_folders_end_with_the_program() -> None:
+    program = (
+        "from app.security import private_folder\n"
+        "folder = private_folder()\n"
+        "(folder / 'image.raw').write_bytes(b'pixels')\n"
+        "print(folder)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.startswith("/")
+    assert not Path(done.stdout.strip()).exists()

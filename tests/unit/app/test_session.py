@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,20 @@ def test_idle_sessions_are_swept(sessions: Sessions, monkeypatch: pytest.MonkeyP
 
     assert not old.served.exists()
     assert len(sessions) == 1
+
+
+def test_idle_sessions_go_by_themselves(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "IDLE_SECONDS", -1)
+    monkeypatch.setattr(session_module, "SWEEP_SECONDS", 0.02)
+    old = sessions.get("old")
+    end = time.monotonic() + 20
+    while old.private.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+
+    assert len(sessions) == 0
+    assert not old.private.exists()
 
 
 def test_too_many_sessions_push_out_the_oldest(
