@@ -46,7 +46,7 @@ END_OF_TEXT = "<|endoftext|>"
 # Standard deviation of the patch filters that see contrast; those that see the level keep 0.02.
 CONTRAST_DEVIATION = 0.12
 # Response of the texture filters to a grey image against that of the contrast filters.
-TEXTURE_GAIN = 1.5
+TEXTURE_GAIN = 2.0
 # Discrete cosines of a patch with fewer half-waves than this are slow: shading, edges of organs.
 SLOW_HALF_WAVES = 2.5
 CONTROL_TOKENS = (

@@ -7,8 +7,8 @@ answers with short reasoning (`training.language`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -58,10 +58,8 @@ from training.world import (
 )
 
 Report = Callable[[str], None]
-# Weights of the dense loss: coverage sums ten names, edges are shares of a picture.
-DENSE_WEIGHTS: Final = {"cover": 0.6, "attributes": 1.0, "edges": 4.0}
 # Linear heads stand a larger learning rate than the tower under them.
-HEAD_RATE: Final = 6.0
+HEAD_RATE: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +79,12 @@ class DenseMixConfig:
         window_cells: visual tokens on a side of a window.
     """
 
-    views: int = 6
-    view_windows: int = 10
-    crops: int = 1
-    fine_crops: int = 2
-    fine_windows: int = 8
-    real: int = 1
+    views: int = 0
+    view_windows: int = 0
+    crops: int = 0
+    fine_crops: int = 0
+    fine_windows: int = 0
+    real: int = 0
     window_cells: int = 4
 
     def __post_init__(self) -> None:
@@ -100,9 +98,37 @@ class DenseMixConfig:
             raise ValueError(f"window_cells must be at least 1, not {self.window_cells}.")
 
 
-TEXTURES_ONLY: Final = DenseMixConfig(
-    views=0, view_windows=0, crops=0, fine_crops=2, fine_windows=24, real=0
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseWeights:
+    """Weights of the parts of the dense loss.
+
+    Attributes:
+        cover: of a sum over names.
+        attributes: of a mean over readings.
+        edges: of a mean over distances, in shares of a picture.
+    """
+
+    cover: float = 0.0
+    attributes: float = 0.0
+    edges: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DensePartConfig:
+    """One part of the dense warm-up: what is learned, from which pictures, for how long.
+
+    Attributes:
+        name: of the folder that keeps its state.
+    """
+
+    name: str
+    steps: StepsConfig
+    mix: DenseMixConfig
+    weights: DenseWeights
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"The name of a part must be one word, not {self.name!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +163,11 @@ class PretrainConfig:
         seed: of weights, batches and augmentation; worlds have their own.
         train, validation: which phantoms.
         real_images: folder of `cxr_lungbox_ccby`; left out when it is not there.
+        vision: parts of the dense warm-up, in order. Finding things in views comes first, and
+            alone: beside the textures of crops it took ten times as long.
+        language: schedule of the language model.
+        mix: record forms of the language model.
+        real_images: folder of `cxr_lungbox_ccby`; left out when it is not there.
         texture: schedule of the first part of the dense warm-up, fine attributes alone: beside
             coverage they were not learned before it, and they cost minutes.
         vision: schedule of the second part, everything.
@@ -150,12 +181,10 @@ class PretrainConfig:
     seed: int
     train: WorldConfig
     validation: WorldConfig
-    texture: StepsConfig
-    vision: StepsConfig
+    vision: tuple[DensePartConfig, ...]
     language: LanguageConfig
     mix: MixConfig
     real_images: Path | None = None
-    dense: DenseMixConfig = field(default_factory=DenseMixConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     threads: int = 2
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -251,21 +280,18 @@ def train_vision(
     """The dense warm-up; the heads are kept beside the checkpoint and not exported."""
     heads = DenseHeads(model.config.get_text_config().hidden_size)
     pool = DensePool.of(materials)
-    for name, steps, mix, weights in (
-        ("texture", config.texture, TEXTURES_ONLY, {"attributes": 1.0}),
-        ("vision", config.vision, config.dense, DENSE_WEIGHTS),
-    ):
+    for part in config.vision:
         run_steps(
-            folder=config.out / name,
+            folder=config.out / part.name,
             modules={"tower": model.model.visual, "heads": heads},
             rates={"heads": HEAD_RATE},
-            config=steps,
-            loss_at=DenseStep(model, heads, pool, mix, weights, config.seed),
-            report=prefixed(report, name),
+            config=part.steps,
+            loss_at=DenseStep(model, heads, pool, part, config.seed),
+            report=prefixed(report, part.name),
             evaluate=lambda _: dense_scores(
                 model, heads, materials.validation, materials.real_validation
             ),
-            evaluate_every=400,
+            evaluate_every=250,
         )
 
 
@@ -285,18 +311,22 @@ class DenseStep:
     model: Qwen2_5_VLForConditionalGeneration
     heads: DenseHeads
     pool: DensePool
-    mix: DenseMixConfig
-    weights: Mapping[str, float]
+    part: DensePartConfig
     seed: int
 
     def __call__(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """The weighted loss and its parts; everything random from the step."""
         rng = np.random.default_rng([self.seed, 2, step])
-        pictures = dense_batch(self.pool, self.mix, rng)
+        pictures = dense_batch(self.pool, self.part.mix, rng)
         images = [torch.from_numpy(augmented(p.pixels, rng))[None] for p in pictures]
         outputs = self.heads(visual_tokens(self.model, images))
         parts = dense_loss(outputs, DenseTargets.of(pictures), known_cover_of(pictures))
-        loss = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum()
+        weights = self.part.weights
+        loss = (
+            weights.cover * parts["cover"]
+            + weights.attributes * parts["attributes"]
+            + weights.edges * parts["edges"]
+        )
         return loss, {name: float(part.detach()) for name, part in parts.items()}
 
 
@@ -337,10 +367,11 @@ def dense_batch(pool: DensePool, mix: DenseMixConfig, rng: np.random.Generator) 
 
     real = mix.real if pool.real else 0
     pictures = drawn(pool.views, mix.views + mix.real - real)
-    pictures += drawn(pool.crops, mix.crops) + drawn(pool.fine_crops, mix.fine_crops)
+    pictures += drawn(pool.crops, mix.crops)
+    pictures += [texture_alone(crop) for crop in drawn(pool.fine_crops, mix.fine_crops)]
     pictures += [
-        window_of(picture, mix.window_cells, rng)
-        for picture in drawn(pool.fine_crops, mix.fine_windows)
+        texture_alone(window_of(crop, mix.window_cells, rng))
+        for crop in drawn(pool.fine_crops, mix.fine_windows)
     ]
     for view in drawn(pool.views, mix.view_windows):
         covered = np.flatnonzero(view.cover[:, len(STRUCTURES) :].any(axis=1))
@@ -350,6 +381,15 @@ def dense_batch(pool: DensePool, mix: DenseMixConfig, rng: np.random.Generator) 
         radiograph = pool.real[int(rng.integers(len(pool.real)))]
         pictures.append(real_picture(*shifted_view(radiograph, rng)))
     return sorted(pictures, key=lambda picture: picture.pixels.shape)
+
+
+def texture_alone(crop: Picture) -> Picture:
+    """A crop that teaches its attributes only.
+
+    What it covers, at several times the scale of a view, would teach the tower to find things
+    of the wrong size.
+    """
+    return replace(crop, known_cover=np.zeros(crop.cover.shape, dtype=np.bool_))
 
 
 def known_cover_of(pictures: Sequence[Picture]) -> torch.Tensor:

@@ -36,6 +36,8 @@ CROP_PADDING: Final = 0.2
 # Of the side of a nodule's box: grains of calcium lie within 0.68 of its radius, the box
 # reaches to 1.55 (`training.phantoms.detail`, `training.phantoms.findings`).
 CORE_SHARE: Final = 0.5
+# Native pixels per seen pixel up to which a crop shows fine texture.
+CLOSE: Final = 1.25
 
 STRUCTURES: Final = ("right_lung", "left_lung", "heart", "mediastinum")
 FINDINGS: Final = (
@@ -198,7 +200,7 @@ def attributes_of(truth: Truth, region: Box, grid: PatchGrid) -> npt.NDArray[np.
         labels[heart, names.index("heart size")] = ATTRIBUTES["heart size"].index(truth.heart_size)
     for finding in truth.findings:
         for name, value in finding.attributes.items():
-            if name in ATTRIBUTES and value in ATTRIBUTES[name] and _readable(name, region):
+            if name in ATTRIBUTES and value in ATTRIBUTES[name] and _readable(name, region, truth):
                 place = core_of(finding.focus) if name == "calcification" else finding.focus
                 cells = _touched(_relative(place, region), grid)
                 labels[cells, names.index(name)] = ATTRIBUTES[name].index(value)
@@ -217,9 +219,13 @@ def core_of(box: tuple[float, float, float, float]) -> tuple[float, float, float
     return x - half_width, y - half_height, x + half_width, y + half_height
 
 
-def _readable(name: str, region: Box) -> bool:
-    """Fine attributes are taught on crops only: the view does not show them."""
-    return name not in FINE_ATTRIBUTES or region != FULL_IMAGE
+def _readable(name: str, region: Box, truth: Truth) -> bool:
+    """Fine attributes are taught where the picture shows the texture: on close crops alone."""
+    if name not in FINE_ATTRIBUTES:
+        return True
+    width, height = region.x1 - region.x0, region.y1 - region.y0
+    pixels = width * truth.width * height * truth.height
+    return pixels <= CLOSE**2 * VIEW_BUDGET.most
 
 
 def edges_of(truth: Truth, region: Box, grid: PatchGrid) -> npt.NDArray[np.float16]:

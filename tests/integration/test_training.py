@@ -10,8 +10,12 @@ from safetensors.torch import load_file
 from engine.engine import Engine
 from training.cli import main
 
-VISION = "{steps: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}"
-DENSE = "{views: 2, view_windows: 1, crops: 1, fine_crops: 1, fine_windows: 1, real: 0}"
+PART = """
+- name: find
+  steps: {steps: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}
+  mix: {views: 1, view_windows: 1, crops: 1, fine_crops: 1, fine_windows: 1}
+  weights: {cover: 1.0, attributes: 1.0, edges: 1.0}
+"""
 STEPS = "{steps: 2, batch: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}"
 WORLD = "{count: 29, seed: 3, split: SPLIT, crops_per_target: 1, shard: 29, workers: 1}"
 MIX = "{zoom: 0.5, probe: 0.2, auto: 0.1, real: 0.0}"
@@ -38,9 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(
             [
                 "pretrain",
-                config(
-                    folder, f"out: {run}\ntexture: {VISION}\nvision: {VISION}\ndense: {DENSE}\n"
-                ),
+                config(folder, f"out: {run}\nvision:{PART}"),
             ]
         )
         == 0

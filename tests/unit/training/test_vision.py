@@ -10,16 +10,25 @@ from engine.geometry import FULL_IMAGE
 from engine.processor import ImageProcessor
 from training.pretrain import known_cover_of
 from training.vision import (
+    STRUCTURE_WEIGHT,
     DenseHeads,
     DenseTargets,
-    attribute_loss,
+    attribute_losses,
     augmented,
     dense_loss,
     grid_thw_of,
     patches_of,
     window_of,
 )
-from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, VIEW_BUDGET, Picture
+from training.world import (
+    ATTRIBUTES,
+    BOX_GROUPS,
+    COVER_NAMES,
+    FINDINGS,
+    STRUCTURES,
+    VIEW_BUDGET,
+    Picture,
+)
 
 NODULE = COVER_NAMES.index("nodule")
 
@@ -81,7 +90,8 @@ def test_loss_is_small_for_right_readings_and_ignores_what_is_unknown() -> None:
     assert all(float(part) < 1e-6 for part in parts.values())
     wrong = (torch.full((4, len(COVER_NAMES)), 20.0), right, torch.full((4, 4, 4), 0.75))
     parts = dense_loss(wrong, targets)
-    assert float(parts["cover"]) == pytest.approx(20.0 * len(COVER_NAMES), rel=1e-5)
+    weights = len(FINDINGS) + STRUCTURE_WEIGHT * len(STRUCTURES)
+    assert float(parts["cover"]) == pytest.approx(20.0 * weights, rel=1e-5)
     assert float(parts["edges"]) == pytest.approx(0.5)
     unknown = torch.zeros(4, len(COVER_NAMES), dtype=torch.bool)
     assert float(dense_loss(wrong, targets, unknown)["cover"]) == 0.0
@@ -116,11 +126,10 @@ def test_attributes_are_read_from_all_tokens_of_a_finding_together() -> None:
     logits = torch.tensor([[0.0, 1.0], [0.0, 3.0], [2.0, 0.0], [9.0, 9.0], [1.0, 0.0]])
     labels = torch.tensor([1, 1, 0, -1, 1])
     owners = torch.tensor([0, 0, 0, 1, 1])
-    expected = (
-        math.log(1 + math.exp(-2.0)) + math.log(1 + math.exp(-2.0)) + math.log(1 + math.exp(1.0))
-    ) / 3
-    assert float(attribute_loss(logits, labels, owners)) == pytest.approx(expected, rel=1e-6)
-    assert float(attribute_loss(logits, torch.full((5,), -1), owners)) == 0.0
+    expected = [math.log(1 + math.exp(v)) for v in (-2.0, -2.0, 1.0)]
+    found = attribute_losses(logits, labels, owners)
+    assert sorted(found.tolist()) == pytest.approx(sorted(expected), rel=1e-6)
+    assert attribute_losses(logits, torch.full((5,), -1), owners).shape == (0,)
 
 
 def test_a_window_shows_the_same_tokens_as_its_picture() -> None:
