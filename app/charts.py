@@ -9,6 +9,9 @@ from plotly.subplots import make_subplots
 
 from engine.trace import Belief, Reground, Trace
 
+# Nats from which a word is marked as unsure where a run has no limit of its own.
+UNSURE_NATS: Final = 1.5
+
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 OPTION_COLORS: Final = (
     "#56B4E9", "#E69F00", "#2BC49A", "#F0E442", "#CC79A7",
@@ -36,11 +39,9 @@ def run_chart(trace: Trace) -> go.Figure:
         rows=rows,
         cols=1,
         shared_xaxes=True,
-        vertical_spacing=0.1,
+        vertical_spacing=0.17,
         row_heights=[0.55, 0.45][:rows] if rows == 2 else [1.0],
-        subplot_titles=("Spread over the next word (entropy, nats)", "Belief in each answer")[
-            :rows
-        ],
+        subplot_titles=("Entropy of each word, in nats", "Belief in each answer")[:rows],
     )
     _add_entropy(figure, trace)
     if trace.beliefs:
@@ -50,7 +51,7 @@ def run_chart(trace: Trace) -> go.Figure:
         plot_bgcolor=_PANEL,
         font={"color": _TEXT, "size": 13},
         margin={"l": 56, "r": 24, "t": 44, "b": 44},
-        height=210 + 190 * (rows - 1),
+        height=210 + 210 * (rows - 1),
         showlegend=rows == 2,
         legend={"orientation": "h", "y": -0.16, "x": 0},
         hovermode="x unified",
@@ -74,12 +75,13 @@ def _add_entropy(figure: go.Figure, trace: Trace) -> None:
     tokens = trace.tokens
     started = trace.started
     threshold = started.request.entropy_threshold if started else None
+    limit = threshold or UNSURE_NATS
     figure.add_trace(
         go.Bar(
             x=[token.index for token in tokens],
             y=[token.entropy_nats for token in tokens],
             marker_color=[
-                _ABOVE if threshold is not None and token.entropy_nats >= threshold else _BELOW
+                _ABOVE if token.segment == "reasoning" and token.entropy_nats >= limit else _BELOW
                 for token in tokens
             ],
             hovertext=[plain(token.text) for token in tokens],

@@ -32,6 +32,7 @@ OUT_OF_DISTRIBUTION: Final = (
     "This image is unlike what the model was trained on. Expect a meaningless answer: watch how "
     "it reasons, not what it says."
 )
+UNLIKE: Final = "Unlike its training images: expect a meaningless answer."
 BURNED_IN: Final = (
     "This kind of image often has text burned into the picture. Make sure that it shows no name, "
     "date or number of a patient."

@@ -9,6 +9,7 @@ from typing import Any, Final
 import gradio as gr
 from starlette.middleware import Middleware
 
+from app.charts import UNSURE_NATS
 from app.frontend import page_script, style_sheet
 from app.handlers import Handlers
 from app.live import StreamEngine
@@ -40,6 +41,7 @@ from app.texts import (
     OUT_OF_DISTRIBUTION,
     READY,
     SIMILARITY_NOTE,
+    UNLIKE,
 )
 
 VERSION: Final = "0.1.0"
@@ -188,6 +190,7 @@ def _constants(samples: tuple[Sample, ...], *, on_space: bool) -> dict[str, Any]
         "samples": [sample.to_json(index) for index, sample in enumerate(samples)],
         "methods": METHOD_TEXTS,
         "latents": LATENT_TEXTS,
+        "unsure": UNSURE_NATS,
         "text": {
             "gate": GATE,
             "accept": GATE_ACCEPT,
@@ -200,6 +203,7 @@ def _constants(samples: tuple[Sample, ...], *, on_space: bool) -> dict[str, Any]
             "ready": READY,
             "no_engine": NO_ENGINE,
             "distance": OUT_OF_DISTRIBUTION,
+            "unlike": UNLIKE,
             "burned_in": BURNED_IN,
         },
     }

@@ -255,7 +255,7 @@ class Cards {
         this.app.truth));
     }
     if (facts.distance && facts.distance.flagged) {
-      card.body.append(el('p', { class: 'lb-foot lb-unlike', text: LB.text.distance }));
+      card.body.append(el('p', { class: 'lb-foot lb-unlike', text: LB.text.unlike }));
     }
     card.body.append(el('p', { class: 'lb-foot', text: LB.text.answer }));
     this.spans.set(index, big);
@@ -292,6 +292,16 @@ class Cards {
   toBottom() {
     const box = this.list.parentElement;
     if (box) box.scrollTop = box.scrollHeight;
+  }
+
+  // To the end, or to the head of the last card where it is too long to be seen whole.
+  toLast() {
+    this.toBottom();
+    const box = this.list.parentElement;
+    const last = this.nodes[this.nodes.length - 1];
+    if (!box || !last || box.scrollHeight <= box.clientHeight) return;
+    const over = last.node.getBoundingClientRect().top - box.getBoundingClientRect().top - 8;
+    if (over < 0) box.scrollTop += over;
   }
 
   reveal(index, smooth) {

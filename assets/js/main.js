@@ -8,9 +8,6 @@ const END_TEXTS = {
   failed: 'The run broke off.',
 };
 
-// Marks words where a run has no limit of its own.
-const UNSURE_NATS = 1.5;
-
 class App {
   constructor(root) {
     this.root = root;
@@ -83,6 +80,8 @@ class App {
   setTheme(name) {
     const theme = name === 'light' ? 'light' : 'dark';
     document.documentElement.dataset.lbTheme = theme;
+    this.root.dataset.theme = theme;
+    document.querySelector('.lb-head').dataset.theme = theme;
     this.theme.textContent = theme === 'light' ? 'Dark' : 'Light';
     this.theme.title = theme === 'light' ? 'Dark colours, for reading images'
       : 'Light colours, for a bright room';
@@ -372,10 +371,13 @@ class App {
       if (state.image.burned_in) lines.push(['warn', LB.text.burned_in]);
       state.image.warnings.forEach((text) => lines.push(['info', text]));
     }
-    const key = JSON.stringify(lines);
+    // What only informs shares one line, so that the picture keeps its room.
+    const news = lines.filter(([kind]) => kind === 'info').map(([, text]) => text).join(' ');
+    const joined = [...(news ? [['info', news]] : []), ...lines.filter(([kind]) => kind !== 'info')];
+    const key = JSON.stringify(joined);
     if (key === this.bannerKey) return;
     this.bannerKey = key;
-    const shown = lines.filter((line) => !(this.closed && this.closed.has(line[1])));
+    const shown = joined.filter((line) => !(this.closed && this.closed.has(line[1])));
     clear(this.banners, ...shown.map(([kind, text]) => {
       const node = el('p', { class: 'lb-banner lb-banner-' + kind, text });
       if (kind !== 'warn') {
@@ -445,7 +447,7 @@ class App {
 
   // The entropy from which a word is marked: the limit of the run, or the page's own.
   limit() {
-    return (this.run.facts && this.run.facts.threshold) || UNSURE_NATS;
+    return (this.run.facts && this.run.facts.threshold) || LB.unsure;
   }
 
   above(item) {
@@ -479,7 +481,7 @@ class App {
     const last = this.lastStep(this.cursor);
     if (!running && this.selected < 0) {
       this.pick(this.answerIndex() || last, { stay: true });
-      this.cards.toBottom();
+      this.cards.toLast();
     } else if (running) {
       this.cards.toBottom();
     }

@@ -123,7 +123,13 @@ def test_nothing_leaves_and_nothing_is_kept(page_server: Served, open_page: Open
     assert "DOE" not in kept
     local, session = json.loads(kept)
     assert local.keys() <= {"lightbox.preferences"}
-    assert set(json.loads(local["lightbox.preferences"])) <= {"layer", "limit", "method"}
+    assert set(json.loads(local["lightbox.preferences"])) <= {
+        "layer",
+        "limit",
+        "method",
+        "theme",
+        "keys",
+    }
     assert session == {"lightbox.notice": "accepted"}
     assert page.context.cookies() == []
     assert not any("DOE" in url for url in asked)

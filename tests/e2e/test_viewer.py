@@ -1,0 +1,169 @@
+"""The picture: windowing, zoom, turns, readouts, frames, and boxes drawn on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from playwright.sync_api import Page, expect
+
+from engine.trace_io import to_zip
+from tests.e2e.conftest import OpenPage, Served
+from tests.e2e.test_read import ask, open_image, upload, wait_for
+from tests.factories import chest, events_of, request
+from tests.unit.imaging.dicom_files import to_file
+
+pytestmark = pytest.mark.e2e
+
+CENTRE = """() => {
+  const canvas = document.querySelector('.lb-canvas');
+  const x = Math.floor(canvas.width / 2), y = Math.floor(canvas.height / 2);
+  return canvas.getContext('2d').getImageData(x, y, 1, 1).data[0];
+}"""
+
+
+def series(frames: int = 3) -> bytes:
+    """A multi-frame DICOM whose frames grow brighter."""
+    values = chest(128).astype(np.uint16)
+    stack = np.stack([values * 8 + 100 * frame for frame in range(frames)])
+    return to_file(
+        stack, Modality="CT", WindowCenter=[1000, 500], WindowWidth=[2000, 400], BitsStored=12
+    )
+
+
+def drag(page: Page, dx: int, dy: int) -> None:
+    """Drags from the middle of the picture."""
+    box = page.locator(".lb-canvas").bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + dx, y + dy, steps=4)
+    page.mouse.up()
+
+
+def readout(page: Page) -> str:
+    """The line under the picture."""
+    return page.locator(".lb-readout").inner_text()
+
+
+def test_the_window_follows_the_mouse_the_presets_and_the_keys(
+    page_server: Served, open_page: OpenPage
+) -> None:
+    page = open_page(page_server)
+    open_image(page, series())
+    line = page.locator(".lb-readout")
+    canvas = page.locator(".lb-canvas")
+    expect(line).to_contain_text("W 2000 L 1000")
+
+    canvas.press("2")
+    expect(line).to_contain_text("W 400 L 500")
+    drag(page, 60, 40)
+    expect(line).not_to_contain_text("W 400 L 500")
+    expect(page.get_by_label("Window preset")).to_have_value("")
+    page.get_by_role("button", name="Reset the view (space)").click()
+    expect(line).to_contain_text("W 2000 L 1000")
+
+    page.wait_for_function(f"({CENTRE})() > 0")
+    before = page.evaluate(CENTRE)
+    canvas.press("i")
+    page.wait_for_function(f"Math.abs(({CENTRE})() - {255 - before}) < 3")
+
+
+def test_zoom_pan_and_turns_show_in_the_readouts(page_server: Served, open_page: OpenPage) -> None:
+    page = open_page(page_server)
+    open_image(page, series())
+    canvas = page.locator(".lb-canvas")
+    fitted = readout(page)
+    left, right = page.locator(".lb-mark-left"), page.locator(".lb-mark-right")
+    expect(left).to_have_text("R")
+    expect(right).to_have_text("L")
+
+    canvas.press("+")
+    expect(page.locator(".lb-readout")).not_to_have_text(fitted)
+    canvas.press("=")
+    expect(page.locator(".lb-readout")).to_have_text(fitted, use_inner_text=True)
+    canvas.hover()
+    page.mouse.wheel(0, -300)
+    expect(page.locator(".lb-readout")).not_to_have_text(fitted)
+    expect(page.locator(".lb-probe")).to_contain_text("x ")
+    canvas.press("h")
+    expect(left).to_have_text("L")
+    expect(right).to_have_text("R")
+    canvas.press("r")
+    expect(left).to_have_text("")
+    canvas.press(" ")
+    expect(left).to_have_text("R")
+    expect(page.locator(".lb-readout")).to_have_text(fitted, use_inner_text=True)
+
+
+def test_another_frame_keeps_the_window_and_the_zoom(
+    page_server: Served, open_page: OpenPage
+) -> None:
+    page = open_page(page_server)
+    open_image(page, series())
+    canvas = page.locator(".lb-canvas")
+    label = page.locator(".lb-frame-label")
+    expect(label).to_have_text("1 / 3")
+    canvas.press("2")
+    canvas.press("+")
+    before = readout(page)
+
+    canvas.press("PageDown")
+    expect(label).to_have_text("2 / 3")
+    expect(page.locator(".lb-stage")).to_have_attribute("data-busy", "false")
+    assert "W 400" in before
+    assert readout(page) == before
+    canvas.press("PageUp")
+    expect(label).to_have_text("1 / 3")
+
+
+def test_a_crop_can_be_put_elsewhere_by_keys_alone(
+    page_server: Served, open_page: OpenPage
+) -> None:
+    page = open_page(page_server)
+    open_image(page)
+    what_if = page.locator(".lb-composer summary", has_text="What if")
+    what_if.press("Enter")
+    expect(page.locator(".lb-composer")).to_contain_text("The last run cut nothing out.")
+    what_if.press("Enter")
+    ask(page)
+    wait_for(page, "done")
+
+    what_if.press("Enter")
+    crops = page.get_by_role("group", name="Move crops").get_by_role("button")
+    expect(crops).to_have_count(1)
+    crops.first.press("Enter")
+    expect(page.locator(".lb-stage")).to_have_attribute("data-tool", "draw")
+    for key in ("ArrowRight", "ArrowRight", "Shift+ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    expect(page.get_by_role("button", name="Leave crop 1 where it was")).to_be_visible()
+    page.locator("#lb-again").press("Enter")
+
+    expect(page.locator(".lb-banner-change")).to_contain_text("crop 1 cut elsewhere")
+    expect(page.locator(".lb-compare")).to_contain_text("Before: Spiculated")
+
+
+def test_escape_leaves_a_box_undrawn(page_server: Served, open_page: OpenPage) -> None:
+    page = open_page(page_server)
+    open_image(page)
+    page.locator(".lb-composer summary", has_text="What if").click()
+    page.click("#lb-cover")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Escape")
+
+    expect(page.locator(".lb-stage")).to_have_attribute("data-tool", "window")
+    expect(page.get_by_role("button", name="Remove region 1")).to_have_count(0)
+    page.click("#lb-cover")
+    drag(page, 80, 80)
+    expect(page.get_by_role("button", name="Remove region 1")).to_be_visible()
+
+
+def test_an_image_unlike_the_training_is_marked(page_server: Served, open_page: OpenPage) -> None:
+    page = open_page(page_server)
+    upload(page, to_zip(events_of(request(), flagged=True)), "x.radtrace.zip")
+    wait_for(page, "done")
+
+    expect(page.locator(".lb-banner-warn")).to_contain_text("unlike what the model was trained on")
+    expect(page.locator(".lb-card-answer .lb-unlike")).to_be_visible()
+    page.locator(".lb-inspector summary", has_text="About this run").click()
+    expect(page.locator(".lb-inspector")).to_contain_text("3.1 (limit 1), marked")
