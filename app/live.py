@@ -12,9 +12,12 @@ from typing import Final, Protocol
 
 from app.texts import FAULT
 from engine.request import Request
-from engine.trace import Event, Failed
+from engine.trace import Event, Failed, TokenStep
 
-BATCH_SECONDS: Final = 0.125
+# Seconds from one batch to the next, and how many batches keep that pace. Every message has a
+# fixed cost, so a slow run would send far more bytes for the same words than a quick one.
+PACES: Final = ((0.125, 40), (0.25, 120), (0.5, None))
+BATCH_SECONDS: Final = PACES[0][0]
 _IDLE_SECONDS: Final = 0.05
 
 logger = logging.getLogger(__name__)
@@ -103,6 +106,15 @@ class Turns:
             return not given_up()
 
 
+def pace_of(sent: int) -> float:
+    """Seconds to the next batch after `sent` batches."""
+    for seconds, count in PACES:
+        if count is None or sent < count:
+            return seconds
+        sent -= count
+    return PACES[-1][0]
+
+
 class LiveRun:
     """Runs one request in a thread and hands its events over in batches.
 
@@ -126,7 +138,9 @@ class LiveRun:
         return self._turns.ahead(self._ticket)
 
     def batches(self) -> Generator[list[Event], None, None]:
-        """Batches of new events, at most one every `BATCH_SECONDS`; [] at first and in the line.
+        """Batches of new events, at the pace of `PACES`; [] at first and in the line.
+
+        Whatever is not a token (a crop, a latent step, the end) comes within `BATCH_SECONDS`.
 
         Closing the iterator stops the run.
         """
@@ -134,29 +148,33 @@ class LiveRun:
         self._thread.start()
         try:
             yield []
-            last, done = 0.0, False
+            last, done, sent = 0.0, False, 0
             while not done:
-                batch, done = self._drain(max(0.0, last + BATCH_SECONDS - time.monotonic()))
+                batch, done = self._drain(last, pace_of(sent))
                 last = time.monotonic()
                 if batch or (self.ahead and not done):
+                    sent += bool(batch)
                     yield batch
         finally:
             self._stop.set()
 
-    def _drain(self, pause: float) -> tuple[list[Event], bool]:
-        if pause:
-            time.sleep(pause)
+    def _drain(self, last: float, pace: float) -> tuple[list[Event], bool]:
+        """What has come until `pace` seconds after `last`, or a shorter time if it is no token."""
         batch: list[Event] = []
-        wait = BATCH_SECONDS
+        now = time.monotonic()
+        due, soon = max(now, last + pace), max(now, last + BATCH_SECONDS)
         while True:
+            # With nothing to hand over yet, the first event is waited for beyond the pace.
+            wait = due - time.monotonic() if batch else max(due - now, BATCH_SECONDS)
             try:
-                event = self._events.get(timeout=wait) if wait else self._events.get_nowait()
+                event = self._events.get(timeout=wait) if wait > 0 else self._events.get_nowait()
             except queue.Empty:
                 return batch, False
             if event is None:
                 return batch, True
             batch.append(event)
-            wait = 0.0
+            if not isinstance(event, TokenStep):
+                due = min(due, soon)
 
     def _work(self) -> None:
         try:

@@ -45,6 +45,7 @@ Json = dict[str, Any]
 
 SEGMENTS: Final = ("reasoning", "tool", "answer")
 LIVE_GRID: Final = 12
+LIVE_SECONDS: Final = 0.4
 MAX_TEXT: Final = 400
 _MARKUP: Final = re.compile(r"\s*(<[^<>]{1,40}>\s*)?")
 
@@ -70,6 +71,7 @@ class RunView:
         self.status = "running"
         self._scale = 0.0
         self._live: Json | None = None
+        self._live_until = -1.0
         self._threshold: float | None = None
         self._open_question = False
 
@@ -134,7 +136,7 @@ class RunView:
         elif not (self.cards and _MARKUP.fullmatch(event.text)):
             # Tags such as <think> are no reasoning of their own: they join the card before.
             self._open_card("look")
-        length = self._detail(event.attention, None, event)
+        length = self._detail(event.attention, None, event, event.seconds)
         self.items.append([
             "t",
             event.text[:MAX_TEXT],
@@ -170,7 +172,7 @@ class RunView:
             self.cards.append(["latent", len(self.items)])
         else:
             self._open_card("latent")
-        length = self._detail(event.attention, event.similarity, None)
+        length = self._detail(event.attention, event.similarity, None, event.seconds)
         cosine = event.cosine_to_previous
         self.items.append([
             "l",
@@ -233,14 +235,16 @@ class RunView:
         attention: tuple[EvidenceMap, ...],
         similarity: EvidenceMap | None,
         token: TokenStep | None,
+        seconds: float,
     ) -> int:
         for evidence in attention:
             if evidence.image == 0:
                 self._scale = max(self._scale, evidence.peak)
-        self._live = {
-            "item": len(self.items),
-            "maps": [_map_json(coarse(evidence, LIVE_GRID)) for evidence in attention[:1]],
-        }
+        # A map costs more than its word, and an eye cannot follow more of them.
+        if seconds >= self._live_until:
+            self._live_until = seconds + LIVE_SECONDS
+            maps = [_map_json(coarse(evidence, LIVE_GRID)) for evidence in attention[:1]]
+            self._live = {"item": len(self.items), "maps": maps}
         detail: Json = {"maps": [_map_json(evidence) for evidence in attention]}
         if similarity is not None:
             detail["similarity"] = _map_json(similarity)

@@ -21,6 +21,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
 # Generous, because machines that run tests are shared; a wait ends as soon as it may.
 PATIENCE = 40_000
+ATTEMPTS = 3
 sync_api.expect.set_options(timeout=PATIENCE)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,13 +51,8 @@ def sixteen_bit_png(seed: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-@contextmanager
-def served(folder: Path, *options: str) -> Iterator[Served]:
-    """Serves a page from a process of its own until the block ends.
-
-    A process, because the server's threads and sockets outlive it in this one.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+def started(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+    """A server and the address that it prints, or an empty one when it ended instead."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.e2e.serve", *options],
         cwd=ROOT,
@@ -66,8 +62,23 @@ def served(folder: Path, *options: str) -> Iterator[Served]:
         text=True,
     )
     assert process.stdout is not None
+    return process, process.stdout.readline().strip().rstrip("/")
+
+
+@contextmanager
+def served(folder: Path, *options: str) -> Iterator[Served]:
+    """Serves a page from a process of its own until the block ends.
+
+    A process, because the server's threads and sockets outlive it in this one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Gradio gives up when its own page does not answer within seconds, as on a busy machine.
+    for _ in range(ATTEMPTS):
+        process, url = started(folder, *options)
+        if url.startswith("http"):
+            break
+        process.communicate()
     try:
-        url = process.stdout.readline().strip().rstrip("/")
         assert url.startswith("http"), "the page did not start"
         yield Served(url, folder)
     finally:
@@ -99,12 +110,25 @@ def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
+def note_error(error: sync_api.Error, problems: list[str]) -> None:
+    """Adds a script error; a server that has ended before the chart came is none."""
+    if "Failed to fetch dynamically imported module" not in str(error):
+        problems.append(str(error))
+
+
+def note_refusal(line: sync_api.ConsoleMessage, problems: list[str]) -> None:
+    """Adds what the page's own security policy turned away."""
+    if "Content Security Policy" in line.text:
+        problems.append(line.text)
+
+
 OpenPage = Callable[..., sync_api.Page]
 
 
 @pytest.fixture
 def open_page(browser: sync_api.Browser) -> Iterator[OpenPage]:
-    """Opens pages, each in a browser profile of its own; any script error fails the test."""
+    """Opens pages, each in a browser profile of its own; any script error, and anything
+    that the page's security policy refuses, fails the test."""
     contexts: list[sync_api.BrowserContext] = []
     problems: list[str] = []
 
@@ -115,7 +139,8 @@ def open_page(browser: sync_api.Browser) -> Iterator[OpenPage]:
         contexts.append(context)
         context.set_default_timeout(PATIENCE)
         page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("pageerror", lambda error: note_error(error, problems))
+        page.on("console", lambda line: note_refusal(line, problems))
         page.goto(server.url)
         page.locator("#lb-accept").click()
         return page

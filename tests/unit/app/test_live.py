@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.live import BATCH_SECONDS, LiveRun, PreparedEngine, StreamEngine, Turns
+from app.live import BATCH_SECONDS, LiveRun, PreparedEngine, StreamEngine, Turns, pace_of
 from engine.request import Request
-from engine.trace import Event, Failed, Finished
+from engine.trace import Event, Failed, Finished, Reground, TokenStep
 from tests.factories import FakeEngine, events_of, request
 
 
@@ -89,6 +89,31 @@ class Counting:
         self.most = max(self.most, self.now)
         yield from FakeEngine(delay=0.002).stream(request, stop)
         self.now -= 1
+
+
+def test_a_long_run_slows_the_pace_of_its_batches() -> None:
+    paces = [pace_of(sent) for sent in range(400)]
+
+    assert paces[0] == paces[39] == 0.125
+    assert paces[40] == paces[159] == 0.25
+    assert set(paces[160:]) == {0.5}
+
+
+def test_words_wait_for_the_pace_and_steps_do_not() -> None:
+    run, _ = run_of(FakeEngine())
+    words = [event for event in events_of(request()) if isinstance(event, TokenStep)][:3]
+    crop = next(event for event in events_of(request()) if isinstance(event, Reground))
+    for event in words:
+        run._events.put(event)
+    began = time.monotonic()
+    slow, _ = run._drain(began, 0.6)
+    waited = time.monotonic() - began
+    run._events.put(crop)
+    quick, _ = run._drain(time.monotonic() - 0.3, 600.0)
+
+    assert slow == words
+    assert waited >= 0.6
+    assert quick == [crop]
 
 
 def test_runs_take_turns() -> None:
