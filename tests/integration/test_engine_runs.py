@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -129,6 +130,8 @@ def test_a_failure_that_nobody_foresaw_says_nothing_of_its_cause(
         raise KeyError("SECRET^NAME")
 
     hooked(fail)
+    # The command line, which other tests call in this process, keeps the engine's logger quiet.
+    caplog.set_level(logging.WARNING, logger="engine.engine")
     failed = last(list(engine.stream(make_request(question="SECRET question?"))))
 
     assert failed.code == "unexpected"

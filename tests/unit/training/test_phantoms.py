@@ -135,6 +135,7 @@ class TestImage:
             values.setdefault(phantom.truth.photometric, []).append(stored)
         assert max(values["MONOCHROME1"]) < 0 < min(values["MONOCHROME2"])
 
+    @pytest.mark.perf
     def test_fast_enough_to_draw_while_training(self):
         seeds = [seed_for("train", i) for i in range(6)]
         best = min(_seconds(seed) for seed in seeds)
