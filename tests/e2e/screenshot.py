@@ -1,11 +1,13 @@
 """Takes the picture of the README from the real page: `python -m tests.e2e.screenshot`.
 
-It starts the app with the shipped model, opens the first sample, runs it and selects the crop.
+It starts the app with the shipped model, opens the first sample, runs it and selects the last
+word before the answer.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -56,8 +58,7 @@ def take(page: Page, url: str, target: Path) -> None:
     expect(page.locator(".lb-stage")).to_have_attribute("data-busy", "false")
     page.click("#lb-explain")
     expect(page.locator(".lb")).to_have_attribute("data-state", "done")
-    answer_word = page.locator(".lb-card-look .lb-token.lb-h1, .lb-card-look .lb-token").last
-    answer_word.click()
+    page.locator(".lb-card-look .lb-token", has_text=re.compile("[a-z]{4}")).last.click()
     expect(page.locator(".lb-inspect .lb-bar").first).to_be_visible()
     page.locator(".lb-strip").focus()
     page.mouse.move(0, 0)
