@@ -58,7 +58,9 @@ def take(page: Page, url: str, target: Path) -> None:
     expect(page.locator(".lb-stage")).to_have_attribute("data-busy", "false")
     page.click("#lb-explain")
     expect(page.locator(".lb")).to_have_attribute("data-state", "done")
-    page.locator(".lb-card-look .lb-token", has_text=re.compile("[a-z]{4}")).last.click()
+    page.locator(
+        ".lb-card-look .lb-token:not(.lb-tag)", has_text=re.compile("[a-z]{3}")
+    ).last.click()
     expect(page.locator(".lb-inspect .lb-bar").first).to_be_visible()
     page.locator(".lb-strip").focus()
     page.mouse.move(0, 0)
@@ -76,7 +78,7 @@ def main() -> None:
     chromium = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     with app(options.port) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
         take(page, url, options.out)
         browser.close()
     sys.stdout.write(f"{options.out}\n")
