@@ -1,8 +1,10 @@
 """The fold from events to what the page draws: plain JSON, cumulative, small.
 
-The page receives the whole list again and again (only the difference travels), so every step
-is one short array. What is looked at one step at a time, the alternatives and the maps, goes
-into `details`, which the page fetches by byte range when it needs it.
+The page receives everything again and again (only the difference travels), so every step is one
+short line of JSON at the end of one text: Gradio copies and watches a text as a whole, where it
+would walk through every value of every step of a list at each refresh. What is looked at one
+step at a time, the alternatives and the maps, goes into `details`, which the page fetches by
+byte range when it needs it.
 
 An item is one of (numbers rounded to what can be seen):
 
@@ -65,6 +67,7 @@ class RunView:
     def __init__(self) -> None:
         self.run: Json | None = None
         self.items: list[list[Any]] = []
+        self._lines: list[str] = []
         self.cards: list[list[Any]] = []
         self.details: list[bytes] = []
         self.pictures: dict[str, bytes] = {}
@@ -107,10 +110,14 @@ class RunView:
                 self.items.append(["x", event.code, event.message, _short(event.seconds)])
 
     def to_json(self) -> Json:
-        """A snapshot that later events do not change."""
+        """A snapshot that later events do not change; `items` is one line of JSON for each."""
+        self._lines += [
+            json.dumps(item, ensure_ascii=False, separators=(",", ":")) + "\n"
+            for item in self.items[len(self._lines) :]
+        ]
         return {
             "facts": self.run,
-            "items": list(self.items),
+            "items": "".join(self._lines),
             "cards": [list(card) for card in self.cards],
             "live": self._live,
             "scale": _short(self._scale, 4),

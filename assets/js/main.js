@@ -199,6 +199,7 @@ class App {
 
   take(state) {
     if (!state || typeof state !== 'object') return;
+    if (state.run) state = { ...state, run: { ...state.run, items: this.itemsOf(state.run) } };
     this.state = state;
     this.live = state.live;
     const run = state.run;
@@ -217,6 +218,19 @@ class App {
     this.describeState(state);
     this.root.dataset.state = this.pending || this.stateName();
     this.composer.update();
+  }
+
+  // The items of a run, of which each refresh parses the new lines only.
+  itemsOf(run) {
+    const text = run.items;
+    if (!this.parsed || this.parsed.key !== run.key || text.length < this.parsed.length) {
+      this.parsed = { key: run.key, length: 0, items: [] };
+    }
+    for (const line of text.slice(this.parsed.length).split('\n')) {
+      if (line) this.parsed.items.push(JSON.parse(line));
+    }
+    this.parsed.length = text.length;
+    return this.parsed.items;
   }
 
   once(content, action) {

@@ -29,7 +29,6 @@ PAYLOADS = (
     "<b>\u202e right to left",
 )
 
-LONGEST_TASK_GUARD = 200
 WATCH_LONG_TASKS = """
 window.longest = 0;
 new PerformanceObserver((list) => {
@@ -93,14 +92,16 @@ def test_six_hundred_words_stay_within_the_budgets(open_page: OpenPage, tmp_path
         received: list[int] = []
         session.on("Network.dataReceived", lambda event: received.append(event["dataLength"]))
         ask(page, options="")
-        wait_for(page, "done")
+        # A failing `expect` draws the whole page as text again and again, inside of the page:
+        # its tasks would be counted as the page's own.
+        page.wait_for_function("document.querySelector('.lb').dataset.state === 'done'")
+        longest = page.evaluate("window.longest")
         expect(page.locator(".lb-token")).to_have_count(600)
 
         streamed = sum(received)
         assert 600 * 20 < streamed <= 150_000
         # The chart comes after the run and brings a library of megabytes; it is not counted.
-        # 100 ms is the goal on an idle machine; this guard allows for a slow and busy one.
-        assert page.evaluate("window.longest") <= LONGEST_TASK_GUARD
+        assert longest <= 100
 
 
 def test_nothing_leaves_and_nothing_is_kept(page_server: Served, open_page: OpenPage) -> None:

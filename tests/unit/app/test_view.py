@@ -61,8 +61,9 @@ def test_every_state_extends_the_one_before() -> None:
         view.apply(event)
         states.append(view.to_json())
 
+    assert [json.loads(line) for line in states[-1]["items"].splitlines()] == view.items
     for earlier, later in pairwise(states):
-        assert later["items"][: len(earlier["items"])] == earlier["items"]
+        assert later["items"].startswith(earlier["items"])
         assert later["cards"][: len(earlier["cards"])] == earlier["cards"]
 
 
