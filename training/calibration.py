@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from engine.sampling import entropy_nats
-from training.language import FeatureBank, collate
+from training.language import FeatureBank, collate, target_logits
 from training.records import RecordWriter
 from training.world import Case
 
@@ -51,14 +51,7 @@ def entropy_threshold(
     for first in range(0, len(records), _BATCH):
         batch = collate(records[first : first + _BATCH], bank, tokenizer, np.random.default_rng(0))
         with torch.no_grad():
-            embeddings = model.get_input_embeddings()(batch.ids)
-            image = (batch.ids == model.config.image_token_id).unsqueeze(-1)
-            hidden = model.model.language_model(
-                inputs_embeds=embeddings.masked_scatter(image, batch.visual),
-                position_ids=batch.positions,
-                use_cache=False,
-            ).last_hidden_state
-            # Reasoning weighs 1, the answer more, the prompt nothing.
-            rows, columns = torch.nonzero(batch.weights[:, 1:] == 1.0, as_tuple=True)
-            found.append(entropy_nats(model.lm_head(hidden[rows, columns])))
+            logits, rows, columns = target_logits(model, batch)
+        # Reasoning weighs 1, the answer more, the prompt nothing.
+        found.append(entropy_nats(logits[batch.weights[rows, columns] == 1.0]))
     return float(torch.quantile(torch.cat(found), 1 - NEEDLESS_LOOKS))

@@ -268,8 +268,10 @@ class LanguageLoss:
     answers: int
 
 
-def language_loss(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> LanguageLoss:
-    """Weighted cross-entropy of the next token; only weighted targets reach the head."""
+def target_logits(
+    model: Qwen2_5_VLForConditionalGeneration, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits before every weighted target: `(N, V)`, with the row and column of that target."""
     embeddings = model.get_input_embeddings()(batch.ids)
     mask = batch.ids == model.config.image_token_id
     embeddings = embeddings.masked_scatter(mask.unsqueeze(-1), batch.visual)
@@ -277,8 +279,13 @@ def language_loss(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> La
         inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False
     ).last_hidden_state
     rows, columns = torch.nonzero(batch.weights[:, 1:], as_tuple=True)
-    logits = model.lm_head(hidden[rows, columns])
-    weights, targets = batch.weights[rows, columns + 1], batch.ids[rows, columns + 1]
+    return model.lm_head(hidden[rows, columns]), rows, columns + 1
+
+
+def language_loss(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> LanguageLoss:
+    """Weighted cross-entropy of the next token; only weighted targets reach the head."""
+    logits, rows, columns = target_logits(model, batch)
+    weights, targets = batch.weights[rows, columns], batch.ids[rows, columns]
     losses = functional.cross_entropy(logits, targets, reduction="none")
     answers = weights > 1
     right = (logits.argmax(-1) == targets)[answers]

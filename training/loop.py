@@ -21,6 +21,9 @@ from torch import nn
 STATE_FILE: Final = "state.pt"
 METRICS_FILE: Final = "metrics.jsonl"
 
+Report = Callable[[str], None]
+"""Takes one line of progress."""
+
 
 class DivergedError(RuntimeError):
     """Training met a loss that is not a number; the last good checkpoint is kept."""
@@ -84,13 +87,22 @@ def optimizer_for(
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
 
 
+def prefixed(report: Report, name: str) -> Report:
+    """A report whose lines begin with the name of a part."""
+
+    def said(line: str) -> None:
+        report(f"{name}: {line}")
+
+    return said
+
+
 def run_steps(
     *,
     folder: Path,
     modules: Mapping[str, nn.Module],
     config: StepsConfig,
     loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
-    report: Callable[[str], None],
+    report: Report,
     evaluate: Callable[[int], dict[str, float]] | None = None,
     evaluate_every: int = 0,
     rates: Mapping[str, float] | None = None,

@@ -6,7 +6,6 @@ an answer. The vision tower stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +14,12 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from training.export import ExportConfig
 from training.language import LanguageConfig, MixConfig
+from training.loop import Report
+from training.materials import load_materials
 from training.pretrain import (
     FeatureConfig,
     LanguageStage,
     calibrated_checkpoint,
-    load_materials,
     train_language,
 )
 from training.world import WorldConfig
@@ -50,7 +50,7 @@ class FinetuneConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
 
 
-def finetune(config: FinetuneConfig, report: Callable[[str], None]) -> Path:
+def finetune(config: FinetuneConfig, report: Report) -> Path:
     """Runs the stage and exports a checkpoint folder, whose path is returned.
 
     Raises:

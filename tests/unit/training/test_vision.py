@@ -8,7 +8,7 @@ import torch
 
 from engine.geometry import FULL_IMAGE
 from engine.processor import ImageProcessor
-from training.pretrain import known_cover_of
+from training.dense_warmup import known_cover_of, texture_alone
 from training.vision import (
     STRUCTURE_WEIGHT,
     DenseHeads,
@@ -150,3 +150,15 @@ def test_a_window_shows_the_same_tokens_as_its_picture() -> None:
         assert (part.cover[:, 0] == part.attributes[:, 0]).all()
         assert np.isnan(part.edges).all()
     assert window_of(whole, 9, np.random.default_rng(0)).pixels.shape == pixels.shape
+
+
+def test_a_texture_crop_teaches_its_attributes_alone() -> None:
+    attributes = np.zeros((4, len(ATTRIBUTES)), dtype=np.int8)
+    edges = np.zeros((4, len(BOX_GROUPS), 4), dtype=np.float16)
+    crop = texture_alone(picture(attributes=attributes, edges=edges))
+    parts = dense_loss(
+        DenseHeads(8)(torch.randn(4, 8)), DenseTargets.of([crop]), known_cover_of([crop])
+    )
+    assert float(parts["attributes"].detach()) > 0
+    assert float(parts["cover"].detach()) == 0
+    assert float(parts["edges"].detach()) == 0
