@@ -104,8 +104,13 @@ def test_another_frame_keeps_the_window_and_the_zoom(
     canvas = page.locator(".lb-canvas")
     label = page.locator(".lb-frame-label")
     expect(label).to_have_text("1 / 3")
+    fitted = readout(page).rpartition("zoom")[2]
     canvas.press("2")
     canvas.press("+")
+    # The line is written with the next picture, not with the key.
+    line = page.locator(".lb-readout")
+    expect(line).to_contain_text("W 400")
+    expect(line).not_to_contain_text(fitted)
     before = readout(page)
 
     canvas.press("PageDown")
