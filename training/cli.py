@@ -1,4 +1,4 @@
-"""Command line of training: `phantoms`, `samples`, `pretrain`, `sft`, `evaluate`.
+"""Command line of training: phantoms, stages, evaluation, rewards of a group.
 
 Bad input ends with exit status 2 and one line on stderr.
 """
@@ -15,6 +15,7 @@ from training.config import ConfigError, load_config
 from training.phantoms import write_dataset
 from training.phantoms.truth import SPLITS
 from training.samples import write_samples
+from training.score_group import score_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--traces", type=Path, help="folder for one trace a question")
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(command=_evaluate)
+    score = commands.add_parser(
+        "score-group", help="rewards and branch probabilities of a group of trajectories"
+    )
+    score.add_argument("file", type=Path, help="JSON, as docs/medvr.md describes it")
+    score.set_defaults(command=_score_group)
     return parser
 
 
@@ -109,4 +115,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from training.evaluate import run_benchmark
 
     sys.stdout.write(run_benchmark(options, _report))
+    return 0
+
+
+def _score_group(options: argparse.Namespace) -> int:
+    sys.stdout.write(score_file(options.file))
     return 0

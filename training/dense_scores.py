@@ -56,6 +56,9 @@ def dense_scores(
 ) -> dict[str, float]:
     """Peak hits and box overlap of single findings, attribute accuracy, real-lung overlap.
 
+    A peak hits where its token holds something of the finding. The area under the curve of a
+    finding ranks phantoms with it above those without by their peaks.
+
     Args:
         model: with the tower to score.
         heads: trained with it.
@@ -64,6 +67,7 @@ def dense_scores(
         most: five phantoms of each question family by default.
     """
     hits: dict[str, list[float]] = {}
+    peaks: dict[str, list[tuple[float, bool]]] = {}
     fine = [tuple(ATTRIBUTES).index(name) for name in FINE_ATTRIBUTES]
     for case in cases[:most]:
         if case.truth is None:
@@ -72,12 +76,14 @@ def dense_scores(
         grid = case.view.grid
         for kind in FINDINGS:
             found = case.truth.of_kind(kind)
+            name = COVER_NAMES.index(kind)
+            column = cover[:, name]
+            peak = int(column.argmax())
+            peaks.setdefault(kind, []).append((float(column[peak]), bool(found)))
             if len(found) != 1:
                 continue
-            column = cover[:, COVER_NAMES.index(kind)]
-            peak = int(column.argmax())
             box = Box(*found[0].focus)
-            hits.setdefault(f"hit {kind}", []).append(float(peak in grid.cells_of(box)))
+            hits.setdefault(f"hit {kind}", []).append(float(case.view.cover[peak, name] > 0))
             guess = box_from_edges(column**4, edges[:, BOX_GROUPS.index("finding")], grid)
             overlap = guess.intersection_over_union(box) if guess else 0.0
             hits.setdefault(f"iou {kind}", []).append(overlap)
@@ -85,14 +91,34 @@ def dense_scores(
             if (variants[0].attributes[:, fine] >= 0).any():
                 _score_attributes(model, heads, variants[0], hits)
         _score_attributes(model, heads, case.view, hits)
-    for radiograph in radiographs:
-        picture = real_picture(radiograph.pixels, radiograph.lungs)
-        cover, _, edges = read_picture(model, heads, picture)
-        for group, name in enumerate(("right lung", "left lung")):
-            guess = box_from_edges(cover[:, group] ** 4, edges[:, group], picture.grid)
-            overlap = guess.intersection_over_union(radiograph.lungs[name]) if guess else 0.0
-            hits.setdefault("iou real lungs", []).append(overlap)
-    return {name: float(np.mean(values)) for name, values in hits.items()}
+    if radiographs:
+        hits["iou real lungs"] = [
+            overlap for one in radiographs for overlap in _lung_overlaps(model, heads, one)
+        ]
+    return {name: float(np.mean(values)) for name, values in hits.items()} | _areas(peaks)
+
+
+def _areas(peaks: dict[str, list[tuple[float, bool]]]) -> dict[str, float]:
+    """Areas under the curve from pairs of a score and whether the finding is there."""
+    scores = {}
+    for kind, ranked in peaks.items():
+        shown = np.array([peak for peak, present in ranked if present])
+        clear = np.array([peak for peak, present in ranked if not present])
+        if len(shown) and len(clear):
+            scores[f"auc {kind}"] = float((shown[:, None] > clear[None, :]).mean())
+    return scores
+
+
+def _lung_overlaps(
+    model: Qwen2_5_VLForConditionalGeneration, heads: DenseHeads, radiograph: RealRadiograph
+) -> list[float]:
+    picture = real_picture(radiograph.pixels, radiograph.lungs)
+    cover, _, edges = read_picture(model, heads, picture)
+    overlaps = []
+    for group, name in enumerate(("right lung", "left lung")):
+        guess = box_from_edges(cover[:, group] ** 4, edges[:, group], picture.grid)
+        overlaps.append(guess.intersection_over_union(radiograph.lungs[name]) if guess else 0.0)
+    return overlaps
 
 
 def _score_attributes(

@@ -90,8 +90,8 @@ def window_of(
 ) -> Picture:
     """A random square of `cells` by `cells` visual tokens of a picture (fewer where it is small).
 
-    Distances to edges stay shares of the whole picture, which the window no longer shows: they
-    are left out.
+    Distances to edges stay shares of the whole picture, so that a token reads the same in a
+    window; those of boxes that the window cuts are left out.
 
     Args:
         picture: to cut from.
@@ -108,7 +108,22 @@ def window_of(
         column = around % grid.columns - int(rng.integers(columns))
         row = min(max(row, 0), grid.rows - rows)
         column = min(max(column, 0), grid.columns - columns)
-    kept = np.arange(row, row + rows)[:, None] * grid.columns + np.arange(column, column + columns)
+    kept = (
+        np.arange(row, row + rows)[:, None] * grid.columns + np.arange(column, column + columns)
+    ).ravel()
+    x, y = kept % grid.columns + 0.5, kept // grid.columns + 0.5
+    # From each cell's centre to the window's own edges, in shares of the picture.
+    room = np.stack(
+        [
+            (x - column) / grid.columns,
+            (y - row) / grid.rows,
+            (column + columns - x) / grid.columns,
+            (row + rows - y) / grid.rows,
+        ],
+        axis=-1,
+    )
+    edges = picture.edges[kept]
+    whole = (edges <= room[:, None] + 1e-3).all(axis=-1, keepdims=True)
     size = 2 * PATCH
     part = picture.pixels[
         row * size : (row + rows) * size, column * size : (column + columns) * size
@@ -116,9 +131,9 @@ def window_of(
     return Picture(
         pixels=np.ascontiguousarray(part),
         region=picture.region,
-        cover=picture.cover[kept.ravel()],
-        attributes=picture.attributes[kept.ravel()],
-        edges=np.full_like(picture.edges[kept.ravel()], np.nan),
+        cover=picture.cover[kept],
+        attributes=picture.attributes[kept],
+        edges=np.where(whole, edges, np.float16(np.nan)),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.geometry import FULL_IMAGE
+from engine.geometry import FULL_IMAGE, PatchGrid
 from engine.processor import ImageProcessor
 from training.dense_warmup import known_cover_of, texture_alone
 from training.vision import (
@@ -28,6 +28,7 @@ from training.world import (
     STRUCTURES,
     VIEW_BUDGET,
     Picture,
+    fill_edges,
 )
 
 NODULE = COVER_NAMES.index("nodule")
@@ -148,8 +149,33 @@ def test_a_window_shows_the_same_tokens_as_its_picture() -> None:
         assert part.pixels.shape == (84, 84)
         assert (part.pixels[14::28, 14::28].ravel() == part.cover[:, 0]).all()
         assert (part.cover[:, 0] == part.attributes[:, 0]).all()
-        assert np.isnan(part.edges).all()
+        assert (part.edges == 0).all()
     assert window_of(whole, 9, np.random.default_rng(0)).pixels.shape == pixels.shape
+
+
+def test_a_window_keeps_the_edges_of_a_box_that_it_holds() -> None:
+    grid = PatchGrid(4, 6)
+    box = (1 / 6, 1 / 4, 3 / 6, 3 / 4)  # rows 1 and 2, columns 1 and 2
+    nothing = np.full((grid.cells, len(BOX_GROUPS), 4), np.nan, dtype=np.float32)
+    numbers = np.arange(grid.cells, dtype=np.uint8).reshape(4, 6)
+    whole = Picture(
+        pixels=np.repeat(np.repeat(numbers, 28, 0), 28, 1),
+        region=FULL_IMAGE,
+        cover=np.zeros((grid.cells, len(COVER_NAMES)), dtype=np.uint8),
+        attributes=np.full((grid.cells, len(ATTRIBUTES)), -1, dtype=np.int8),
+        edges=fill_edges(nothing, [(box, 3)], grid),
+    )
+    held = set()
+    for seed in range(40):
+        part = window_of(whole, 3, np.random.default_rng(seed))
+        row, column = divmod(int(part.pixels[0, 0]), grid.columns)
+        shown = part.pixels[::28, ::28].ravel()
+        holds = row <= 1 and column <= 1
+        held.add(holds)
+        inside = np.isin(shown, [7, 8, 13, 14])
+        assert (~np.isnan(part.edges[:, 3, 0]) == (inside & holds)).all()
+        assert np.array_equal(part.edges[inside & holds], whole.edges[shown[inside & holds]], True)
+    assert held == {True, False}
 
 
 def test_a_texture_crop_teaches_its_attributes_alone() -> None:
