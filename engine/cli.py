@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
+from engine.geometry import Box, BoxError
 from engine.imaging import ImagingError, Window, open_image, render
 from engine.rasters import encoded_png
 from engine.request import (
@@ -38,6 +39,7 @@ from engine.trace import (
     Reground,
     RunStarted,
     TokenStep,
+    Trace,
 )
 from engine.trace_io import SUFFIX, TraceFileError, dumps, read_trace, write_trace
 
@@ -115,15 +117,78 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-crops", type=int, default=2)
     parser.add_argument("--latent-steps", type=int, default=8)
     parser.add_argument("--entropy-threshold", type=float, metavar="NATS")
-    parser.add_argument(
-        "--latents",
-        choices=[kind for kind in LATENT_INTERVENTIONS if kind != "shuffle"],
-        default="none",
-        help="intervention on the latent steps",
-    )
+    _add_interventions(parser)
     parser.add_argument("--out", type=Path, metavar=f"FILE{SUFFIX}")
     parser.add_argument("--jsonl", action="store_true", help="events to stdout as they come")
     parser.set_defaults(run=_trace)
+
+
+def _add_interventions(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "interventions", "changes to the evidence; boxes in shares of the image, 0 to 1"
+    )
+    group.add_argument("--latents", choices=LATENT_INTERVENTIONS, default="none")
+    group.add_argument(
+        "--latent-donor",
+        type=Path,
+        metavar=f"FILE{SUFFIX}",
+        help="another image's run, whose latents --latents shuffle feeds",
+    )
+    group.add_argument(
+        "--skip-crop", type=int, action="append", default=[], metavar="N", help="from 1"
+    )
+    group.add_argument(
+        "--move-crop",
+        nargs=5,
+        type=float,
+        action="append",
+        default=[],
+        metavar=("N", "X0", "Y0", "X1", "Y1"),
+        help="cut crop N there instead",
+    )
+    group.add_argument(
+        "--occlude",
+        nargs=4,
+        type=float,
+        action="append",
+        default=[],
+        metavar=("X0", "Y0", "X1", "Y1"),
+        help="paint a region over before anything is seen",
+    )
+
+
+def _interventions(options: argparse.Namespace) -> Interventions:
+    donor: tuple[bytes, ...] = ()
+    if options.latent_donor is not None:
+        donor = tuple(
+            event.vector for event in _read(options.latent_donor) if isinstance(event, LatentStep)
+        )
+        if not donor:
+            raise UsageError(f"{options.latent_donor.name} holds no latent steps to take.")
+    elif options.latents == "shuffle":
+        raise UsageError("--latents shuffle needs --latent-donor: a saved run on another image.")
+    for number, *_ in options.move_crop:
+        if number != int(number) or number < 1:
+            raise UsageError(f"--move-crop: crops are numbered from 1, not {number:g}.")
+    if any(number < 1 for number in options.skip_crop):
+        raise UsageError("--skip-crop: crops are numbered from 1.")
+    try:
+        return Interventions(
+            latents=options.latents,
+            latent_donor=donor,
+            skip_crops=tuple(options.skip_crop),
+            move_crops=tuple((int(number), Box(*box)) for number, *box in options.move_crop),
+            occlude=tuple(Box(*box) for box in options.occlude),
+        )
+    except BoxError as error:
+        raise UsageError(str(error)) from error
+
+
+def _read(path: Path) -> Trace:
+    try:
+        return read_trace(path)
+    except OSError as error:
+        raise UsageError(f"{path.name} cannot be read: {error.strerror}.") from error
 
 
 def _trace(options: argparse.Namespace) -> int:
@@ -184,7 +249,7 @@ def _request(options: argparse.Namespace) -> Request:
             latent_steps=options.latent_steps,
         ),
         entropy_threshold=options.entropy_threshold,
-        interventions=Interventions(latents=options.latents),
+        interventions=_interventions(options),
     )
 
 
@@ -228,11 +293,7 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
 
 
 def _show(options: argparse.Namespace) -> int:
-    try:
-        trace = read_trace(options.file)
-    except OSError as error:
-        raise UsageError(f"{options.file.name} cannot be read: {error.strerror}.") from error
-    _write_rows(_rows(trace))
+    _write_rows(_rows(_read(options.file)))
     return 0
 
 

@@ -36,7 +36,7 @@ MODEL_TYPE: Final = "qwen2_5_vl"
 ADAPTER_FILE: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 NO_LATENT_NOTICE: Final = (
-    "This checkpoint was not trained for latent steps: its latent segment means nothing."
+    "This checkpoint was not trained for latent steps: what they show here is noise."
 )
 
 

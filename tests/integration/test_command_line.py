@@ -20,9 +20,10 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from engine.cli import main
+from engine.geometry import Box
 from engine.imaging import Window, open_image, render
 from engine.tiny import tiny_model
-from engine.trace import EVENT_TYPES, RunStarted
+from engine.trace import EVENT_TYPES, LatentStep, RunStarted
 from engine.trace_io import loads, read_trace, to_zip, write_trace
 from tests import factories
 from tests.integration.test_loading import save
@@ -231,7 +232,15 @@ def test_a_file_that_ends_before_its_pixels_is_called_damaged(call: Run, tmp_pat
         (("trace", "IMAGE", "Q" * 1001), "1000"),
         (("trace", "IMAGE", "Q", "--option", "one"), "options"),
         (("trace", "IMAGE", "Q", "--method", "guess"), "--method"),
-        (("trace", "IMAGE", "Q", "--latents", "shuffle"), "--latents"),
+        (("trace", "IMAGE", "Q", "--latents", "shuffle"), "--latent-donor"),
+        (("trace", "IMAGE", "Q", "--latent-donor", "IMAGE"), "not a saved trace"),
+        (("trace", "IMAGE", "Q", "--latent-donor", "FOLDER/no.radtrace.zip"), "cannot be read"),
+        (("trace", "IMAGE", "Q", "--skip-crop", "0"), "--skip-crop"),
+        (("trace", "IMAGE", "Q", "--move-crop", "0", "0", "0", "1", "1"), "--move-crop"),
+        (("trace", "IMAGE", "Q", "--move-crop", "1.5", "0", "0", "1", "1"), "--move-crop"),
+        (("trace", "IMAGE", "Q", "--move-crop", "1", "0", "0", "2", "1"), "outside"),
+        (("trace", "IMAGE", "Q", "--occlude", "0", "0", "0", "1"), "empty"),
+        (("trace", "IMAGE", "Q", "--occlude", "0", "0", "nan", "1"), "finite"),
         (("trace", "IMAGE", "Q", "--seed", "-1"), "seed"),
         (("trace", "IMAGE", "Q", "--seed", "1.5"), "--seed"),
         (("trace", "IMAGE", "Q", "--temperature", "nan"), "temperature"),
@@ -275,6 +284,42 @@ def test_bad_arguments_are_one_line_and_status_two(
         arguments = tuple(argument.replace(name, value) for argument in arguments)
 
     refused(call(*arguments), says)
+
+
+def test_every_intervention_can_be_asked_for(
+    call: Run, checkpoint: str, image: str, tmp_path: Path
+) -> None:
+    donor = tmp_path / "donor.radtrace.zip"
+    shared = ("trace", image, "Q", "--checkpoint", checkpoint, "--max-new-tokens", "4")
+    assert call(*shared, "--method", "latent", "--latent-steps", "3", "--out", donor)[0] == 0
+
+    out = tmp_path / "changed.radtrace.zip"
+    changes = ("--latents", "shuffle", "--latent-donor", donor, "--skip-crop", "1")
+    moved = ("--move-crop", "2", "0.25", "0.25", "0.5", "0.5", "--occlude", "0", "0", "0.5", "1")
+    status, _, err = call(
+        *shared, "--method", "latent", "--latent-steps", "3", *changes, *moved, "--out", out
+    )
+
+    assert (status, err) == (0, "")
+    fed = [e.vector for e in read_trace(donor) if isinstance(e, LatentStep)]
+    assert [e.vector for e in read_trace(out) if isinstance(e, LatentStep)] == fed
+    started = read_trace(out).started
+    assert started is not None
+    asked = started.request.interventions
+    assert asked.latent_donor == tuple(fed)
+    assert asked.skip_crops == (1,)
+    assert asked.move_crops == ((2, Box(0.25, 0.25, 0.5, 0.5)),)
+    assert asked.occlude == (Box(0.0, 0.0, 0.5, 1.0),)
+
+
+def test_a_donor_without_latents_is_refused(
+    call: Run, checkpoint: str, image: str, tmp_path: Path
+) -> None:
+    donor = tmp_path / "donor.radtrace.zip"
+    shared = ("trace", image, "Q", "--checkpoint", checkpoint, "--max-new-tokens", "2")
+    assert call(*shared, "--out", donor)[0] == 0
+
+    refused(call(*shared, "--latents", "shuffle", "--latent-donor", donor), "no latent steps")
 
 
 def test_an_adapter_without_weights_is_one_line(call: Run, image: str, tmp_path: Path) -> None:
