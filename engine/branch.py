@@ -7,7 +7,9 @@ feeds what branches decide.
 
 from __future__ import annotations
 
+import copy
 import math
+import re
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +28,7 @@ from engine.transcript import Transcript
 from engine.vocabulary import Vocabulary
 
 ANSWER_TOKENS: Final = 32
+_AT_COORDINATES: Final = re.compile(r'"bbox_2d"\s*:\s*\[\s*$')
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class Branch:
         pending: the token that is to be fed next; None while one is to be decided.
         reason: why the branch ended; None while it runs.
         reported: whether its end has been told.
+        latent_column: column of the cache that holds `<|lat_start|>`, once it has been fed.
     """
 
     def __init__(
@@ -83,11 +87,12 @@ class Branch:
         self.reason: FinishReason | None = None
         self.latent: LatentSegment | None = None
         self.reported = False
+        self.latent_column = 0
         self.crops = 0
         self.last_turn = False
         self.trigger: Trigger | None = None
         self._device = device
-        self._generator = torch.Generator(device=device).manual_seed((request.seed + index) % 2**63)
+        self._generator = self._seeded(index)
         self._budget = request.budgets.max_new_tokens
         self._forced: deque[int] = deque()
         self._writer: CoordinateWriter | None = None
@@ -106,6 +111,30 @@ class Branch:
         self._latent_allowed = request.method == "auto"
         if request.method == "latent":
             self._forced.append(vocabulary.latent_start)
+
+    def _seeded(self, index: int) -> torch.Generator:
+        seed = (self.request.seed + index) % 2**63
+        return torch.Generator(device=self._device).manual_seed(seed)
+
+    def copied(self, index: int) -> Branch:
+        """A branch that has written the same, and draws on from a seed of its own."""
+        twin = copy.copy(self)
+        twin.index = index
+        twin.transcript = copy.deepcopy(self.transcript)
+        twin.ids, twin.turns = list(self.ids), list(self.turns)
+        twin.latent = copy.copy(self.latent)
+        twin._forced = self._forced.copy()
+        twin._writer = copy.copy(self._writer)
+        twin._columns = list(self._columns)
+        twin._generator = self._seeded(index)
+        return twin
+
+    @property
+    def at_coordinates(self) -> bool:
+        """Whether the next token is the first of the coordinates of a zoom call."""
+        if not self._zooms or self.transcript.segment != "tool":
+            return False
+        return _AT_COORDINATES.search(self.transcript.tool_call_text) is not None
 
     @property
     def finished(self) -> bool:
@@ -174,6 +203,7 @@ class Branch:
         token, self.pending = self.pending, None
         if token == self.vocabulary.latent_start:
             self._latent_opened = True
+            self.latent_column = columns - 1
             self.latent = LatentSegment(self._latent_steps)
             if not self.latent.open:
                 self._forced.append(self.vocabulary.latent_end)

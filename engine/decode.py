@@ -48,12 +48,14 @@ class Layout:
         positions: int64 `(3, T)`.
         images: the spans of its images, columns counted from the start of the segment.
         next_position: where the text goes on.
+        ids: its tokens, images expanded to runs of the image pad.
     """
 
     embeddings: torch.Tensor
     positions: torch.Tensor
     images: tuple[ImageSpan, ...]
     next_position: int
+    ids: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -80,6 +82,25 @@ class DecodeState:
     def length(self) -> int:
         """How many columns the cache has."""
         return int(self.cache.get_seq_length())
+
+
+@dataclass(frozen=True, slots=True)
+class ForkPoint:
+    """A moment of a branch that another branch can go on from.
+
+    Attributes:
+        row: the branch's row in the batch.
+        columns: how long the cache was.
+        hidden: `(D,)`, its last hidden state then.
+        logits: `(V,)`, its next-token logits then.
+        next_position: its next text position then.
+    """
+
+    row: int
+    columns: int
+    hidden: torch.Tensor
+    logits: torch.Tensor
+    next_position: int
 
 
 class Rotation:
@@ -176,13 +197,13 @@ class Decoder:
             embeddings[0, column : column + grid.cells] = tokens.to(embeddings.dtype)
             spans.append(ImageSpan(number, column, grid))
             column += grid.cells
-        return Layout(embeddings, positions, tuple(spans), cursor.next)
+        return Layout(embeddings, positions, tuple(spans), cursor.next, tuple(ids))
 
     def text_layout(self, token_ids: list[int], start: int) -> Layout:
         """Text tokens as embeddings and positions."""
         cursor = PositionCursor(start)
         positions = cursor.text(len(token_ids)).to(self.device)
-        return Layout(self.embed(token_ids), positions, (), cursor.next)
+        return Layout(self.embed(token_ids), positions, (), cursor.next, tuple(token_ids))
 
     @torch.inference_mode()
     def prefill(self, layout: Layout, recorder: RowTaker | None = None) -> DecodeState:
@@ -297,6 +318,40 @@ class Decoder:
             images=[spans for spans in state.images for _ in range(count)],
             real=None if real is None else real.repeat_interleave(count, 0),
         )
+
+    @torch.inference_mode()
+    def forked(self, state: DecodeState, fork: ForkPoint) -> DecodeState:
+        """The batch with one more branch, which goes on from an earlier moment of another.
+
+        The new branch's later columns are hidden from it; nothing is run again.
+        """
+        rows = list(range(len(state.next_positions)))
+        real = state.real
+        if real is None:
+            real = torch.ones(len(rows), state.length, dtype=torch.bool, device=self.device)
+        added = real[fork.row : fork.row + 1].clone()
+        added[:, fork.columns :] = False
+        return DecodeState(
+            cache=select(state.cache, [*rows, fork.row]),
+            hidden=torch.cat([state.hidden, fork.hidden[None]]),
+            logits=torch.cat([state.logits, fork.logits[None]]),
+            next_positions=[*state.next_positions, fork.next_position],
+            images=[
+                *state.images,
+                tuple(span for span in state.images[fork.row] if span.start < fork.columns),
+            ],
+            real=torch.cat([real, added]),
+        )
+
+    def hide(self, state: DecodeState, row: int, columns: slice) -> None:
+        """Keeps everything that a branch is fed from now on from attending to some columns."""
+        real = state.real
+        if real is None:
+            batch = len(state.next_positions)
+            real = torch.ones(batch, state.length, dtype=torch.bool, device=self.device)
+        real = real.clone()
+        real[row, columns] = False
+        state.real = real
 
     def selected(self, state: DecodeState, rows: list[int]) -> DecodeState:
         """Only the given branches, in the given order."""

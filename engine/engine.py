@@ -198,6 +198,7 @@ def request_facts(request: Request) -> RequestFacts:
         latent_steps=request.budgets.latent_steps,
         entropy_threshold=request.entropy_threshold,
         interventions=request.interventions,
+        bottleneck=request.bottleneck,
     )
 
 

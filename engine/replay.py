@@ -7,7 +7,7 @@ that a trace holds everything that the run depended on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -121,10 +121,9 @@ class _Writer:
     def latent(self, vector: bytes) -> None:
         """A latent slot was fed."""
         values = torch.from_numpy(np.frombuffer(vector, dtype="<f4").copy())
-        layout = self._decoder.text_layout([self._decoder.loaded.vocabulary.latent_slot], 0)
-        embeddings = values.to(layout.embeddings)[None, None]
-        positions = torch.full_like(layout.positions, self._next)
-        self._extend(Layout(embeddings, positions, (), self._next + 1))
+        slot = self._decoder.loaded.vocabulary.latent_slot
+        layout = self._decoder.text_layout([slot], self._next)
+        self._extend(replace(layout, embeddings=values.to(layout.embeddings)[None, None]))
 
     def look(self, event: Reground) -> None:
         """The model looked again."""
@@ -145,6 +144,7 @@ class _Writer:
             torch.cat([part.positions for part in self._parts], dim=1),
             self._parts[0].images,
             self._next,
+            tuple(token for part in self._parts for token in part.ids),
         )
         return Replay(layout, tuple(self._tokens), tuple(self._predictors), self._prefix)
 

@@ -158,6 +158,9 @@ class Request:
     Attributes:
         entropy_threshold: nats; a reasoning token above it opens a zoom while crops are left
             (methods `zoom` and `auto`); None switches the rule off.
+        bottleneck: once a latent segment has been closed, nothing written attends to an image
+            that came before it, nor to the text between: the evidence passes through the
+            latents or not at all.
     """
 
     image: DisplayImage
@@ -168,6 +171,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     budgets: Budgets = field(default_factory=Budgets)
     entropy_threshold: float | None = None
+    bottleneck: bool = False
     interventions: Interventions = field(default_factory=Interventions)
     tracing: Tracing = field(default_factory=Tracing)
 

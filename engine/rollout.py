@@ -20,7 +20,8 @@ from engine.answers import read_answer
 from engine.attention import AttentionRecorder, BatchRecorder, traced_layers
 from engine.belief import Distribution, feed, leading_text, probe
 from engine.branch import Branch, Opening, Written
-from engine.decode import Decoder, DecodeState, Layout
+from engine.decode import Decoder, DecodeState, ForkPoint, Layout
+from engine.forking import Forking, ForkMark, Origin, ZoomUncertainty, coordinate_entropies
 from engine.geometry import PatchGrid
 from engine.interventions import LatentChange
 from engine.latent import attention_maps, unit
@@ -30,6 +31,7 @@ from engine.prompt import tool_message_text, tool_response_text
 from engine.reground import ANSWER_TURN, NO_ZOOMS_LEFT, SKIPPED_MESSAGE, cut_crop
 from engine.request import Request
 from engine.sampling import Draw, packed_step, unpacked_steps
+from engine.sequence import FedSequence
 from engine.tool_call import ImageSizes, ToolCallError, parse_zoom_call
 from engine.trace import (
     Alternative,
@@ -70,6 +72,8 @@ class Rollout:
     Attributes:
         branches: what each branch has written, in order of their numbers.
         recorders: the attention rows of each branch; empty when none are traced.
+        sequences: what each branch was fed.
+        origins: where each forked branch comes from, by its number.
     """
 
     def __init__(
@@ -78,9 +82,25 @@ class Rollout:
         start: Start,
         *,
         count: int = 1,
+        forking: Forking | None = None,
         clock: float | None = None,
         stop: threading.Event | None = None,
     ) -> None:
+        """Prepares a run; nothing is computed yet.
+
+        Args:
+            decoder: runs the model.
+            start: the prompt.
+            count: branches to begin with.
+            forking: lets branches fork before the coordinates of a zoom, up to a total; what
+                forks leave over is filled with fresh branches from the prompt. Attention is not
+                traced then.
+            clock: `time.perf_counter()` at the start of the run.
+            stop: ends the run within one token when set.
+
+        Raises:
+            ValueError: attention is to be traced while branches may fork.
+        """
         self.decoder = decoder
         self.start = start
         self.request = start.request
@@ -98,6 +118,13 @@ class Rollout:
         layers = traced_layers(self.request.tracing.layers, decoder.loaded.facts.layers)
         self.recorders = [AttentionRecorder(layers, decoder.device) for _ in self.branches]
         self._traces = bool(layers)
+        if forking is not None and self._traces:
+            raise ValueError("Attention is not traced while branches may fork.")
+        self._forking = forking
+        self._marks: dict[int, ForkMark] = {}
+        self._root: DecodeState | None = None
+        self.origins: dict[int, Origin] = {}
+        self.sequences = [self._prompt_sequence() for _ in self.branches]
         self._unit_view = unit(start.view.float()) if self._may_go_latent() else start.view
         self._change = LatentChange(
             self.request.interventions, self.request.seed, start.view.shape[-1]
@@ -118,11 +145,13 @@ class Rollout:
         self._prefill()
         for row in range(len(self._rows)):
             yield from self._believe(row, "prefill", self._rows[row].here(self.state.length))
-        while any(not branch.finished for branch in self._rows):
-            if self._stopped():
-                yield from self._break_off()
-                break
-            yield from self._round()
+        while self._rows:
+            while any(not branch.finished for branch in self._rows):
+                if self._stopped():
+                    yield from self._break_off()
+                    break
+                yield from self._round()
+            self._begin_missing()
         for recorder in self.recorders:
             recorder.finish()
 
@@ -135,7 +164,8 @@ class Rollout:
 
     def release(self) -> None:
         """Drops every tensor of the run."""
-        self._state = None
+        self._state = self._root = None
+        self._marks.clear()
         self.recorders = []
 
     def _prefill(self) -> None:
@@ -144,6 +174,9 @@ class Rollout:
             for recorder in self.recorders:
                 recorder.begin_step(self.start.prompt.images)
         state = self.decoder.prefill(self.start.prompt, self.recorders[0] if self._traces else None)
+        if self._forking is not None:
+            # A fork of its own: the batch grows away from it.
+            self._root = self.decoder.branched(state, 0)
         if len(self.branches) > 1:
             state = self.decoder.expanded(state, len(self.branches))
             for recorder in self.recorders[1:]:
@@ -168,7 +201,8 @@ class Rollout:
             return
         self._drop_finished()
         latents = self._feed()
-        for row, branch in enumerate(self._rows):
+        # A copy: a branch that forks adds to the rows.
+        for row, branch in enumerate(list(self._rows)):
             if branch.finished:
                 continue
             if row in latents:
@@ -179,12 +213,16 @@ class Rollout:
     def _decide(self) -> Iterator[tuple[int, Event]]:
         rows = [r for r, b in enumerate(self._rows) if not b.finished and not b.in_latent]
         while rows:
+            self._mark(rows)
             draws = self._draws(rows)
             again: list[int] = []
             for row, drawn in zip(rows, draws, strict=True):
                 branch = self._rows[row]
                 written = branch.write(drawn, self.state.length)
                 if written is not None:
+                    self.sequences[branch.index].write(
+                        drawn.token_id, drawn.logprob, drawn.entropy, forced=written.forced
+                    )
                     yield branch.index, self._token_step(row, drawn, written)
                 if branch.pending is None and not branch.finished:
                     again.append(row)
@@ -244,6 +282,13 @@ class Rollout:
         for row, latent in latents.items():
             inputs[row, 0] = latent
         blind = tuple(latents) if self._change.blind else ()
+        for row, branch in enumerate(self._rows):
+            position = state.next_positions[row]
+            sequence = self.sequences[branch.index]
+            if row in latents:
+                sequence.feed_latent(self.vocabulary.latent_slot, position, latents[row])
+            elif branch.pending is not None:
+                sequence.feed(branch.pending, position)
         self.decoder.step(state, inputs, self._begin_step_rows(), blind)
         return latents
 
@@ -268,16 +313,20 @@ class Rollout:
         )
         self._latent_slots += 1
         branch.latent_fed()
+        self._narrow(row)
         return event
 
     def _after_token(self, row: int) -> Iterator[tuple[int, Event]]:
         branch = self._rows[row]
         token = branch.pending
         branch.fed(self.state.length)
+        if token == self.vocabulary.latent_start:
+            self._narrow(row)
         if token == self.vocabulary.latent_end:
             yield from self._believe(row, "latent", branch.here(self.state.length))
         call = branch.closed_call()
         if call is not None:
+            self._fork(row)
             yield from self._call(row, call)
 
     def _call(self, row: int, call: str) -> Iterator[tuple[int, Event]]:
@@ -332,6 +381,10 @@ class Rollout:
                 type(span)(span.image, span.start + offset, span.grid) for span in layout.images
             )
             recorder.begin_step(state.images[row] + moved)
+        columns = [
+            (span.start, tokens) for span, (_, tokens, _) in zip(layout.images, images, strict=True)
+        ]
+        self.sequences[branch.index].extend(layout.ids, layout.positions, columns)
         self.decoder.append(state, row, layout, recorder)
         branch.begin_turn()
 
@@ -424,6 +477,80 @@ class Rollout:
             return
         self._state = self.decoder.selected(self.state, alive)
         self._rows = [self._rows[row] for row in alive]
+
+    def _narrow(self, row: int) -> None:
+        """The evidence bottleneck: past its latents a branch sees neither image nor its readers."""
+        branch = self._rows[row]
+        if not self.request.bottleneck or branch.latent is None or branch.latent.open:
+            return
+        first = min(span.start for span in self.state.images[row])
+        self.decoder.hide(self.state, row, slice(first, branch.latent_column + 1))
+
+    def _prompt_sequence(self) -> FedSequence:
+        prompt = self.start.prompt
+        sequence = FedSequence(prompt=len(prompt.ids))
+        images = [(span.start, self.start.view) for span in prompt.images]
+        sequence.extend(prompt.ids, prompt.positions, images)
+        return sequence
+
+    def _mark(self, rows: list[int]) -> None:
+        """Remembers the moment before a branch writes the coordinates of a zoom."""
+        if self._forking is None:
+            return
+        for row in rows:
+            branch = self._rows[row]
+            if branch.at_coordinates:
+                sequence = self.sequences[branch.index]
+                self._marks[branch.index] = ForkMark(
+                    branch=branch.copied(branch.index),
+                    sequence=sequence.prefix(len(sequence.ids)),
+                    columns=self.state.length,
+                    hidden=self.state.hidden[row].clone(),
+                    logits=self.state.logits[row].clone(),
+                    next_position=self.state.next_positions[row],
+                )
+
+    def _fork(self, row: int) -> None:
+        """Lets a branch that has written a zoom call go on from before its coordinates, too."""
+        branch = self._rows[row]
+        mark = self._marks.pop(branch.index, None)
+        if self._forking is None or mark is None:
+            return
+        room = self._forking.total - len(self.branches)
+        written = self.sequences[branch.index].written
+        begun = mark.branch.tokens
+        uncertainty = ZoomUncertainty(
+            branch=branch.index,
+            opening=tuple(token.entropy for token in written[:begun]),
+            coordinates=coordinate_entropies(written[begun:], self.vocabulary),
+        )
+        wanted = self._forking.children(uncertainty) if room > 0 else 0
+        for _ in range(min(room, wanted)):
+            index = len(self.branches)
+            child = mark.branch.copied(index)
+            self.branches.append(child)
+            self.recorders.append(AttentionRecorder((), self.decoder.device))
+            self.sequences.append(mark.sequence.prefix(len(mark.sequence.ids)))
+            self.origins[index] = Origin(branch.index, begun)
+            self._state = self.decoder.forked(
+                self.state,
+                ForkPoint(row, mark.columns, mark.hidden, mark.logits, mark.next_position),
+            )
+            self._rows.append(child)
+
+    def _begin_missing(self) -> None:
+        """Fresh branches from the prompt for what forks have left over; else no rows are left."""
+        missing = 0 if self._forking is None else self._forking.total - len(self.branches)
+        self._rows = []
+        if missing <= 0 or self._root is None or self._stopped():
+            return
+        for index in range(len(self.branches), len(self.branches) + missing):
+            branch = Branch(self.request, self._sizes, self.vocabulary, self.decoder.device, index)
+            self.branches.append(branch)
+            self.recorders.append(AttentionRecorder((), self.decoder.device))
+            self.sequences.append(self._prompt_sequence())
+            self._rows.append(branch)
+        self._state = self.decoder.expanded(self._root, missing)
 
     def _stopped(self) -> bool:
         return self._stop is not None and self._stop.is_set()

@@ -111,6 +111,7 @@ class RequestFacts:
     latent_steps: int
     entropy_threshold: float | None
     interventions: Interventions
+    bottleneck: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
