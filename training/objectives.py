@@ -155,14 +155,15 @@ def latent_log_ratios(
         return latents.new_zeros(len(latents))
     scale = 2.0 * policy.sigma**2
     if policy.kind == "deterministic":
-        return -((old_means - means) ** 2).sum(-1) / scale
+        distances: torch.Tensor = ((old_means - means) ** 2).sum(-1)
+        return -distances / scale
     if policy.kind == "spherical":
         latents, means, old_means = (
             torch.nn.functional.normalize(vectors, dim=-1)
             for vectors in (latents, means, old_means)
         )
-    now = ((latents - means) ** 2).mean(-1)
-    before = ((latents - old_means) ** 2).mean(-1)
+    now: torch.Tensor = ((latents - means) ** 2).mean(-1)
+    before: torch.Tensor = ((latents - old_means) ** 2).mean(-1)
     return (before - now) / scale
 
 
