@@ -10,7 +10,9 @@ import torch
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from engine.sampling import entropy_nats
-from training.language import FeatureBank, collate, target_logits
+from training.batches import collate
+from training.features import FeatureBank
+from training.language_loss import target_logits
 from training.records import RecordWriter
 from training.world import Case
 

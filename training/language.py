@@ -1,4 +1,4 @@
-"""Training of the language model on frozen visual tokens, and the mix of records it sees."""
+"""What the language model is trained on: questions, the mix of records, its schedule."""
 
 from __future__ import annotations
 
@@ -6,74 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch.nn import functional
-from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from engine.geometry import Box
-from engine.positions import PositionCursor
-from engine.prompt import IMAGE_PAD
 from engine.request import Method
-from training.embedded import single_id
+from training.latents import LatentConfig
 from training.loop import StepsConfig
 from training.questions import Question, lung_questions, questions_for
 from training.real_images import RealRadiograph, real_picture, shifted_view
 from training.records import Form, Record, RecordWriter
-from training.vision import augmented, visual_tokens
 from training.world import CROP_PADDING, Case, Picture, jittered, resized
-
-
-class FeatureBank:
-    """Visual tokens of pictures, encoded by the frozen tower when first drawn; kept as float16.
-
-    Args:
-        model: its tower must not change any more.
-        seed: of the exposures of variants.
-    """
-
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, seed: int) -> None:
-        self._model = model
-        self._seed = seed
-        self._numbers: dict[int, int] = {}
-        self._variants: dict[int, int] = {}
-        self._tokens: dict[tuple[int, int], torch.Tensor] = {}
-
-    def add(self, pictures: Sequence[Picture], *, variants: int) -> None:
-        """Registers pictures, to be seen as they are and with `variants - 1` other exposures."""
-        for picture in pictures:
-            self._numbers.setdefault(id(picture), len(self._numbers))
-            self._variants[id(picture)] = variants
-
-    def draw(self, pictures: Sequence[Picture], rng: np.random.Generator) -> list[torch.Tensor]:
-        """One variant of each picture, float16 `(cells, D)` each.
-
-        Raises:
-            KeyError: a picture that was not added.
-        """
-        chosen = [(picture, int(rng.integers(self._variants[id(picture)]))) for picture in pictures]
-        missing: dict[tuple[int, ...], dict[tuple[int, int], Picture]] = {}
-        for picture, variant in chosen:
-            key = (self._numbers[id(picture)], variant)
-            if key not in self._tokens:
-                missing.setdefault(picture.pixels.shape, {})[key] = picture
-        for group in missing.values():
-            self._encode(group)
-        return [self._tokens[self._numbers[id(picture)], variant] for picture, variant in chosen]
-
-    def _encode(self, group: dict[tuple[int, int], Picture]) -> None:
-        """Encodes same-sized pictures in one go."""
-        images = [
-            # From the picture's number, not from the step: a resumed run sees the same exposure.
-            augmented(picture.pixels, np.random.default_rng([self._seed, number, variant]))
-            if variant
-            else picture.pixels.astype(np.float32)
-            for (number, variant), picture in group.items()
-        ]
-        with torch.no_grad():
-            tokens = visual_tokens(self._model, [torch.from_numpy(np.stack(images))])
-        cells = [picture.grid.cells for picture in group.values()]
-        for key, part in zip(group, torch.split(tokens.to(torch.float16), cells), strict=True):
-            self._tokens[key] = part.clone()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,6 +100,7 @@ class MixConfig:
 
     Attributes:
         zoom: of records that call the tool; 0 in pretraining's first stage.
+        latent: of records with a latent segment.
         probe: of records that answer at once (belief probes).
         auto: of the records whose prompt leaves the choice to the model.
         real: of records about real radiographs.
@@ -168,18 +110,29 @@ class MixConfig:
     probe: float
     auto: float
     real: float
+    latent: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("zoom", "probe", "auto", "real"):
+        for name in ("zoom", "probe", "auto", "real", "latent"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in 0 to 1, not {getattr(self, name)}.")
 
 
 def drawn_record(
-    asked: Asked, mix: MixConfig, writer: RecordWriter, rng: np.random.Generator
+    asked: Asked,
+    mix: MixConfig,
+    writer: RecordWriter,
+    rng: np.random.Generator,
+    latents: LatentConfig | None = None,
 ) -> Record:
     """One record: its form is drawn from the mix, as far as the question allows it."""
     question = asked.question
+    if latents is not None and rng.random() < mix.latent:
+        # Whether there is something to find or not: the segment must not tell the answer.
+        boxes = [Box(*box) for box in question.target_boxes]
+        steps = latents.slots(boxes, asked.view.grid)
+        form: Form = "after_latent" if rng.random() < mix.probe else "latent"
+        return writer.write(question, form, asked.view, latent_steps=steps)
     target, crop = _zoom_of(asked, rng)
     probe = rng.random() < mix.probe
     if crop is None or rng.random() >= mix.zoom:
@@ -191,7 +144,7 @@ def drawn_record(
         method: Method = "auto" if auto else "zoom" if zoom_without_target else "direct"
         return writer.write(question, "direct", asked.view, method=method)
     if probe:
-        form: Form = "before_zoom" if rng.random() < 0.5 else "after_zoom"
+        form = "before_zoom" if rng.random() < 0.5 else "after_zoom"
         return writer.write(question, form, asked.view, crop, target)
     auto = question.kind == "fine" and rng.random() < mix.auto
     return writer.write(
@@ -213,104 +166,3 @@ def _zoom_of(asked: Asked, rng: np.random.Generator) -> tuple[Box | None, Pictur
     if not variants:
         return None, None
     return target, variants[int(rng.integers(len(variants)))]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Right-padded records: `(B, T)` ids and weights, `(3, B, T)` positions, visual tokens."""
-
-    ids: torch.Tensor
-    weights: torch.Tensor
-    positions: torch.Tensor
-    visual: torch.Tensor
-
-
-def collate(
-    records: Sequence[Record],
-    bank: FeatureBank,
-    tokenizer: PreTrainedTokenizerBase,
-    rng: np.random.Generator,
-) -> Batch:
-    """Pads records and gathers their visual tokens; padding has weight 0 and is never seen.
-
-    Right padding under a causal mask needs no attention mask: no token attends to what
-    follows it.
-    """
-    image_id = single_id(tokenizer, IMAGE_PAD)
-    length = max(len(record.ids) for record in records)
-    ids = torch.full((len(records), length), int(tokenizer.pad_token_id))
-    weights = torch.zeros(len(records), length)
-    positions = torch.zeros(3, len(records), length, dtype=torch.int64)
-    for row, record in enumerate(records):
-        count = len(record.ids)
-        ids[row, :count] = torch.tensor(record.ids)
-        weights[row, :count] = torch.tensor(record.weights)
-        grids = [picture.grid for picture in record.pictures]
-        positions[:, row, :count] = PositionCursor().sequence(record.ids, image_id, grids)
-    visual = bank.draw([picture for record in records for picture in record.pictures], rng)
-    return Batch(ids, weights, positions, torch.cat(visual).float())
-
-
-@dataclass(frozen=True, slots=True)
-class LanguageLoss:
-    """Sums over the targets of a batch; batches are added before they are divided.
-
-    Attributes:
-        total: weighted cross-entropies.
-        weight: their weights.
-        right: answer tokens that the model would have written.
-        answers: answer tokens.
-    """
-
-    total: torch.Tensor
-    weight: float
-    right: int
-    answers: int
-
-
-def target_logits(
-    model: Qwen2_5_VLForConditionalGeneration, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits before every weighted target: `(N, V)`, with the row and column of that target."""
-    embeddings = model.get_input_embeddings()(batch.ids)
-    mask = batch.ids == model.config.image_token_id
-    embeddings = embeddings.masked_scatter(mask.unsqueeze(-1), batch.visual)
-    hidden = model.model.language_model(
-        inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False
-    ).last_hidden_state
-    rows, columns = torch.nonzero(batch.weights[:, 1:], as_tuple=True)
-    return model.lm_head(hidden[rows, columns]), rows, columns + 1
-
-
-def language_loss(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> LanguageLoss:
-    """Weighted cross-entropy of the next token; only weighted targets reach the head."""
-    logits, rows, columns = target_logits(model, batch)
-    weights, targets = batch.weights[rows, columns], batch.ids[rows, columns]
-    losses = functional.cross_entropy(logits, targets, reduction="none")
-    answers = weights > 1
-    right = (logits.argmax(-1) == targets)[answers]
-    return LanguageLoss(
-        (losses * weights).sum(), float(weights.sum()), int(right.sum()), int(answers.sum())
-    )
-
-
-def batch_loss(
-    model: Qwen2_5_VLForConditionalGeneration,
-    records: Sequence[Record],
-    bank: FeatureBank,
-    tokenizer: PreTrainedTokenizerBase,
-    rng: np.random.Generator,
-    chunk: int = 16,
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """The mean loss of records, `chunk` of similar length at a time: next to no padding.
-
-    Equal to the loss of one padded batch (tested).
-    """
-    ordered = sorted(records, key=lambda record: len(record.ids))
-    parts = [
-        language_loss(model, collate(ordered[first : first + chunk], bank, tokenizer, rng))
-        for first in range(0, len(ordered), chunk)
-    ]
-    loss = torch.stack([part.total for part in parts]).sum() / sum(part.weight for part in parts)
-    right = sum(part.right for part in parts) / max(1, sum(part.answers for part in parts))
-    return loss, {"answer_tokens_right": right}

@@ -124,7 +124,8 @@ def drawn_latents(
         return means + policy.sigma * noise
     lengths = means.norm(dim=-1, keepdim=True)
     moved = torch.nn.functional.normalize(means, dim=-1) + policy.sigma * noise
-    return torch.nn.functional.normalize(moved, dim=-1) * lengths
+    drawn: torch.Tensor = torch.nn.functional.normalize(moved, dim=-1) * lengths
+    return drawn
 
 
 def latent_log_ratios(

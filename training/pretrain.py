@@ -23,16 +23,17 @@ from training.calibration import entropy_threshold
 from training.dense_warmup import DensePartConfig, warm_up
 from training.embedded import embedded_config, new_model, train_tokenizer
 from training.export import ExportConfig, export_checkpoint
+from training.features import FeatureBank
 from training.language import (
-    FeatureBank,
     LanguageConfig,
     MixConfig,
     asked_of,
     asked_of_real,
-    batch_loss,
     drawn_record,
     real_cases,
 )
+from training.language_loss import batch_loss
+from training.latents import LatentConfig
 from training.loop import Report, prefixed, run_steps
 from training.materials import Materials, load_materials
 from training.out_of_distribution import fit_detector
@@ -59,12 +60,17 @@ class FeatureConfig:
 
 @dataclass(frozen=True, slots=True)
 class LanguageStage:
-    """One stage of the language model: where it is kept, its seed, schedule and mix."""
+    """One stage of the language model: where it is kept, its seed, schedule and mix.
+
+    Attributes:
+        latents: how latent segments are trained; None: the stage has none.
+    """
 
     folder: Path
     seed: int
     steps: LanguageConfig
     mix: MixConfig
+    latents: LatentConfig | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +181,9 @@ def train_language(
                 asked = asked_of_real(real[int(rng.integers(len(real)))], rng)
             else:
                 asked = asked_of(materials.train[int(rng.integers(len(materials.train)))], rng)
-            records.append(drawn_record(asked, stage.mix, writer, rng))
-        return batch_loss(model, records, bank, tokenizer, rng)
+            records.append(drawn_record(asked, stage.mix, writer, rng, stage.latents))
+        latents = stage.latents.at(step / stage.steps.steps) if stage.latents else None
+        return batch_loss(model, records, bank, tokenizer, rng, latents=latents)
 
     run_steps(
         folder=stage.folder,

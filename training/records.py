@@ -17,6 +17,9 @@ from engine.geometry import Box, PatchGrid
 from engine.processor import expanded_ids
 from engine.prompt import (
     IM_END,
+    LATENT_END,
+    LATENT_SLOT,
+    LATENT_START,
     THINK_CLOSE,
     THINK_OPEN,
     answer_text,
@@ -32,7 +35,7 @@ from training.world import Picture
 # The answer is one token among thirty, and the one that is asked for.
 ANSWER_WEIGHT: Final = 3.0
 
-Form = Literal["direct", "zoom", "early", "before_zoom", "after_zoom"]
+Form = Literal["direct", "latent", "zoom", "early", "after_latent", "before_zoom", "after_zoom"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,11 +46,14 @@ class Record:
         ids: token ids, images expanded.
         weights: loss weight of each token as a target; 0 where nothing is learned.
         pictures: the images in order.
+        roi: regions of interest of the view that its latent steps are to hold; meaningless
+            without latent steps.
     """
 
     ids: list[int]
     weights: list[float]
     pictures: tuple[Picture, ...]
+    roi: tuple[Box, ...] = ()
 
 
 class RecordWriter:
@@ -63,22 +69,30 @@ class RecordWriter:
         view: Picture,
         crop: Picture | None = None,
         target: Box | None = None,
+        *,
         method: Method | None = None,
+        latent_steps: int = 0,
     ) -> Record:
         """A record of one form.
 
         Args:
             question: what is asked, and what should be written.
-            form: `direct` answers from the view; `zoom` calls the tool, then answers;
+            form: `direct` answers from the view; `latent` after a latent segment, also where
+                there is nothing to find (its presence must not tell the answer); `zoom` calls
+                the tool, then answers;
                 the others teach the belief probes, an answer at once: `early` after the
-                prompt, `before_zoom` after the first reasoning, `after_zoom` after the crop.
+                prompt, `after_latent` after the segment, `before_zoom` after the first reasoning,
+                `after_zoom` after the crop.
             view: the whole image.
             crop: what the tool returns (`zoom` and `after_zoom`).
             target: the box that the tool call names, normalised.
-            method: named in the prompt; by default `direct` or `zoom` as the form asks.
+            method: named in the prompt; by default as the form asks.
+            latent_steps: slots of the segment (`latent`).
         """
         zooms = form in ("zoom", "before_zoom", "after_zoom")
-        named: Method = method or ("zoom" if zooms else "direct")
+        goes_latent = form in ("latent", "after_latent")
+        own: Method = "zoom" if zooms else "latent" if goes_latent else "direct"
+        named: Method = method or own
         prompt = prompt_text(
             style="compact",
             question_first=True,
@@ -90,9 +104,14 @@ class RecordWriter:
         letter = option_letter(index) if index is not None else question.answer
         answer = answer_text(letter)
         parts: list[tuple[str, float, Picture | None]] = [(prompt, 0.0, view)]
-        if form == "direct":
+        if goes_latent:
+            # The slots are fed, and the engine closes the segment: `<|lat_end|>` is learned all
+            # the same, so that a decoder that does not force it works too.
+            parts += [(LATENT_START, 1.0, None), (LATENT_SLOT * latent_steps, 0.0, None)]
+            parts += [(LATENT_END, 1.0, None)]
+        if form in ("direct", "latent"):
             parts += [(_thought(question.reasoning), 1.0, None), (answer, ANSWER_WEIGHT, None)]
-        elif form == "early":
+        elif form in ("early", "after_latent"):
             parts += [(answer, ANSWER_WEIGHT, None)]
         elif form == "before_zoom":
             before = _thought(question.reasoning_before_zoom)
@@ -106,11 +125,13 @@ class RecordWriter:
             if form == "zoom":
                 parts += [(_thought(question.reasoning_after_zoom), 1.0, None)]
             parts += [(answer, ANSWER_WEIGHT, None)]
-        if form in ("direct", "zoom"):
+        if form in ("direct", "latent", "zoom"):
             parts += [(IM_END, 1.0, None)]
-        return self._joined(parts)
+        return self._joined(parts, tuple(Box(*box) for box in question.target_boxes))
 
-    def _joined(self, parts: list[tuple[str, float, Picture | None]]) -> Record:
+    def _joined(
+        self, parts: list[tuple[str, float, Picture | None]], roi: tuple[Box, ...]
+    ) -> Record:
         ids: list[int] = []
         weights: list[float] = []
         for text, weight, picture in parts:
@@ -118,7 +139,7 @@ class RecordWriter:
             tokens = expanded_ids(self._tokenizer, text, grids)
             ids += tokens
             weights += [weight] * len(tokens)
-        return Record(ids, weights, tuple(picture for _, _, picture in parts if picture))
+        return Record(ids, weights, tuple(picture for _, _, picture in parts if picture), roi)
 
 
 def _thought(text: str) -> str:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from training.export import ExportConfig
 from training.language import LanguageConfig, MixConfig
+from training.latents import LatentConfig
 from training.loop import Report
 from training.materials import load_materials
 from training.pretrain import (
@@ -34,6 +35,7 @@ class FinetuneConfig:
         base: checkpoint folder to begin with.
         world: folder of prepared phantoms; built where they are missing.
         seed: of batches.
+        latents: how latent segments are trained; needed when the mix holds any.
     """
 
     out: Path
@@ -44,10 +46,15 @@ class FinetuneConfig:
     validation: WorldConfig
     language: LanguageConfig
     mix: MixConfig
+    latents: LatentConfig | None = None
     real_images: Path | None = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
     threads: int = 2
     export: ExportConfig = field(default_factory=ExportConfig)
+
+    def __post_init__(self) -> None:
+        if (self.mix.latent > 0) != (self.latents is not None):
+            raise ValueError("The section latents and a share mix.latent above 0 go together.")
 
 
 def finetune(config: FinetuneConfig, report: Report) -> Path:
@@ -70,7 +77,9 @@ def finetune(config: FinetuneConfig, report: Report) -> Path:
     train_language(
         model,
         tokenizer,
-        LanguageStage(config.out / "language", config.seed, config.language, config.mix),
+        LanguageStage(
+            config.out / "language", config.seed, config.language, config.mix, config.latents
+        ),
         config.features,
         materials,
         report,

@@ -6,16 +6,11 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from engine.geometry import FULL_IMAGE, Box
+from training.batches import collate
 from training.embedded import embedded_config, new_model, train_tokenizer
-from training.language import (
-    Asked,
-    FeatureBank,
-    MixConfig,
-    batch_loss,
-    collate,
-    drawn_record,
-    language_loss,
-)
+from training.features import FeatureBank
+from training.language import Asked, MixConfig, drawn_record
+from training.language_loss import batch_loss, language_loss
 from training.out_of_distribution import Detector, area_under_curve, distances
 from training.questions import Question
 from training.records import RecordWriter, corpus

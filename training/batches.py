@@ -1,0 +1,110 @@
+"""Records padded into a batch, with visual tokens, latent slots and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from engine.positions import PositionCursor
+from engine.prompt import IMAGE_PAD, LATENT_SLOT
+from training.embedded import single_id
+from training.features import FeatureBank
+from training.latents import LatentConfig, bottleneck_mask
+from training.records import Record
+from training.roi import roi_targets
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded records.
+
+    Attributes:
+        ids: int64 `(B, T)`.
+        weights: `(B, T)`, of every token as a target; 0 on padding.
+        positions: int64 `(3, B, T)`.
+        visual: `(N, D)`, visual tokens of all images in order.
+        slots: bool `(B, T)`, True at latent slots.
+        slot_targets: `(S, D)`, what each slot is to hold, row by row; also the teacher's input.
+        mask: bool `(B, 1, T, T)`, or None where plain causal attention is right.
+    """
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    positions: torch.Tensor
+    visual: torch.Tensor
+    slots: torch.Tensor
+    slot_targets: torch.Tensor
+    mask: torch.Tensor | None = None
+
+
+def collate(
+    records: Sequence[Record],
+    bank: FeatureBank,
+    tokenizer: PreTrainedTokenizerBase,
+    rng: np.random.Generator,
+    latents: LatentConfig | None = None,
+    bottleneck: float = 0.0,
+) -> Batch:
+    """Pads records and gathers their visual tokens; padding has weight 0 and is never seen.
+
+    Right padding under a causal mask needs no attention mask: no token attends to what
+    follows it.
+
+    Args:
+        records: to be padded.
+        bank: holds their visual tokens.
+        tokenizer: of the records.
+        rng: draws exposures, and which records are bottled.
+        latents: what the slots of records with latent segments are to hold.
+        bottleneck: probability that a record with a latent segment may not look at its image
+            after it.
+    """
+    image_id, slot_id = single_id(tokenizer, IMAGE_PAD), single_id(tokenizer, LATENT_SLOT)
+    length = max(len(record.ids) for record in records)
+    ids = torch.full((len(records), length), int(tokenizer.pad_token_id))
+    weights = torch.zeros(len(records), length)
+    positions = torch.zeros(3, len(records), length, dtype=torch.int64)
+    for row, record in enumerate(records):
+        count = len(record.ids)
+        ids[row, :count] = torch.tensor(record.ids)
+        weights[row, :count] = torch.tensor(record.weights)
+        grids = [picture.grid for picture in record.pictures]
+        positions[:, row, :count] = PositionCursor().sequence(record.ids, image_id, grids)
+    visual = bank.draw([picture for record in records for picture in record.pictures], rng)
+    slots = ids == slot_id
+    targets = _slot_targets(records, visual, slots, latents)
+    return Batch(
+        ids=ids,
+        weights=weights,
+        positions=positions,
+        visual=torch.cat(visual).float(),
+        slots=slots,
+        slot_targets=targets,
+        mask=bottleneck_mask(ids == image_id, slots, bottleneck, rng),
+    )
+
+
+def _slot_targets(
+    records: Sequence[Record],
+    visual: Sequence[torch.Tensor],
+    slots: torch.Tensor,
+    latents: LatentConfig | None,
+) -> torch.Tensor:
+    """Targets of all slots, row by row: `(S, D)`."""
+    found = [visual[0].new_zeros(0, visual[0].shape[-1]).float()]
+    view = 0
+    for row, record in enumerate(records):
+        count = int(slots[row].sum())
+        if count:
+            if latents is None:
+                raise ValueError("Records with latent steps need a configuration of them.")
+            grid = record.pictures[0].grid
+            found.append(
+                roi_targets(visual[view].float(), grid, record.roi, latents.target, latents.steps)
+            )
+        view += len(record.pictures)
+    return torch.cat(found)

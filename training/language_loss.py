@@ -1,0 +1,179 @@
+"""The loss of the language model on batches of records: text, and latents against their regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+
+from training.batches import Batch, collate
+from training.features import FeatureBank
+from training.latents import Feeding, LatentStep
+from training.records import Record
+from training.roi import RoiLoss, roi_loss
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageLoss:
+    """Sums over the targets of a batch; batches are added before they are divided.
+
+    Attributes:
+        total: weighted cross-entropies.
+        weight: their weights.
+        right: answer tokens that the model would have written.
+        answers: answer tokens.
+        roi: losses of the latent slots against their targets.
+        slots: how many slots there are.
+    """
+
+    total: torch.Tensor
+    weight: float
+    right: int
+    answers: int
+    roi: torch.Tensor
+    slots: int
+
+
+def hidden_states(
+    model: Qwen2_5_VLForConditionalGeneration,
+    batch: Batch,
+    slot_inputs: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Last hidden states `(B, T, D)`.
+
+    Args:
+        model: the tower is not run: visual tokens are in the batch.
+        batch: padded records.
+        slot_inputs: `(S, D)`, fed into the latent slots; None: their targets (the teacher's).
+    """
+    embeddings = model.get_input_embeddings()(batch.ids)
+    mask = batch.ids == model.config.image_token_id
+    embeddings = embeddings.masked_scatter(mask.unsqueeze(-1), batch.visual)
+    if len(batch.slot_targets):
+        inputs = batch.slot_targets if slot_inputs is None else slot_inputs
+        embeddings = embeddings.masked_scatter(batch.slots.unsqueeze(-1), inputs)
+    hidden: torch.Tensor = model.model.language_model(
+        inputs_embeds=embeddings,
+        position_ids=batch.positions,
+        attention_mask=None if batch.mask is None else {"full_attention": batch.mask},
+        use_cache=False,
+    ).last_hidden_state
+    return hidden
+
+
+def slot_means(hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """The hidden states one column before every slot, row by row: `(S, D)`."""
+    rows, columns = torch.nonzero(slots, as_tuple=True)
+    return hidden[rows, columns - 1]
+
+
+def self_fed(
+    model: Qwen2_5_VLForConditionalGeneration, batch: Batch, *, differentiable: bool
+) -> torch.Tensor:
+    """What the model feeds into its slots by itself, `(S, D)`.
+
+    As many passes as a segment has slots: after the k-th the first k slots are exact.
+
+    Args:
+        model: the policy.
+        batch: padded records.
+        differentiable: let gradients flow through the last pass, so that the answer's loss
+            reaches what makes the latents (truncated to one step of the recurrence).
+    """
+    most = int(batch.slots.sum(-1).max())
+    inputs = batch.slot_targets
+    for index in range(most):
+        with torch.set_grad_enabled(differentiable and index == most - 1):
+            inputs = slot_means(hidden_states(model, batch, inputs), batch.slots)
+    return inputs
+
+
+def target_logits(
+    model: Qwen2_5_VLForConditionalGeneration, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits before every weighted target: `(N, V)`, with the row and column of that target."""
+    return _logits_of(model, batch, hidden_states(model, batch))
+
+
+def _logits_of(
+    model: Qwen2_5_VLForConditionalGeneration, batch: Batch, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, columns = torch.nonzero(batch.weights[:, 1:], as_tuple=True)
+    return model.lm_head(hidden[rows, columns]), rows, columns + 1
+
+
+def language_loss(
+    model: Qwen2_5_VLForConditionalGeneration,
+    batch: Batch,
+    feeding: Feeding = "teacher",
+    roi: RoiLoss = "cosine",
+) -> LanguageLoss:
+    """Weighted cross-entropy of the next token, and the latents' loss against their regions.
+
+    Args:
+        model: in training.
+        batch: padded records.
+        feeding: what goes into latent slots: the `teacher`'s targets, the model's `own`
+            latents, or its own with gradients (`relaxed`).
+        roi: loss of the latents.
+    """
+    inputs = None
+    if feeding != "teacher" and len(batch.slot_targets):
+        inputs = self_fed(model, batch, differentiable=feeding == "relaxed")
+    hidden = hidden_states(model, batch, inputs)
+    logits, rows, columns = _logits_of(model, batch, hidden)
+    weights, targets = batch.weights[rows, columns], batch.ids[rows, columns]
+    losses = functional.cross_entropy(logits, targets, reduction="none")
+    answers = weights > 1
+    right = (logits.argmax(-1) == targets)[answers]
+    slots = len(batch.slot_targets)
+    latent = hidden.new_zeros(())
+    if slots:
+        latent = slots * roi_loss(slot_means(hidden, batch.slots), batch.slot_targets, roi)
+    return LanguageLoss(
+        (losses * weights).sum(),
+        float(weights.sum()),
+        int(right.sum()),
+        int(answers.sum()),
+        latent,
+        slots,
+    )
+
+
+def batch_loss(
+    model: Qwen2_5_VLForConditionalGeneration,
+    records: Sequence[Record],
+    bank: FeatureBank,
+    tokenizer: PreTrainedTokenizerBase,
+    rng: np.random.Generator,
+    *,
+    chunk: int = 16,
+    latents: LatentStep | None = None,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The mean loss of records, `chunk` of similar length at a time: next to no padding.
+
+    Equal to the loss of one padded batch (tested).
+    """
+    ordered = sorted(records, key=lambda record: len(record.ids))
+    parts = []
+    for first in range(0, len(ordered), chunk):
+        group = ordered[first : first + chunk]
+        if latents is None:
+            parts.append(language_loss(model, collate(group, bank, tokenizer, rng)))
+            continue
+        config = latents.config
+        batch = collate(group, bank, tokenizer, rng, config, latents.bottleneck)
+        parts.append(language_loss(model, batch, latents.feeding(rng), config.loss))
+    loss = torch.stack([part.total for part in parts]).sum() / sum(part.weight for part in parts)
+    right = sum(part.right for part in parts) / max(1, sum(part.answers for part in parts))
+    numbers = {"answer_tokens_right": right}
+    slots = sum(part.slots for part in parts)
+    if latents is not None and slots:
+        roi = torch.stack([part.roi for part in parts]).sum() / slots
+        numbers |= {"text": float(loss.detach()), "roi": float(roi.detach())}
+        loss = loss + latents.roi_weight * roi
+    return loss, numbers

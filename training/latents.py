@@ -1,0 +1,138 @@
+"""How latent segments are trained (MedLVR stage 1): targets, schedules, the evidence bottleneck.
+
+Teacher forcing alone leaves an exposure bias, so the model is fed its own latents with a rising
+probability; a relaxation at the end drops the regions and lets the answer's loss shape the
+latents (Mirage). In trials such latents were decoration: the answer looked at the image again.
+The bottleneck keeps it from doing so, with some probability: what was written after the latents
+then sees the question and the latents, not the image nor any text that has read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from engine.geometry import Box, PatchGrid
+from training.roi import RoiLoss, RoiTarget, roi_cells
+
+Feeding = Literal["teacher", "own", "relaxed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentConfig:
+    """Settings of latent steps in fine-tuning.
+
+    Attributes:
+        steps: K, slots of a segment under `roi_pooled`.
+        target: what the slots are to hold.
+        loss: of slots against targets.
+        weight: of that loss; 0 leaves the regions out.
+        self_fed: probability, at its highest, that a batch is fed the model's own latents.
+        bottleneck_first, bottleneck_last: probability at the first and at the last step that a
+            record may not look at its image after its latents; 0 switches it off.
+        relaxation: share of the steps, at the end, without the loss on the regions and with
+            the answer's gradient flowing through the model's own latents.
+    """
+
+    steps: int = 8
+    target: RoiTarget = "roi_pooled"
+    loss: RoiLoss = "cosine"
+    weight: float = 1.0
+    self_fed: float = 0.5
+    bottleneck_first: float = 0.0
+    bottleneck_last: float = 0.0
+    relaxation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 64:
+            raise ValueError(f"steps must lie in 1 to 64, not {self.steps}.")
+        if not self.weight >= 0.0:
+            raise ValueError(f"weight must not be negative, not {self.weight}.")
+        for name in ("self_fed", "bottleneck_first", "bottleneck_last", "relaxation"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie in 0 to 1, not {getattr(self, name)}.")
+
+    def slots(self, boxes: Sequence[Box], grid: PatchGrid) -> int:
+        """How many slots a record with these regions of interest has."""
+        return self.steps if self.target == "roi_pooled" else len(roi_cells(boxes, grid))
+
+    def at(self, share: float) -> LatentStep:
+        """The settings when `share` of the training is done, in [0, 1)."""
+        supervised = 1.0 - self.relaxation
+        relaxed = share >= supervised
+        rise = 1.0 if relaxed else share / supervised
+        return LatentStep(
+            config=self,
+            own=self.self_fed * rise,
+            bottleneck=self.bottleneck_first
+            + share * (self.bottleneck_last - self.bottleneck_first),
+            relaxed=relaxed,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentStep:
+    """The settings of one step.
+
+    Attributes:
+        config: what they come from.
+        own: probability of feeding the model its own latents.
+        bottleneck: probability of the bottleneck.
+        relaxed: whether the relaxation has begun.
+    """
+
+    config: LatentConfig
+    own: float
+    bottleneck: float
+    relaxed: bool
+
+    @property
+    def roi_weight(self) -> float:
+        """Weight of the loss on the regions."""
+        return 0.0 if self.relaxed else self.config.weight
+
+    def feeding(self, rng: np.random.Generator) -> Feeding:
+        """What goes into the slots of the next batch."""
+        if self.relaxed:
+            return "relaxed"
+        return "own" if rng.random() < self.own else "teacher"
+
+
+def bottleneck_mask(
+    images: torch.Tensor, slots: torch.Tensor, probability: float, rng: np.random.Generator
+) -> torch.Tensor | None:
+    """Who may attend to whom when some records are bottled; None when none is.
+
+    In a bottled record nothing after the last slot attends to the columns from the first image
+    token to the one that opens the segment: the image, and the text that has read it. The
+    question stands before the image. The slots themselves see everything.
+
+    Args:
+        images: bool `(B, T)`, True at image tokens.
+        slots: bool `(B, T)`, True at latent slots.
+        probability: that a record with slots is bottled.
+        rng: draws which.
+
+    Returns:
+        Bool `(B, 1, T, T)`, True where a query (second last axis) may attend to a key.
+    """
+    if probability <= 0.0:
+        return None
+    bottled = [
+        row for row in range(len(slots)) if bool(slots[row].any()) and rng.random() < probability
+    ]
+    if not bottled:
+        return None
+    batch, length = slots.shape
+    columns = torch.arange(length)
+    mask = torch.ones(length, length, dtype=torch.bool).tril().repeat(batch, 1, 1)
+    for row in bottled:
+        places = torch.nonzero(slots[row]).flatten()
+        first = int(torch.nonzero(images[row]).flatten()[0])
+        readers = (columns >= first) & (columns < int(places[0]))
+        mask[row] &= ~((columns > int(places[-1]))[:, None] & readers[None, :])
+    return mask[:, None]
