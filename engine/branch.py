@@ -65,6 +65,7 @@ class Branch:
         pending: the token that is to be fed next; None while one is to be decided.
         reason: why the branch ended; None while it runs.
         reported: whether its end has been told.
+        failed_calls: zoom calls that could not be carried out.
         latent_column: column of the cache that holds `<|lat_start|>`, once it has been fed.
     """
 
@@ -98,7 +99,7 @@ class Branch:
         self._writer: CoordinateWriter | None = None
         self._writer_waits = False
         self._columns: list[int] = []
-        self._failed_calls = 0
+        self.failed_calls = 0
         self._calls_seen = 0
         self._latent_opened = False
         self._answer_forced = False
@@ -248,8 +249,8 @@ class Branch:
 
     def refuse_call(self, message: str) -> str:
         """What the model is told about a call that cannot be carried out."""
-        self._failed_calls += 1
-        answer = refusal(message, self._failed_calls, self.crops_left)
+        self.failed_calls += 1
+        answer = refusal(message, self.failed_calls, self.crops_left)
         self.last_turn = self.last_turn or answer == NO_ZOOMS_LEFT
         return answer
 

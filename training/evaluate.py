@@ -31,6 +31,7 @@ from training.questions import (
     lung_question,
 )
 from training.real_images import load_radiographs
+from training.trajectories import is_right
 
 # Two-sided 95% of the normal distribution.
 Z: Final = 1.959964
@@ -85,17 +86,11 @@ def outcome_of(question: Question, trace: Trace, seconds: float) -> Outcome:
         if isinstance(event, Failed):
             raise EvaluationError(f"A run failed ({event.code}): {event.message}")
     answered = trace.answered
-    right = False
-    if answered is not None and answered.valid:
-        if question.options:
-            right = answered.option == question.answer_index
-        else:
-            right = answered.text.strip().lower() == question.answer.lower()
     targets = [Box(*box) for box in question.target_boxes]
     return Outcome(
         family=question.family,
         kind=question.kind,
-        right=right,
+        right=answered is not None and is_right(question, answered),
         valid=answered is not None and answered.valid,
         overlap=_overlap(question, trace, targets),
         pointed=_pointed(trace, targets) if targets else None,

@@ -14,6 +14,7 @@ from training.loop import StepsConfig
 from training.questions import Question, lung_questions, questions_for
 from training.real_images import RealRadiograph, real_picture, shifted_view
 from training.records import Form, Record, RecordWriter
+from training.reports import REPORT_QUESTIONS
 from training.world import CROP_PADDING, Case, Picture, jittered, resized
 
 
@@ -101,6 +102,9 @@ class MixConfig:
     Attributes:
         zoom: of records that call the tool; 0 in pretraining's first stage.
         latent: of records with a latent segment.
+        report: of reports of the whole image (`training.reports`), before anything else.
+        conversation: of several questions about one image, before anything else.
+        turns: questions of a conversation.
         probe: of records that answer at once (belief probes).
         auto: of the records whose prompt leaves the choice to the model.
         real: of records about real radiographs.
@@ -111,11 +115,48 @@ class MixConfig:
     auto: float
     real: float
     latent: float = 0.0
+    report: float = 0.0
+    conversation: float = 0.0
+    turns: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("zoom", "probe", "auto", "real", "latent"):
+        for name in ("zoom", "probe", "auto", "real", "latent", "report", "conversation"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in 0 to 1, not {getattr(self, name)}.")
+        if self.report + self.conversation > 1.0:
+            raise ValueError("report and conversation must not be more than 1 together.")
+        if self.turns < 1:
+            raise ValueError(f"turns must be at least 1, not {self.turns}.")
+
+
+def phantom_record(
+    case: Case,
+    mix: MixConfig,
+    writer: RecordWriter,
+    rng: np.random.Generator,
+    latents: LatentConfig | None = None,
+) -> Record:
+    """One record about a phantom: a report, a conversation, or a single question."""
+    draw = rng.random()
+    if case.truth is not None and draw < mix.report:
+        words = REPORT_QUESTIONS[int(rng.integers(len(REPORT_QUESTIONS)))]
+        return writer.report(case.truth, case.view, words)
+    if case.truth is not None and draw < mix.report + mix.conversation:
+        return writer.conversation(conversation_about(case, mix.turns, rng), case.view)
+    return drawn_record(asked_of(case, rng), mix, writer, rng, latents)
+
+
+def conversation_about(case: Case, turns: int, rng: np.random.Generator) -> list[Question]:
+    """Different questions about a phantom, the one that it was made for among them."""
+    if case.truth is None or case.asked is None:
+        raise ValueError("A case without truth has no questions of its own.")
+    others = [q for q in questions_for(case.truth, rng) if q.family != case.asked.family]
+    # A fine question asks for a guess here; one in four is enough to keep its form.
+    coarse = [q for q in others if q.kind == "coarse" or rng.random() < 0.25]
+    kept = [coarse[i] for i in rng.permutation(len(coarse))[: turns - 1]]
+    questions = [case.asked, *kept]
+    questions = [questions[i] for i in rng.permutation(len(questions))]
+    return [q.as_open() if rng.random() < 0.2 else q for q in questions]
 
 
 def drawn_record(

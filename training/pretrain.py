@@ -27,9 +27,9 @@ from training.features import FeatureBank
 from training.language import (
     LanguageConfig,
     MixConfig,
-    asked_of,
     asked_of_real,
     drawn_record,
+    phantom_record,
     real_cases,
 )
 from training.language_loss import batch_loss
@@ -38,7 +38,8 @@ from training.loop import Report, prefixed, run_steps
 from training.materials import Materials, load_materials
 from training.out_of_distribution import fit_detector
 from training.questions import questions_for
-from training.records import RecordWriter, corpus
+from training.records import RecordWriter, corpus, seen_size
+from training.reports import report_text
 from training.world import (
     Case,
     WorldConfig,
@@ -112,7 +113,8 @@ def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> Qwen2Tokeni
         for question in questions_for(case.truth, rng)
     ]
     questions += [case.asked for case in cases[:2000] if case.asked]
-    return train_tokenizer(corpus(questions, rng))
+    reports = [report_text(case.truth, seen_size(case.view)) for case in cases[:400] if case.truth]
+    return train_tokenizer(corpus(questions, rng) + reports)
 
 
 def pretrain(config: PretrainConfig, report: Report) -> Path:
@@ -179,9 +181,10 @@ def train_language(
         for _ in range(stage.steps.batch):
             if real and rng.random() < stage.mix.real:
                 asked = asked_of_real(real[int(rng.integers(len(real)))], rng)
-            else:
-                asked = asked_of(materials.train[int(rng.integers(len(materials.train)))], rng)
-            records.append(drawn_record(asked, stage.mix, writer, rng, stage.latents))
+                records.append(drawn_record(asked, stage.mix, writer, rng, stage.latents))
+                continue
+            case = materials.train[int(rng.integers(len(materials.train)))]
+            records.append(phantom_record(case, stage.mix, writer, rng, stage.latents))
         latents = stage.latents.at(step / stage.steps.steps) if stage.latents else None
         return batch_loss(model, records, bank, tokenizer, rng, latents=latents)
 

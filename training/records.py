@@ -7,6 +7,7 @@ pictures in order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -23,13 +24,18 @@ from engine.prompt import (
     THINK_CLOSE,
     THINK_OPEN,
     answer_text,
+    assistant_head,
     option_letter,
     prompt_text,
+    question_text,
     tool_response_text,
+    turn,
     zoom_call_text,
 )
 from engine.request import METHODS, Method
+from training.phantoms.truth import Truth
 from training.questions import Question
+from training.reports import report_text, whole_pixels
 from training.world import Picture
 
 # The answer is one token among thirty, and the one that is asked for.
@@ -129,6 +135,39 @@ class RecordWriter:
             parts += [(IM_END, 1.0, None)]
         return self._joined(parts, tuple(Box(*box) for box in question.target_boxes))
 
+    def conversation(self, questions: Sequence[Question], view: Picture) -> Record:
+        """Several questions about one image, each in a turn of its own, answered directly.
+
+        The visual tokens are paid for once, so that a second of training holds about twice as
+        many answers.
+
+        Args:
+            questions: at least one; the first stands before the image, as everywhere.
+            view: the whole image.
+        """
+        first, *others = questions
+        head = prompt_text(
+            style="compact",
+            question_first=True,
+            method="direct",
+            question=first.text,
+            options=first.options,
+        )
+        parts: list[tuple[str, float, Picture | None]] = [(head, 0.0, view), *_answered(first)]
+        for question in others:
+            asked = question_text("compact", "direct", question.text, question.options)
+            between = f"\n{turn('user', asked)}{assistant_head()}"
+            parts += [(between, 0.0, None), *_answered(question)]
+        return self._joined(parts, ())
+
+    def report(self, truth: Truth, view: Picture, question: str) -> Record:
+        """A report of everything that there is, with places (`training.reports`)."""
+        head = prompt_text(
+            style="compact", question_first=True, method="direct", question=question, options=()
+        )
+        written = report_text(truth, seen_size(view))
+        return self._joined([(head, 0.0, view), (written, 1.0, None), (IM_END, 1.0, None)], ())
+
     def _joined(
         self, parts: list[tuple[str, float, Picture | None]], roi: tuple[Box, ...]
     ) -> Record:
@@ -142,15 +181,30 @@ class RecordWriter:
         return Record(ids, weights, tuple(picture for _, _, picture in parts if picture), roi)
 
 
+def _answered(question: Question) -> list[tuple[str, float, Picture | None]]:
+    """What the model writes to a question that the view answers, to the end of its turn."""
+    index = question.answer_index
+    letter = option_letter(index) if index is not None else question.answer
+    return [
+        (_thought(question.reasoning), 1.0, None),
+        (answer_text(letter), ANSWER_WEIGHT, None),
+        (IM_END, 1.0, None),
+    ]
+
+
+def seen_size(view: Picture) -> tuple[int, int]:
+    """Height and width of a picture, in pixels."""
+    height, width = view.pixels.shape
+    return int(height), int(width)
+
+
 def _thought(text: str) -> str:
     return f"{THINK_OPEN}{text}{THINK_CLOSE}\n"
 
 
 def seen_box(box: Box, view: Picture) -> tuple[int, int, int, int]:
     """A normalised box in whole pixels of the picture that the model sees."""
-    height, width = view.pixels.shape
-    x0, y0, x1, y1 = (round(value) for value in box.to_pixels(width, height))
-    return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
+    return whole_pixels(box, seen_size(view))
 
 
 def corpus(questions: list[Question], rng: np.random.Generator) -> list[str]:

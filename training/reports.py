@@ -1,0 +1,67 @@
+"""A written report of a phantom: every structure and finding in a fixed order, with its place.
+
+A question teaches the language model one or two words that depend on the image; a report teaches
+thirty. Trained on questions alone, the model learned their wording and no place.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine.geometry import Box
+from training.phantoms.truth import (
+    CONSOLIDATION,
+    EFFUSION,
+    LINE,
+    NODULE,
+    PNEUMOTHORAX,
+    TUBE,
+    Finding,
+    Truth,
+)
+
+REPORT_QUESTIONS: Final = (
+    "Describe the image.",
+    "What does the image show?",
+    "Write a report of the image.",
+)
+# From right to left as the image shows it, then inwards.
+_STRUCTURES: Final = (("right_lung", "right lung"), ("left_lung", "left lung"), ("heart", "heart"))
+_KINDS: Final = (NODULE, CONSOLIDATION, EFFUSION, PNEUMOTHORAX, TUBE, LINE)
+
+
+def report_text(truth: Truth, size: tuple[int, int]) -> str:
+    """One sentence for each lung, the heart and each kind of finding.
+
+    Args:
+        truth: what was drawn.
+        size: height and width of the image as the model sees it; boxes are in its pixels.
+    """
+    sentences = [
+        f"The {words} lies at {box_text(truth.anatomy[name].box, size)}."
+        for name, words in _STRUCTURES
+    ]
+    sentences[-1] = f"{sentences[-1][:-1]}, {truth.heart_size} in size."
+    for kind in _KINDS:
+        found = sorted(truth.of_kind(kind), key=lambda finding: finding.box)
+        sentences += [_sentence(finding, size) for finding in found] or [f"No {kind}."]
+    return " ".join(sentences)
+
+
+def _sentence(finding: Finding, size: tuple[int, int]) -> str:
+    place = finding.zone or finding.side
+    traits = [finding.attributes[name] for name in ("grade", "tip") if name in finding.attributes]
+    box = finding.focus if finding.kind in (TUBE, LINE) else finding.box
+    return ", ".join([f"{finding.kind.capitalize()}: {place}", *traits, box_text(box, size)]) + "."
+
+
+def box_text(box: tuple[float, float, float, float], size: tuple[int, int]) -> str:
+    """A box as the tool call writes it, in pixels of an image of `size`, height and width."""
+    return f"[{', '.join(str(value) for value in whole_pixels(Box(*box), size))}]"
+
+
+def whole_pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A normalised box in whole pixels of an image of `size`; never empty."""
+    height, width = size
+    x0, y0, x1, y1 = (round(value) for value in box.to_pixels(width, height))
+    return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)

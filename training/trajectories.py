@@ -1,0 +1,160 @@
+"""Rollouts of a policy as trajectories: what was fed, what was written, what it came to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from engine.engine import Engine
+from engine.forking import Forking, Origin, ZoomUncertainty
+from engine.geometry import Box
+from engine.prompt import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+from engine.request import Request
+from engine.rollout import Rollout
+from engine.sequence import FedSequence
+from engine.trace import Answered, Event, Reground, TokenStep
+from training.questions import Question
+from training.regrounding import BranchRule, branch_probability, mean_entropy
+from training.rewards import Outcome
+
+_TAG_PAIRS: Final = ((THINK_OPEN, THINK_CLOSE), (ANSWER_OPEN, ANSWER_CLOSE))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """One branch of a group.
+
+    Attributes:
+        sequence: what it was fed and what it wrote.
+        outcome: what the reward needs to know.
+        text: everything that it wrote, over all turns.
+        events: of the whole branch, what it shares with the branch it forked off included.
+        origin: where it forked; None for a branch from the prompt.
+    """
+
+    sequence: FedSequence
+    outcome: Outcome
+    text: str
+    events: tuple[Event, ...]
+    origin: Origin | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrajectoryGroup:
+    """The trajectories of one prompt.
+
+    Attributes:
+        trajectories: exactly as many as were asked for.
+        rises: entropy of the coordinates over that of the opening, nats, for every zoom call
+            that was complete while there was room to fork.
+        forwarded: positions that were sent through the language model.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    rises: tuple[float, ...]
+    forwarded: int
+
+
+def roll_out(
+    engine: Engine,
+    request: Request,
+    question: Question,
+    count: int,
+    forks: tuple[BranchRule, np.random.Generator] | None = None,
+) -> TrajectoryGroup:
+    """A group of `count` trajectories from one prefill.
+
+    Args:
+        engine: of the policy.
+        request: sampled, and without attention traces; branches differ in their seeds.
+        question: tells right from wrong.
+        count: trajectories.
+        forks: rule and draws of EVR: half of the trajectories begin at the prompt, the others
+            fork off them, and what forks leave over begins at the prompt. None: all begin
+            there.
+    """
+    decoder, _, start = engine.prepare(request)
+    rises: list[float] = []
+    forking = None if forks is None else Forking(count, _children(*forks, rises))
+    roots = count if forks is None else max(1, count // 2)
+    rollout = Rollout(decoder, start, count=roots, forking=forking)
+    events: dict[int, list[Event]] = {}
+    for branch, event in rollout.events():
+        events.setdefault(branch, []).append(event)
+    trajectories = tuple(_trajectory(rollout, number, events, question) for number in range(count))
+    return TrajectoryGroup(trajectories, tuple(rises), decoder.forwarded)
+
+
+def _children(
+    rule: BranchRule, rng: np.random.Generator, rises: list[float]
+) -> Callable[[ZoomUncertainty], int]:
+    """One draw for every zoom call: does the branch fork?"""
+
+    def children(uncertainty: ZoomUncertainty) -> int:
+        if not uncertainty.coordinates or not uncertainty.opening:
+            return 0
+        # Of this branch's own opening, so that the baseline is never another rollout's.
+        baseline = mean_entropy(uncertainty.opening, rule.opening)
+        tool = mean_entropy(uncertainty.coordinates)
+        rises.append(tool - baseline)
+        return int(rng.random() < branch_probability(baseline, tool, rule))
+
+    return children
+
+
+def _trajectory(
+    rollout: Rollout, number: int, events: Mapping[int, Sequence[Event]], question: Question
+) -> Trajectory:
+    branch = rollout.branches[number]
+    whole = whole_events(rollout.origins, number, events)
+    answered = next(event for event in whole if isinstance(event, Answered))
+    boxes = tuple(Box(*event.box) for event in whole if isinstance(event, Reground))
+    return Trajectory(
+        sequence=rollout.sequences[number],
+        outcome=Outcome(
+            correct=is_right(question, answered),
+            well_formed=well_formed(branch.text) and branch.failed_calls == 0,
+            boxes=boxes,
+        ),
+        text=branch.text,
+        events=tuple(whole),
+        origin=rollout.origins.get(number),
+    )
+
+
+def whole_events(
+    origins: Mapping[int, Origin], number: int, events: Mapping[int, Sequence[Event]]
+) -> list[Event]:
+    """A branch's events, those that it shares with the branch it forked off first."""
+    own = list(events.get(number, ()))
+    origin = origins.get(number)
+    if origin is None:
+        return own
+    shared: list[Event] = []
+    for event in whole_events(origins, origin.parent, events):
+        if isinstance(event, TokenStep) and event.index >= origin.tokens:
+            break
+        shared.append(event)
+    return shared + own
+
+
+def is_right(question: Question, answered: Answered) -> bool:
+    """Whether an answer is the question's; an invalid one never is."""
+    if not answered.valid:
+        return False
+    if question.options:
+        return answered.option == question.answer_index
+    return answered.text.strip().lower() == question.answer.lower()
+
+
+def well_formed(text: str) -> bool:
+    """Whether tags open and close in turn, and there is exactly one answer."""
+    for opening, closing in _TAG_PAIRS:
+        marks = re.findall(f"{re.escape(opening)}|{re.escape(closing)}", text)
+        if marks != [opening, closing] * (len(marks) // 2):
+            return False
+    return text.count(ANSWER_OPEN) == 1
