@@ -49,6 +49,13 @@ CONTRAST_DEVIATION = 0.12
 TEXTURE_GAIN = 2.0
 # Discrete cosines of a patch with fewer half-waves than this are slow: shading, edges of organs.
 SLOW_HALF_WAVES = 2.5
+# Standard deviation of text embeddings; transformers' own 0.02 is lost beside the first layers.
+EMBEDDING_DEVIATION = 0.1
+# Of the projections that write into the residual stream, against one over the square root of
+# their inputs: what a token is must not be drowned by what the first layers add to it.
+RESIDUAL_GAIN = 0.3
+# Root mean square of a visual token once centred (`centre_visual_tokens`).
+VISUAL_SCALE = 0.5
 CONTROL_TOKENS = (
     END_OF_TEXT,
     "<|im_start|>",
@@ -138,7 +145,10 @@ def embedded_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
             "rms_norm_eps": 1e-6,
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 10000.0,
+                # Sequences are a few hundred positions long and grids have eight rows and
+                # columns: at Qwen's own base of a million the slowest angles, which are those
+                # of the columns, would not move at all.
+                "rope_theta": 50.0,
                 "mrope_section": [4, 6, 6],
             },
             "bos_token_id": token_id(END_OF_TEXT),
@@ -187,10 +197,35 @@ def new_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VLForConditionalGeneration:
             for module in part.modules():
                 if isinstance(module, nn.Linear):
                     module.weight.normal_(std=module.in_features**-0.5)
+        for layer in model.model.language_model.layers:
+            layer.self_attn.o_proj.weight.mul_(RESIDUAL_GAIN)
+            layer.mlp.down_proj.weight.mul_(RESIDUAL_GAIN)
+        words: nn.Embedding = model.model.language_model.embed_tokens
+        words.weight.normal_(std=EMBEDDING_DEVIATION)
         for block in model.model.visual.blocks:
             block.mlp.up_proj.weight.copy_(block.mlp.gate_proj.weight)
         _draw_patch_filters(model.model.visual.patch_embed.proj.weight)
     return model
+
+
+@torch.no_grad()
+def centre_visual_tokens(model: Qwen2_5_VLForConditionalGeneration, tokens: torch.Tensor) -> None:
+    """Changes the last layer of the tower so that its tokens have no mean and a set scale.
+
+    After the dense warm-up half of a token's energy was one vector that all tokens share, and
+    its norm was a hundred times that of a word: the language model's layers could add nothing
+    to it. The change is affine, so no information is lost.
+
+    Args:
+        model: changed in place.
+        tokens: `(N, D)`, visual tokens of training views.
+    """
+    mean = tokens.mean(0)
+    scale = VISUAL_SCALE / (tokens - mean).square().mean().sqrt()
+    merger: Any = model.model.visual.merger
+    last: nn.Linear = merger.mlp[-1]
+    last.weight.mul_(scale)
+    last.bias.sub_(mean).mul_(scale)
 
 
 def _draw_patch_filters(filters: torch.Tensor) -> None:

@@ -21,7 +21,12 @@ from transformers import (
 
 from training.calibration import entropy_threshold
 from training.dense_warmup import DensePartConfig, warm_up
-from training.embedded import embedded_config, new_model, train_tokenizer
+from training.embedded import (
+    centre_visual_tokens,
+    embedded_config,
+    new_model,
+    train_tokenizer,
+)
 from training.export import ExportConfig, export_checkpoint
 from training.features import FeatureBank
 from training.language import (
@@ -127,6 +132,7 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
     tokenizer = make_tokenizer(config, materials.train)
     model = new_model(embedded_config(tokenizer))
     warm_up(model, config.vision, config.out, config.seed, materials, report)
+    centre_visual_tokens(model, some_tokens(model, materials.train))
     train_language(
         model,
         tokenizer,
@@ -136,6 +142,16 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
         report,
     )
     return calibrated_checkpoint(config.out, model, tokenizer, config.export, materials)
+
+
+def some_tokens(
+    model: Qwen2_5_VLForConditionalGeneration, cases: Sequence[Case], most: int = 256
+) -> torch.Tensor:
+    """Visual tokens of the views of some phantoms: `(N, D)`."""
+    bank = FeatureBank(model, seed=0)
+    views = [case.view for case in cases[:most]]
+    bank.add(views, variants=1)
+    return torch.cat(bank.draw(views, np.random.default_rng(0))).float()
 
 
 def calibrated_checkpoint(

@@ -18,7 +18,7 @@ PART = """
 """
 STEPS = "{steps: 2, batch: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}"
 WORLD = "{count: 29, seed: 3, split: SPLIT, crops_per_target: 1, shard: 29, workers: 1}"
-MIX = "{zoom: 0.5, probe: 0.2, auto: 0.1, real: 0.0}"
+MIX = "{zoom: 0.5, probe: 0.2, auto: 0.1, real: 0.0, report: 0.2, conversation: 0.3}"
 
 
 def config(folder: Path, extra: str) -> str:

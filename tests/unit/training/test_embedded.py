@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from training.embedded import TEXTURE_GAIN, embedded_config, new_model, train_tokenizer
+from training.embedded import (
+    EMBEDDING_DEVIATION,
+    RESIDUAL_GAIN,
+    TEXTURE_GAIN,
+    VISUAL_SCALE,
+    centre_visual_tokens,
+    embedded_config,
+    new_model,
+    train_tokenizer,
+)
+from training.vision import visual_tokens
 
 SIDE = 14
 
@@ -52,3 +62,34 @@ def test_texture_is_heard_louder_by_the_texture_filters(tower) -> None:
     half, eighth = len(loudness) // 2, len(loudness) // 8
     ratio = float(loudness[half:].mean() / loudness[eighth:half].mean())
     assert ratio == pytest.approx(TEXTURE_GAIN, rel=0.1)
+
+
+def test_centred_tokens_hold_the_same_and_have_no_mean() -> None:
+    """Affine: the old tokens minus their mean, at the set scale."""
+    tokenizer = train_tokenizer(["a nodule"] * 3, vocabulary=400)
+    torch.manual_seed(0)
+    model = new_model(embedded_config(tokenizer)).eval()
+    images = [torch.rand(6, 84, 84, generator=torch.Generator().manual_seed(2)) * 255]
+    with torch.no_grad():
+        before = visual_tokens(model, images)
+        centre_visual_tokens(model, before)
+        after = visual_tokens(model, images)
+    torch.testing.assert_close(after.mean(0), torch.zeros(192), atol=1e-4, rtol=0)
+    assert float(after.square().mean().sqrt()) == pytest.approx(VISUAL_SCALE, rel=1e-3)
+    centred = before - before.mean(0)
+    factor = VISUAL_SCALE / centred.square().mean().sqrt()
+    torch.testing.assert_close(after, centred * factor, atol=1e-4, rtol=1e-3)
+
+
+def test_words_and_layers_begin_at_scales_that_suit_each_other() -> None:
+    tokenizer = train_tokenizer(["a nodule"] * 3, vocabulary=400)
+    torch.manual_seed(0)
+    model = new_model(embedded_config(tokenizer)).eval()
+    words = model.get_input_embeddings().weight
+    assert float(words.detach().std()) == pytest.approx(EMBEDDING_DEVIATION, rel=0.02)
+    assert model.lm_head.weight is words
+    layer = model.model.language_model.layers[0]
+    assert float(layer.mlp.down_proj.weight.detach().std()) == pytest.approx(
+        RESIDUAL_GAIN * 576**-0.5, rel=0.02
+    )
+    assert float(layer.self_attn.q_proj.weight.detach().std()) == pytest.approx(192**-0.5, rel=0.02)

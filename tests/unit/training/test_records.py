@@ -8,8 +8,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from engine.geometry import FULL_IMAGE, Box
 from engine.prompt import IMAGE_PAD
 from training.embedded import embedded_config, train_tokenizer
-from training.questions import Question
+from training.questions import Question, case_for
 from training.records import ANSWER_WEIGHT, RecordWriter, corpus, seen_box
+from training.reports import report_text
 from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, Picture
 
 QUESTION = Question(
@@ -76,6 +77,46 @@ def test_probes_learn_the_answer_alone(tokenizer, form: str) -> None:
     )
     assert learned(tokenizer, record) == "<answer>B</answer>"
     assert max(record.weights) == ANSWER_WEIGHT
+
+
+def test_a_conversation_holds_its_image_once_and_learns_every_answer(tokenizer) -> None:
+    record = RecordWriter(tokenizer).conversation([QUESTION, QUESTION.as_open()], picture())
+    turn = "<think>There is a nodule in the left lower zone. Its margin is smooth.</think>\n"
+    assert learned(tokenizer, record) == (
+        f"{turn}<answer>B</answer><|im_end|>{turn}<answer>smooth</answer><|im_end|>"
+    )
+    text = tokenizer.decode(record.ids)
+    assert record.ids.count(tokenizer.convert_tokens_to_ids(IMAGE_PAD)) == 8 * 7
+    assert text.count("Method: direct.") == 1
+    assert text.count("A. spiculated\nB. smooth") == 1
+    assert "<|im_end|>\n<|im_start|>user\nWhat is the margin of the nodule?<|im_end|>\n" in text
+    # The first question stands before the image, so that its record is a record alone.
+    alone = RecordWriter(tokenizer).write(QUESTION, "direct", picture())
+    assert record.ids[: len(alone.ids)] == alone.ids
+    assert record.weights[: len(alone.weights)] == alone.weights
+
+
+def test_a_report_is_learned_whole(tokenizer) -> None:
+    truth = case_for("nodule_margin", "smooth", 8).phantom().truth
+    record = RecordWriter(tokenizer).report(truth, picture(), "Describe the image.")
+    said = learned(tokenizer, record)
+    assert said == report_text(truth, (224, 196)) + "<|im_end|>"
+
+
+def test_a_report_names_structures_and_every_kind_of_finding() -> None:
+    truth = case_for("nodule_margin", "smooth", 8).phantom().truth
+    report = report_text(truth, (224, 196))
+    nodules = truth.of_kind("nodule")
+    assert nodules
+    for nodule in nodules:
+        x0, y0, x1, y1 = seen_box(Box(*nodule.box), picture())
+        assert f"Nodule: {nodule.zone}, [{x0}, {y0}, {x1}, {y1}]." in report
+    assert report.startswith("The right lung lies at [")
+    assert f"{truth.heart_size} in size." in report
+    for kind in ("consolidation", "pleural effusion", "pneumothorax", "central line"):
+        shown = f"{kind.capitalize()}:" in report
+        assert shown == bool(truth.of_kind(kind))
+        assert (f"No {kind}." in report) != shown
 
 
 def test_open_question_is_answered_in_words(tokenizer) -> None:
