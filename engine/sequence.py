@@ -36,7 +36,8 @@ class FedSequence:
 
     Attributes:
         ids: token ids, images expanded to runs of the image pad, latents as the slot token.
-        positions: int64 `(3, n)` pieces, together as long as `ids`.
+        positions: int64 `(3, n)` of segments and plain numbers of single tokens, together as
+            long as `ids`.
         images: first column and visual tokens `(N, D)` of every image.
         latents: column and fed vector `(D,)` of every latent slot.
         written: what the branch wrote, in order.
@@ -44,7 +45,7 @@ class FedSequence:
     """
 
     ids: list[int] = field(default_factory=list)
-    positions: list[torch.Tensor] = field(default_factory=list)
+    positions: list[torch.Tensor | int] = field(default_factory=list)
     images: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     latents: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     written: list[WrittenToken] = field(default_factory=list)
@@ -55,7 +56,7 @@ class FedSequence:
         """M-RoPE ids of all columns: int64 `(3, T)` on the CPU."""
         if not self.positions:
             return torch.empty(3, 0, dtype=torch.int64)
-        return torch.cat([part.cpu() for part in self.positions], dim=1)
+        return torch.cat([_columns(part) for part in self.positions], dim=1)
 
     def extend(
         self,
@@ -78,7 +79,7 @@ class FedSequence:
     def feed(self, token_id: int, position: int) -> None:
         """A single token was fed."""
         self.ids.append(token_id)
-        self.positions.append(torch.full((3, 1), position))
+        self.positions.append(position)
 
     def feed_latent(self, slot_id: int, position: int, vector: torch.Tensor) -> None:
         """A latent slot was fed."""
@@ -94,12 +95,13 @@ class FedSequence:
 
         The token that the last of these columns predicts is not part of it.
         """
-        positions, left = [], columns
+        positions: list[torch.Tensor | int] = []
+        left = columns
         for part in self.positions:
-            positions.append(part[:, :left])
-            left -= positions[-1].shape[1]
             if left == 0:
                 break
+            positions.append(part if isinstance(part, int) else part[:, :left])
+            left -= 1 if isinstance(part, int) else min(left, part.shape[1])
         return FedSequence(
             self.ids[:columns],
             positions,
@@ -108,3 +110,8 @@ class FedSequence:
             [token for token in self.written if token.predictor < columns - 1],
             min(self.prompt, columns),
         )
+
+
+def _columns(part: torch.Tensor | int) -> torch.Tensor:
+    """Positions as int64 `(3, n)` on the CPU."""
+    return torch.full((3, 1), part) if isinstance(part, int) else part.cpu()

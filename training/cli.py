@@ -65,6 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, default=500)
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--split", choices=SPLITS, default="test")
+    evaluate.add_argument("--latent-steps", type=int, default=8, metavar="K")
+    evaluate.add_argument(
+        "--intervention",
+        choices=("none", "zero", "noise", "shuffle", "blind", "skip"),
+        default="none",
+        help="change to the latent steps of every question",
+    )
+    evaluate.add_argument(
+        "--bottleneck", action="store_true", help="answers see the image through latents alone"
+    )
     evaluate.add_argument("--traces", type=Path, help="folder for one trace a question")
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(command=_evaluate)

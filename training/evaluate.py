@@ -9,8 +9,8 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +18,15 @@ import torch
 
 from engine.engine import Engine
 from engine.geometry import Box
-from engine.request import Budgets, DisplayImage, Method, Request, Tracing
+from engine.request import (
+    Budgets,
+    DisplayImage,
+    Interventions,
+    LatentIntervention,
+    Method,
+    Request,
+    Tracing,
+)
 from engine.trace import EvidenceMap, Failed, OutOfDistribution, RunStarted, Trace
 from engine.trace_io import write_trace
 from training.out_of_distribution import area_under_curve
@@ -64,6 +72,9 @@ class Outcome:
         overlap: intersection over union of the first zoom box with the nearest target; 0 for a
             fine question without a zoom; None where that says nothing.
         pointed: whether the reasoning's attention peaks in a target; None without targets.
+        latent_attended, latent_alike: whether the latent steps' attention, and their similarity
+            to the visual tokens, averaged over the steps, peak in a target; None without
+            targets or latent steps.
     """
 
     family: str
@@ -72,6 +83,8 @@ class Outcome:
     valid: bool
     overlap: float | None
     pointed: bool | None
+    latent_attended: bool | None
+    latent_alike: bool | None
     zooms: int
     seconds: float
 
@@ -93,7 +106,11 @@ def outcome_of(question: Question, trace: Trace, seconds: float) -> Outcome:
         right=answered is not None and is_right(question, answered),
         valid=answered is not None and answered.valid,
         overlap=_overlap(question, trace, targets),
-        pointed=_pointed(trace, targets) if targets else None,
+        pointed=_pointed(_reasoning_maps(trace), targets),
+        latent_attended=_pointed(
+            [m for step in trace.latents for m in step.attention if m.image == 0], targets
+        ),
+        latent_alike=_pointed([step.similarity for step in trace.latents], targets),
         zooms=len(trace.regrounds),
         seconds=seconds,
     )
@@ -108,16 +125,19 @@ def _overlap(question: Question, trace: Trace, targets: Sequence[Box]) -> float 
     return max(box.intersection_over_union(target) for target in targets)
 
 
-def _pointed(trace: Trace, targets: Sequence[Box]) -> bool | None:
-    """Pointing game (Zhang et al., arXiv 1608.00507): does the peak lie in a target?"""
-    maps = [
+def _reasoning_maps(trace: Trace) -> list[EvidenceMap]:
+    return [
         evidence
         for token in trace.tokens
         if token.segment == "reasoning"
         for evidence in token.attention
         if evidence.image == 0
     ]
-    if not maps:
+
+
+def _pointed(maps: Sequence[EvidenceMap], targets: Sequence[Box]) -> bool | None:
+    """Pointing game (Zhang et al., arXiv 1608.00507): does the peak lie in a target?"""
+    if not maps or not targets:
         return None
     mean = sum(evidence.to_array() for evidence in maps)
     return _peak_in(mean, maps[0], targets)
@@ -153,6 +173,12 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "mean_iou_count": len(overlaps),
         "mean_iou_ci95": _bootstrap(overlaps),
         "pointing_game": _mean(pointed),
+        "latent_attention_pointing_game": _mean(
+            outcome.latent_attended for outcome in outcomes if outcome.latent_attended is not None
+        ),
+        "latent_similarity_pointing_game": _mean(
+            outcome.latent_alike for outcome in outcomes if outcome.latent_alike is not None
+        ),
         "zooms_per_question": _mean(outcome.zooms for outcome in outcomes),
         "seconds_per_question": _mean(outcome.seconds for outcome in outcomes),
     }
@@ -173,22 +199,75 @@ def _bootstrap(values: Sequence[float], rounds: int = 2000) -> list[float] | Non
     return [float(low), float(high)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskConfig:
+    """How every question of a benchmark is asked, greedily.
+
+    Attributes:
+        latents: intervention on the latent steps.
+        latent_steps: K.
+        bottleneck: whether answers see the image through the latents alone.
+    """
+
+    method: Method = "direct"
+    seed: int = 0
+    latents: LatentIntervention = "none"
+    latent_steps: int = 8
+    bottleneck: bool = False
+
+
 def ask(
-    engine: Engine, image: DisplayImage, question: Question, method: Method, seed: int
+    engine: Engine,
+    image: DisplayImage,
+    question: Question,
+    config: AskConfig,
+    donor: tuple[bytes, ...] = (),
 ) -> tuple[Trace, float]:
-    """One question through the engine, greedily; the trace and the seconds it took."""
+    """One question through the engine, greedily; the trace and the seconds it took.
+
+    `donor` holds the latents of another image's run, for the intervention `shuffle`.
+    """
     request = Request(
         image=image,
         question=question.text,
         options=question.options,
-        method=method,
-        seed=seed,
-        budgets=Budgets(max_new_tokens=MAX_NEW_TOKENS),
+        method=config.method,
+        seed=config.seed,
+        budgets=Budgets(max_new_tokens=MAX_NEW_TOKENS, latent_steps=config.latent_steps),
+        bottleneck=config.bottleneck,
+        interventions=Interventions(latents=config.latents, latent_donor=donor),
         tracing=Tracing(belief=False),
     )
     began = time.monotonic()
     trace = Trace.from_events(engine.stream(request))
     return trace, time.monotonic() - began
+
+
+def asked_in_turn(
+    engine: Engine, asked: Iterable[tuple[DisplayImage, Question]], config: AskConfig
+) -> Iterator[tuple[Question, Trace, float]]:
+    """Every question with its run.
+
+    For `shuffle` each question is first run as it is, and then with the latents of the one
+    before it (the first: of the last).
+
+    Raises:
+        EvaluationError: latents are to be shuffled, and there is only one question.
+    """
+    if config.latents != "shuffle":
+        for image, question in asked:
+            yield question, *ask(engine, image, question, config)
+        return
+    listed = list(asked)
+    if len(listed) < 2:
+        raise EvaluationError("Shuffling latents across images needs at least two questions.")
+    plain = replace(config, latents="none")
+    donors = [
+        tuple(step.vector for step in ask(engine, image, question, plain)[0].latents)
+        for image, question in listed
+    ]
+    for number, (image, question) in enumerate(listed):
+        yield question, *ask(engine, image, question, config, donors[number - 1])
 
 
 def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) -> str:
@@ -203,9 +282,18 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
     if options.benchmark == "distribution":
         return _distribution(engine, options, report)
     asked = _phantoms(options) if options.benchmark == "phantoms" else _lungs(options)
+    config = AskConfig(
+        method=options.method,
+        seed=options.seed,
+        latents=options.intervention,
+        latent_steps=options.latent_steps,
+        bottleneck=options.bottleneck,
+    )
+    if config.latents != "none" and config.method != "latent":
+        raise EvaluationError("--intervention changes latent steps: it needs --method latent.")
     outcomes = []
-    for number, (image, question) in enumerate(asked, start=1):
-        trace, seconds = ask(engine, image, question, options.method, options.seed)
+    runs = asked_in_turn(engine, asked, config)
+    for number, (question, trace, seconds) in enumerate(runs, start=1):
         outcomes.append(outcome_of(question, trace, seconds))
         if options.traces:
             options.traces.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,8 @@ def outcome(**changes: object) -> Outcome:
         "valid": True,
         "overlap": None,
         "pointed": None,
+        "latent_attended": None,
+        "latent_alike": None,
         "zooms": 0,
         "seconds": 1.0,
     }
@@ -31,7 +33,7 @@ def test_table_counts_each_group() -> None:
     table = summary(
         [
             outcome(),
-            outcome(right=False, family="nodule_side"),
+            outcome(right=False, family="nodule_side", latent_attended=True, latent_alike=False),
             outcome(kind="fine", family="nodule_margin", overlap=0.8, zooms=1, pointed=True),
             outcome(
                 kind="fine",
@@ -56,6 +58,8 @@ def test_table_counts_each_group() -> None:
     assert table["invalid_rate"] == 0.25
     assert table["mean_iou"] == pytest.approx(0.4)
     assert table["pointing_game"] == 0.5
+    assert table["latent_attention_pointing_game"] == 1.0
+    assert table["latent_similarity_pointing_game"] == 0.0
     assert table["zooms_per_question"] == 0.25
     assert table["seconds_per_question"] == 1.0
 
