@@ -108,8 +108,8 @@ def warm_up(
     seed: int,
     materials: Materials,
     report: Report,
-) -> None:
-    """Trains the tower in parts; the heads are kept with their state in `out`, not exported."""
+) -> DenseHeads:
+    """Trains the tower in parts and returns its heads, which are not exported."""
     heads = DenseHeads(model.config.get_text_config().hidden_size)
     pool = DensePool.of(materials)
     for part in parts:
@@ -125,6 +125,7 @@ def warm_up(
             ),
             evaluate_every=250,
         )
+    return heads
 
 
 @dataclass(frozen=True, slots=True)

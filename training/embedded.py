@@ -145,10 +145,7 @@ def embedded_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
             "rms_norm_eps": 1e-6,
             "rope_parameters": {
                 "rope_type": "default",
-                # Sequences are a few hundred positions long and grids have eight rows and
-                # columns: at Qwen's own base of a million the slowest angles, which are those
-                # of the columns, would not move at all.
-                "rope_theta": 50.0,
+                "rope_theta": 10000.0,
                 "mrope_section": [4, 6, 6],
             },
             "bos_token_id": token_id(END_OF_TEXT),

@@ -21,6 +21,7 @@ from transformers import (
 
 from training.calibration import entropy_threshold
 from training.dense_warmup import DensePartConfig, warm_up
+from training.detectors import attend_to_findings
 from training.embedded import (
     centre_visual_tokens,
     embedded_config,
@@ -131,7 +132,8 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
     )
     tokenizer = make_tokenizer(config, materials.train)
     model = new_model(embedded_config(tokenizer))
-    warm_up(model, config.vision, config.out, config.seed, materials, report)
+    heads = warm_up(model, config.vision, config.out, config.seed, materials, report)
+    attend_to_findings(model, heads)
     centre_visual_tokens(model, some_tokens(model, materials.train))
     train_language(
         model,
