@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 
 from training.batches import Batch, collate
 from training.features import FeatureBank
-from training.latents import Feeding, LatentStep
+from training.latents import Feeding, LatentPhase
 from training.records import Record
 from training.roi import RoiLoss, roi_loss
 
@@ -152,7 +152,7 @@ def batch_loss(
     rng: np.random.Generator,
     *,
     chunk: int = 16,
-    latents: LatentStep | None = None,
+    latents: LatentPhase | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The mean loss of records, `chunk` of similar length at a time: next to no padding.
 

@@ -60,12 +60,12 @@ class LatentConfig:
         """How many slots a record with these regions of interest has."""
         return self.steps if self.target == "roi_pooled" else len(roi_cells(boxes, grid))
 
-    def at(self, share: float) -> LatentStep:
+    def at(self, share: float) -> LatentPhase:
         """The settings when `share` of the training is done, in [0, 1)."""
         supervised = 1.0 - self.relaxation
         relaxed = share >= supervised
         rise = 1.0 if relaxed else share / supervised
-        return LatentStep(
+        return LatentPhase(
             config=self,
             own=self.self_fed * rise,
             bottleneck=self.bottleneck_first
@@ -75,7 +75,7 @@ class LatentConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LatentStep:
+class LatentPhase:
     """The settings of one step.
 
     Attributes:

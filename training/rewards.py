@@ -47,7 +47,7 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class TrajectoryOutcome:
     """What the reward needs to know of a trajectory.
 
     Attributes:
@@ -76,7 +76,7 @@ class RewardParts:
 
 
 def group_rewards(
-    outcomes: Sequence[Outcome], config: RewardConfig
+    outcomes: Sequence[TrajectoryOutcome], config: RewardConfig
 ) -> tuple[tuple[RewardParts, ...], Consensus]:
     """Rewards of the trajectories of one prompt, and where the successful ones agreed."""
     consensus = consensus_of(
@@ -95,7 +95,7 @@ def group_rewards(
     return parts, consensus
 
 
-def _tool_reward(outcome: Outcome, agreed: float, rule: ToolReward) -> float:
+def _tool_reward(outcome: TrajectoryOutcome, agreed: float, rule: ToolReward) -> float:
     if rule == "none" or not outcome.boxes:
         return 0.0
     if rule == "unconditional":

@@ -15,7 +15,7 @@ from engine.geometry import Box, BoxError
 from training.config import ConfigError, build
 from training.consensus import Mask
 from training.regrounding import PRESETS, BranchRule, branch_probability, mean_entropy
-from training.rewards import Outcome, RewardConfig, group_advantages, group_rewards
+from training.rewards import RewardConfig, TrajectoryOutcome, group_advantages, group_rewards
 
 MOST_TRAJECTORIES = 1024
 MOST_BOXES = 256
@@ -32,7 +32,7 @@ class ScoredTrajectory:
         tools: mean entropy of the coordinates of each zoom call.
     """
 
-    outcome: Outcome
+    outcome: TrajectoryOutcome
     baseline: tuple[float, ...] = ()
     tools: tuple[float, ...] = ()
 
@@ -119,7 +119,7 @@ def _trajectory(raw: Any, where: str) -> ScoredTrajectory:  # noqa: ANN401
     if tools and "baseline_entropy" not in raw:
         raise ConfigError(f"'{where}.tool_entropies' need a 'baseline_entropy' beside them.")
     return ScoredTrajectory(
-        outcome=Outcome(
+        outcome=TrajectoryOutcome(
             correct=raw["correct"],
             well_formed=well_formed,
             boxes=tuple(_box(box, f"{where}.boxes[{i}]") for i, box in enumerate(boxes)),

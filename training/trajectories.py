@@ -19,7 +19,7 @@ from engine.sequence import FedSequence
 from engine.trace import Answered, Event, Reground, TokenStep
 from training.questions import Question
 from training.regrounding import BranchRule, branch_probability, mean_entropy
-from training.rewards import Outcome
+from training.rewards import TrajectoryOutcome
 
 _TAG_PAIRS: Final = ((THINK_OPEN, THINK_CLOSE), (ANSWER_OPEN, ANSWER_CLOSE))
 
@@ -37,7 +37,7 @@ class Trajectory:
     """
 
     sequence: FedSequence
-    outcome: Outcome
+    outcome: TrajectoryOutcome
     text: str
     events: tuple[Event, ...]
     origin: Origin | None
@@ -115,7 +115,7 @@ def _trajectory(
     boxes = tuple(Box(*event.box) for event in whole if isinstance(event, Reground))
     return Trajectory(
         sequence=rollout.sequences[number],
-        outcome=Outcome(
+        outcome=TrajectoryOutcome(
             correct=is_right(question, answered),
             well_formed=well_formed(branch.text) and branch.failed_calls == 0,
             boxes=boxes,

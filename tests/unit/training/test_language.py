@@ -5,54 +5,14 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from engine.geometry import FULL_IMAGE, Box
+from engine.geometry import Box
+from tests.unit.training.conftest import TARGET, picture, question
 from training.batches import collate
-from training.embedded import embedded_config, new_model, train_tokenizer
 from training.features import FeatureBank
 from training.language import Asked, MixConfig, drawn_record
 from training.language_loss import batch_loss, language_loss
 from training.out_of_distribution import Detector, area_under_curve, distances
-from training.questions import Question
-from training.records import RecordWriter, corpus
-from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, Picture
-
-TARGET = (0.25, 0.5, 0.5, 0.75)
-
-
-def question(kind: str = "fine", targets: tuple[tuple[float, ...], ...] = (TARGET,)) -> Question:
-    return Question(
-        family="nodule_margin",
-        kind=kind,
-        text="What is the margin of the nodule?",
-        options=("spiculated", "smooth"),
-        answer="smooth",
-        target_boxes=targets,
-        reasoning="Its margin is smooth.",
-        reasoning_before_zoom="There is a nodule.",
-        reasoning_after_zoom="Its margin is smooth.",
-    )
-
-
-def picture(seed: int, height: int, width: int) -> Picture:
-    cells = height // 28 * (width // 28)
-    return Picture(
-        pixels=np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8),
-        region=FULL_IMAGE,
-        cover=np.zeros((cells, len(COVER_NAMES)), dtype=np.uint8),
-        attributes=np.full((cells, len(ATTRIBUTES)), -1, dtype=np.int8),
-        edges=np.full((cells, len(BOX_GROUPS), 4), np.nan, dtype=np.float16),
-    )
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(corpus([question()] * 3, np.random.default_rng(0)), vocabulary=400)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    torch.manual_seed(0)
-    return new_model(embedded_config(tokenizer)).eval()
+from training.records import RecordWriter
 
 
 @pytest.fixture(scope="module")

@@ -16,28 +16,16 @@ from engine.processor import ImageProcessor
 from engine.request import Budgets, DisplayImage, Request, Tracing
 from engine.trace import LatentStep as LatentEvent
 from engine.trace import TokenStep
-from tests.unit.training.test_language import picture, question
+from tests.unit.training.conftest import picture, question
 from training.batches import Batch, collate
-from training.embedded import embedded_config, new_model, train_tokenizer
 from training.features import FeatureBank
 from training.language import Asked, MixConfig, drawn_record
 from training.language_loss import batch_loss, hidden_states, language_loss, self_fed, slot_means
 from training.latents import LatentConfig, bottleneck_mask
-from training.records import ANSWER_WEIGHT, RecordWriter, corpus
+from training.records import ANSWER_WEIGHT, RecordWriter
 
 STEPS = 3
 CONFIG = LatentConfig(steps=STEPS)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(corpus([question()] * 3, np.random.default_rng(0)), vocabulary=400)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    torch.manual_seed(0)
-    return new_model(embedded_config(tokenizer)).eval()
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,16 @@ import pytest
 
 from engine.geometry import Box
 from training.regrounding import PRESETS, BranchRule, branch_probability, mean_entropy
-from training.rewards import Outcome, RewardConfig, group_advantages, group_rewards
+from training.rewards import RewardConfig, TrajectoryOutcome, group_advantages, group_rewards
 
 LEFT, RIGHT = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 1.0, 1.0)
 GROUP = (
-    Outcome(correct=True, well_formed=True, boxes=(LEFT,)),
-    Outcome(correct=True, well_formed=True, boxes=(LEFT,)),
-    Outcome(correct=True, well_formed=False, boxes=(RIGHT,)),
-    Outcome(correct=True, well_formed=True),
-    Outcome(correct=False, well_formed=True, boxes=(LEFT,)),
-    Outcome(correct=False, well_formed=False),
+    TrajectoryOutcome(correct=True, well_formed=True, boxes=(LEFT,)),
+    TrajectoryOutcome(correct=True, well_formed=True, boxes=(LEFT,)),
+    TrajectoryOutcome(correct=True, well_formed=False, boxes=(RIGHT,)),
+    TrajectoryOutcome(correct=True, well_formed=True),
+    TrajectoryOutcome(correct=False, well_formed=True, boxes=(LEFT,)),
+    TrajectoryOutcome(correct=False, well_formed=False),
 )
 
 
