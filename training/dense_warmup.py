@@ -6,15 +6,24 @@ The targets and losses of a single batch are in `training.vision`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from training.dense_scores import dense_scores
+from training.image_labels import (
+    ImageHeads,
+    ImageWeights,
+    answer_scores,
+    image_loss,
+    labelled_crop,
+    labelled_view,
+)
 from training.loop import Report, StepsConfig, prefixed, run_steps
 from training.materials import Materials
 from training.real_images import RealRadiograph, real_picture, shifted_view
@@ -89,12 +98,15 @@ class DensePartConfig:
 
     Attributes:
         name: of the folder that keeps its state.
+        weights: of what every token covers.
+        image: of what the whole picture shows (`training.image_labels`); all 0: not taught.
     """
 
     name: str
     steps: StepsConfig
     mix: DenseMixConfig
     weights: DenseWeights
+    image: ImageWeights = field(default_factory=ImageWeights)
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -108,24 +120,56 @@ def warm_up(
     seed: int,
     materials: Materials,
     report: Report,
-) -> DenseHeads:
+) -> WarmUpHeads:
     """Trains the tower in parts and returns its heads, which are not exported."""
-    heads = DenseHeads(model.config.get_text_config().hidden_size)
+    width = model.config.get_text_config().hidden_size
+    heads = WarmUpHeads(DenseHeads(width), ImageHeads(width))
     pool = DensePool.of(materials)
+    views = [labelled_view(case) for case in materials.validation]
     for part in parts:
+        modules: dict[str, nn.Module] = {"tower": model.model.visual, "heads": heads.dense}
+        if part.image != ImageWeights():
+            modules["image_heads"] = heads.image
+
+        def scores(_: int, part: DensePartConfig = part) -> dict[str, float]:
+            found = dense_scores(
+                model, heads.dense, materials.validation, materials.real_validation
+            )
+            return found | (_answer_scores(model, heads.image, views) if part.image.answers else {})
+
         run_steps(
             folder=out / part.name,
-            modules={"tower": model.model.visual, "heads": heads},
-            rates={"heads": HEAD_RATE},
+            modules=modules,
+            rates={"heads": HEAD_RATE, "image_heads": HEAD_RATE},
             config=part.steps,
             loss_at=DenseStep(model, heads, pool, part, seed),
             report=prefixed(report, part.name),
-            evaluate=lambda _: dense_scores(
-                model, heads, materials.validation, materials.real_validation
-            ),
+            evaluate=scores,
             evaluate_every=250,
         )
     return heads
+
+
+def _answer_scores(
+    model: Qwen2_5_VLForConditionalGeneration, heads: ImageHeads, views: Sequence[Picture]
+) -> dict[str, float]:
+    """Share of answers that are read right from the mean token of each view."""
+    scores: dict[str, list[float]] = {}
+    for view in views:
+        image = torch.from_numpy(view.pixels.astype(np.float32))[None]
+        with torch.no_grad():
+            tokens = visual_tokens(model, [image])
+        for family, hits in answer_scores(heads, tokens, [view]).items():
+            scores.setdefault(family, []).extend(hits)
+    return {family: float(np.mean(hits)) for family, hits in scores.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpHeads:
+    """Readings of the tower that are thrown away after the warm-up."""
+
+    dense: DenseHeads
+    image: ImageHeads
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +177,7 @@ class DenseStep:
     """The loss of one step of the dense warm-up."""
 
     model: Qwen2_5_VLForConditionalGeneration
-    heads: DenseHeads
+    heads: WarmUpHeads
     pool: DensePool
     part: DensePartConfig
     seed: int
@@ -143,14 +187,15 @@ class DenseStep:
         rng = np.random.default_rng([self.seed, 2, step])
         pictures = dense_batch(self.pool, self.part.mix, rng)
         images = [torch.from_numpy(augmented(p.pixels, rng))[None] for p in pictures]
-        outputs = self.heads(visual_tokens(self.model, images))
-        parts = dense_loss(outputs, DenseTargets.of(pictures), known_cover_of(pictures))
-        weights = self.part.weights
-        loss = (
-            weights.cover * parts["cover"]
-            + weights.attributes * parts["attributes"]
-            + weights.edges * parts["edges"]
+        tokens = visual_tokens(self.model, images)
+        parts = dense_loss(
+            self.heads.dense(tokens), DenseTargets.of(pictures), known_cover_of(pictures)
         )
+        weights = asdict(self.part.weights)
+        if self.part.image != ImageWeights():
+            parts |= image_loss(self.heads.image, tokens, pictures)
+            weights |= asdict(self.part.image)
+        loss = torch.stack([weight * parts[name] for name, weight in weights.items()]).sum()
         return loss, {name: float(part.detach()) for name, part in parts.items()}
 
 
@@ -174,9 +219,9 @@ class DensePool:
             for picture in variants
         ]
         return cls(
-            [case.view for case in materials.train],
+            [labelled_view(case) for case in materials.train],
             crops,
-            [p for p in crops if (p.attributes[:, columns] >= 0).any()],
+            [labelled_crop(p) for p in crops if (p.attributes[:, columns] >= 0).any()],
             materials.real_train,
         )
 

@@ -1,67 +1,120 @@
-"""The language model's first attention begins as the finding detectors of the dense warm-up.
+"""The language model's first attentions begin as the finding detectors of the warm-up.
 
 A small finding covers one visual token of sixty-four. From random weights attention is nearly
 uniform, and in the mean of all tokens such a finding is lost: after fifty thousand answers the
 model told tubes and pneumothoraces, which cover many tokens, and neither nodules nor effusions.
 So every head of the first layer begins with a constant query, and a key that measures one
-finding's coverage along the direction that the warm-up's linear head has learned. What the head
-finds, and what is made of it, is learned as everything else.
+finding's coverage along the direction that the warm-up's linear head has learned; heads of the
+second layer do so for findings of each side. Their values begin as the warm-up's readings of the
+token that is found: what covers it, where it lies, how far its box reaches. What the heads find,
+and what is made of it, is learned as everything else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
 
+from training.image_labels import PLACES, ImageHeads
+from training.phantoms.truth import SIDES
 from training.vision import DenseHeads
-from training.world import COVER_NAMES, FINDINGS
+from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, FINDINGS
 
 # Of the constant query and of the key's direction: a token that holds the finding, about five
 # deviations from the others, then scores about six above them.
 DETECTOR_GAIN: Final = 2.6
 # What is left of the other queries in the dimensions that detectors use.
 _QUIET: Final = 0.1
+# Which findings have a detector for each side: those of which there may be several, and small.
+_SIDED: Final = FINDINGS[:3]
 
 
 @torch.no_grad()
-def attend_to_findings(model: Qwen2_5_VLForConditionalGeneration, heads: DenseHeads) -> None:
-    """Sets the first layer's queries and keys, in place; one head for each kind of finding.
+def attend_to_findings(
+    model: Qwen2_5_VLForConditionalGeneration, dense: DenseHeads, image: ImageHeads
+) -> None:
+    """Sets queries, keys and values of the first two layers, in place.
 
     The detectors lie in the slowest rotary dimensions, whose angles hardly change over a
     sequence, so that the distance between text and image does not matter.
 
     Args:
         model: with fresh language weights and centred visual tokens.
-        heads: trained on the tower's tokens.
+        dense: readings of what a token covers, trained on the tower's tokens.
+        image: readings of where a finding lies, trained on the same.
 
     Raises:
         ValueError: the model has fewer heads than there are kinds of findings.
     """
     text: Any = model.config.get_text_config()
-    width = text.hidden_size // text.num_attention_heads
-    per_key = text.num_attention_heads // text.num_key_value_heads
     if text.num_attention_heads < len(FINDINGS):
         raise ValueError(f"{len(FINDINGS)} kinds of findings need as many attention heads.")
-    slowest = [width // 2 - 1 - place for place in range(per_key)]
-    attention: Any = model.model.language_model.layers[0].self_attn
-    for head, name in enumerate(FINDINGS):
-        key, place = divmod(head, per_key)
+    kinds = [_covered(dense, name) for name in FINDINGS]
+    sided = [_placed(image, (kind, side)) for kind in _SIDED for side in SIDES]
+    half = len(FINDINGS) // text.num_key_value_heads
+    readings = [
+        _readings(dense, image, FINDINGS[first : first + half])
+        for first in range(0, len(FINDINGS), half)
+    ]
+    first, second = model.model.language_model.layers[:2]
+    _detect(first.self_attn, kinds, readings)
+    _detect(second.self_attn, sided, [readings[0]] * len(readings))
+
+
+def _detect(
+    attention: Qwen2_5_VLAttention,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[Sequence[torch.Tensor]],
+) -> None:
+    """One head for each key direction; the value directions of each group of heads."""
+    width: int = attention.head_dim
+    per_group: int = attention.num_key_value_groups
+    slowest = [width // 2 - 1 - place for place in range(per_group)]
+    for head, key in enumerate(keys):
+        group, place = divmod(head, per_group)
         own = slowest[place]
         queries = [head * width + dimension for dimension in slowest]
         attention.q_proj.weight[queries] *= _QUIET
         attention.q_proj.bias[queries] = 0.0
         attention.q_proj.bias[head * width + own] = DETECTOR_GAIN
-        direction = _direction(heads, name)
-        attention.k_proj.weight[key * width + own] = DETECTOR_GAIN * direction
-        attention.k_proj.bias[key * width + own] = 0.0
+        attention.k_proj.weight[group * width + own] = DETECTOR_GAIN * key
+        attention.k_proj.bias[group * width + own] = 0.0
+    for group, directions in enumerate(values):
+        for row, direction in enumerate(directions[:width]):
+            attention.v_proj.weight[group * width + row] = direction
 
 
-def _direction(heads: DenseHeads, name: str) -> torch.Tensor:
-    """Unit vector `(D,)` along which a token's coverage by a finding is read."""
+def _readings(dense: DenseHeads, image: ImageHeads, kinds: Sequence[str]) -> list[torch.Tensor]:
+    """Directions that tell what a found token holds: kinds, lungs, place, edges, attributes."""
+    found = [_covered(dense, name) for name in (*kinds, "right_lung", "left_lung")]
+    found += [_unit(row * image.token_norm.weight) for row in image.centres.weight]
+    group = 4 * BOX_GROUPS.index("finding")
+    found += [_unit(row * dense.norm.weight) for row in dense.edges.weight[group : group + 4]]
+    found += [_placed(image, place) for place in PLACES if place[0] in kinds]
+    rows = torch.split(dense.attributes.weight, dense.sizes)
+    seen_in = {"grade": "pleural effusion", "tip": "endotracheal tube"}
+    for name, own in zip(ATTRIBUTES, rows, strict=True):
+        if seen_in.get(name) in kinds:
+            found += [_unit(row * dense.norm.weight) for row in own]
+    return found
+
+
+def _covered(heads: DenseHeads, name: str) -> torch.Tensor:
+    """Unit vector `(D,)` along which a token's coverage is read."""
+    return _unit(heads.cover.weight[COVER_NAMES.index(name)] * heads.norm.weight)
+
+
+def _placed(heads: ImageHeads, place: tuple[str, str]) -> torch.Tensor:
+    """Unit vector `(D,)` along which a finding in a place is read."""
+    return _unit(heads.places.weight[PLACES.index(place)] * heads.token_norm.weight)
+
+
+def _unit(along: torch.Tensor) -> torch.Tensor:
     # The heads read through a layer norm, which takes the mean over dimensions away.
-    along = heads.cover.weight[COVER_NAMES.index(name)] * heads.norm.weight
     along = along - along.mean()
     direction: torch.Tensor = along / along.norm()
     return direction

@@ -133,7 +133,7 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
     tokenizer = make_tokenizer(config, materials.train)
     model = new_model(embedded_config(tokenizer))
     heads = warm_up(model, config.vision, config.out, config.seed, materials, report)
-    attend_to_findings(model, heads)
+    attend_to_findings(model, heads.dense, heads.image)
     centre_visual_tokens(model, some_tokens(model, materials.train))
     train_language(
         model,

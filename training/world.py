@@ -64,6 +64,22 @@ UNKNOWN: Final = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ImageLabels:
+    """What a whole picture shows (`training.image_labels` makes them; they are not saved).
+
+    Attributes:
+        answers: int8 `(families,)`, index of the right answer or -1.
+        boxes: float32 `(names, 4)` in shares of the picture; NaN where not exactly one.
+        places: float32 `(cells, names)` in 0 to 1, how far a finding in a place covers a cell;
+            None on crops, where a place cannot be told.
+    """
+
+    answers: npt.NDArray[np.int8]
+    boxes: npt.NDArray[np.float32]
+    places: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """One image as the model sees it, with what every visual token shows.
 
@@ -75,6 +91,7 @@ class Picture:
         edges: float16 `(cells, len(BOX_GROUPS), 4)`: distances from the cell's centre to the
             left, top, right and bottom edge of its box, in shares of this picture; NaN: none.
         known_cover: bool, as `cover`: where the coverage is known; None: everywhere.
+        labels: of the whole picture, where they are taught.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -83,6 +100,7 @@ class Picture:
     attributes: npt.NDArray[np.int8]
     edges: npt.NDArray[np.float16]
     known_cover: npt.NDArray[np.bool_] | None = None
+    labels: ImageLabels | None = None
 
     @property
     def grid(self) -> PatchGrid:
@@ -183,7 +201,7 @@ def _relative(box: tuple[float, float, float, float], region: Box) -> tuple[floa
     )
 
 
-def _touched(box: tuple[float, ...], grid: PatchGrid) -> list[int]:
+def touched_cells(box: tuple[float, ...], grid: PatchGrid) -> list[int]:
     """Cells that a region-relative box touches; empty when it lies outside."""
     x0, y0, x1, y1 = (min(1.0, max(0.0, value)) for value in box)
     if x1 - x0 <= 1e-6 or y1 - y0 <= 1e-6:
@@ -195,14 +213,14 @@ def attributes_of(truth: Truth, region: Box, grid: PatchGrid) -> npt.NDArray[np.
     """Attribute classes of the cells that a finding (or the heart) touches, else -1."""
     labels = np.full((grid.cells, len(ATTRIBUTES)), UNKNOWN, dtype=np.int8)
     names = tuple(ATTRIBUTES)
-    heart = _touched(_relative(truth.anatomy["heart"].box, region), grid)
+    heart = touched_cells(_relative(truth.anatomy["heart"].box, region), grid)
     if region == FULL_IMAGE:
         labels[heart, names.index("heart size")] = ATTRIBUTES["heart size"].index(truth.heart_size)
     for finding in truth.findings:
         for name, value in finding.attributes.items():
             if name in ATTRIBUTES and value in ATTRIBUTES[name] and _readable(name, region, truth):
                 place = core_of(finding.focus) if name == "calcification" else finding.focus
-                cells = _touched(_relative(place, region), grid)
+                cells = touched_cells(_relative(place, region), grid)
                 labels[cells, names.index(name)] = ATTRIBUTES[name].index(value)
     return labels
 
@@ -248,7 +266,7 @@ def fill_edges(
 ) -> npt.NDArray[np.float16]:
     """Writes edge distances of region-relative boxes into the cells that they touch."""
     for box, group in boxes:
-        for cell in _touched(box, grid):
+        for cell in touched_cells(box, grid):
             x = (cell % grid.columns + 0.5) / grid.columns
             y = (cell // grid.columns + 0.5) / grid.rows
             edges[cell, group] = (x - box[0], y - box[1], box[2] - x, box[3] - y)

@@ -5,6 +5,8 @@ import torch
 
 from training.detectors import attend_to_findings
 from training.embedded import embedded_config, new_model, train_tokenizer
+from training.image_labels import PLACES, ImageHeads
+from training.phantoms.truth import SIDES
 from training.vision import DenseHeads
 from training.world import COVER_NAMES, FINDINGS
 
@@ -16,30 +18,34 @@ def heads() -> DenseHeads:
 
 
 @pytest.fixture(scope="module")
-def model(heads: DenseHeads):
+def image_heads() -> ImageHeads:
+    torch.manual_seed(2)
+    return ImageHeads(192)
+
+
+@pytest.fixture(scope="module")
+def model(heads: DenseHeads, image_heads: ImageHeads):
     torch.manual_seed(0)
     model = new_model(embedded_config(train_tokenizer(["a nodule"] * 3, vocabulary=400))).eval()
-    attend_to_findings(model, heads)
+    attend_to_findings(model, heads, image_heads)
     return model
 
 
-@pytest.mark.parametrize("head", range(len(FINDINGS)))
-@pytest.mark.parametrize("distance", [1, 200])
-def test_each_head_finds_its_finding_from_any_distance(
-    model, heads: DenseHeads, head: int, distance: int
-) -> None:
-    """One of 64 visual tokens lies along the finding's direction, as the warm-up leaves it."""
+def _centred(row: torch.Tensor) -> torch.Tensor:
+    row = row.detach() - row.detach().mean()
+    return row / row.norm()
+
+
+def _weights(model, direction: torch.Tensor, layer: int, head: int, distance: int) -> torch.Tensor:
+    """Attention of four words, `distance` behind 64 visual tokens, of which number 37 is found."""
     generator = torch.Generator().manual_seed(head)
-    row = heads.cover.weight[COVER_NAMES.index(FINDINGS[head])].detach()
-    direction = (row - row.mean()) / (row - row.mean()).norm()
     tokens = 0.5 * torch.randn(64, 192, generator=generator)
     tokens -= tokens @ direction[:, None] * direction
     tokens[37] += 3.0 * direction
     text = 0.1 * torch.randn(4, 192, generator=generator)
     attentions: list[torch.Tensor] = []
     model.set_attn_implementation("eager")
-    layer = model.model.language_model.layers[0]
-    hook = layer.self_attn.register_forward_hook(
+    hook = model.model.language_model.layers[layer].self_attn.register_forward_hook(
         lambda module, inputs, outputs: attentions.append(outputs[1])
     )
     positions = torch.cat([torch.arange(64), torch.arange(64, 68) + distance])
@@ -50,14 +56,40 @@ def test_each_head_finds_its_finding_from_any_distance(
             use_cache=False,
         )
     hook.remove()
-    weights = attentions[0][0, head, 64:]
+    return attentions[0][0, head, 64:]
+
+
+@pytest.mark.parametrize("head", range(len(FINDINGS)))
+@pytest.mark.parametrize("distance", [1, 200])
+def test_each_head_finds_its_finding_from_any_distance(
+    model, heads: DenseHeads, head: int, distance: int
+) -> None:
+    direction = _centred(heads.cover.weight[COVER_NAMES.index(FINDINGS[head])])
+    weights = _weights(model, direction, 0, head, distance)
     assert (weights.argmax(-1) == 37).all()
     assert float(weights[:, 37].mean()) > 0.4
 
 
-def test_too_few_heads_are_refused(heads: DenseHeads) -> None:
+@pytest.mark.parametrize("head", range(6))
+def test_each_head_of_the_second_layer_finds_its_finding_on_one_side(
+    model, image_heads: ImageHeads, head: int
+) -> None:
+    place = (FINDINGS[head // 2], SIDES[head % 2])
+    direction = _centred(image_heads.places.weight[PLACES.index(place)])
+    weights = _weights(model, direction, 1, head, 1)
+    assert (weights.argmax(-1) == 37).all()
+
+
+def test_values_read_what_the_found_token_holds(model, heads: DenseHeads) -> None:
+    """The first value of the first group of heads is the coverage by a nodule."""
+    direction = _centred(heads.cover.weight[COVER_NAMES.index("nodule")])
+    value = model.model.language_model.layers[0].self_attn.v_proj.weight[0]
+    torch.testing.assert_close(value.detach(), direction)
+
+
+def test_too_few_heads_are_refused(heads: DenseHeads, image_heads: ImageHeads) -> None:
     config = embedded_config(train_tokenizer(["a nodule"] * 3, vocabulary=400))
     config.text_config.num_attention_heads = 4
     config.text_config.rope_parameters["mrope_section"] = [8, 8, 8]
     with pytest.raises(ValueError, match="attention heads"):
-        attend_to_findings(new_model(config), heads)
+        attend_to_findings(new_model(config), heads, image_heads)

@@ -1,0 +1,161 @@
+"""Labels of whole pictures: from truth to targets, and the loss that reads them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine.geometry import PatchGrid
+from tests.unit.training.conftest import picture
+from training.image_labels import (
+    ANSWERS,
+    BOX_NAMES,
+    PLACES,
+    ImageHeads,
+    answer_scores,
+    centres_of,
+    image_loss,
+    labelled_crop,
+    labelled_view,
+)
+from training.phantoms import FindingRequest, PhantomConfig, truth_for
+from training.phantoms.truth import CONSOLIDATION, EFFUSION, NODULE
+from training.world import ATTRIBUTES, Case, ImageLabels, cover_of
+
+WIDTH = 8
+
+
+def _case(*requests: FindingRequest) -> Case:
+    """A phantom with what is asked for and nothing else; its pixels do not matter here."""
+    truth = truth_for(4, PhantomConfig(require=requests, extras=(1.0,)))
+    view = picture(0, 224, 224)
+    return Case(truth=truth, view=replace(view, cover=cover_of(truth, view.region, view.grid)))
+
+
+def _answer(labels: ImageLabels | None, family: str) -> str | None:
+    assert labels is not None
+    index = int(labels.answers[tuple(ANSWERS).index(family)])
+    return None if index < 0 else ANSWERS[family][index]
+
+
+def test_answers_are_those_of_the_questions() -> None:
+    request = FindingRequest(NODULE, side="left", level="upper")
+    labels = labelled_view(_case(request)).labels
+    assert _answer(labels, "nodule_present") == "yes"
+    assert _answer(labels, "effusion_present") == "no"
+    assert _answer(labels, "nodule_side") == "left"
+    assert _answer(labels, "nodule_zone") == "left upper zone"
+    assert _answer(labels, "which_finding") == NODULE
+    assert _answer(labels, "nodule_count") == "one"
+    # Neither asked for in an image without them, nor readable in a view.
+    assert _answer(labels, "effusion_side") is None
+    assert _answer(labels, "margin") is None
+
+
+def test_a_box_is_known_where_the_finding_is_the_only_one_of_its_kind() -> None:
+    one = labelled_view(_case(FindingRequest(NODULE))).labels
+    two = labelled_view(_case(FindingRequest(NODULE), FindingRequest(NODULE))).labels
+    assert one is not None
+    assert two is not None
+    row = BOX_NAMES.index(NODULE)
+    case = _case(FindingRequest(NODULE))
+    assert case.truth is not None
+    np.testing.assert_allclose(one.boxes[row], case.truth.of_kind(NODULE)[0].box, atol=1e-6)
+    assert np.isnan(two.boxes[row]).all()
+    assert np.isnan(one.boxes[BOX_NAMES.index(EFFUSION)]).all()
+    assert not np.isnan(one.boxes[BOX_NAMES.index("heart")]).any()
+
+
+def test_places_cover_the_cells_of_their_finding_alone() -> None:
+    case = _case(
+        FindingRequest(NODULE, side="left", level="upper"),
+        FindingRequest(CONSOLIDATION, side="right", level="lower"),
+    )
+    labels = labelled_view(case).labels
+    assert labels is not None
+    assert labels.places is not None
+    assert case.truth is not None
+    filled = {PLACES[index] for index in np.flatnonzero(labels.places.any(axis=0))}
+    assert filled == {
+        (NODULE, "left"),
+        (NODULE, "left upper zone"),
+        (CONSOLIDATION, "right"),
+        (CONSOLIDATION, "right lower zone"),
+    }
+    centres = centres_of(case.view.grid).numpy()
+    column = labels.places[:, PLACES.index((NODULE, "left"))]
+    x0, y0, x1, y1 = case.truth.of_kind(NODULE)[0].box
+    half = 0.5 / 8
+    for x, y in centres[column > 0]:
+        assert x0 - half <= x <= x1 + half
+        assert y0 - half <= y <= y1 + half
+    assert 0 < column.max() <= 1
+
+
+def test_centres_run_along_rows() -> None:
+    centres = centres_of(PatchGrid(2, 4))
+    assert centres[0].tolist() == [0.125, 0.25]
+    assert centres[3].tolist() == [0.875, 0.25]
+    assert centres[4].tolist() == [0.125, 0.75]
+
+
+def test_a_crop_is_labelled_where_its_cells_agree() -> None:
+    crop = picture(0, 56, 56)
+    margin = tuple(ATTRIBUTES).index("margin")
+    agreed, mixed = crop.attributes.copy(), crop.attributes.copy()
+    agreed[1:3, margin] = 1
+    mixed[1, margin], mixed[2, margin] = 0, 1
+    labels = labelled_crop(replace(crop, attributes=agreed)).labels
+    assert _answer(labels, "margin") == "spiculated"
+    assert _answer(labels, "calcification") is None
+    assert _answer(labelled_crop(replace(crop, attributes=mixed)).labels, "margin") is None
+    assert labels is not None
+    assert labels.places is None
+    assert np.isnan(labels.boxes).all()
+
+
+def _constant_heads() -> ImageHeads:
+    """Heads whose readings are their biases."""
+    heads = ImageHeads(WIDTH)
+    for linear in (heads.places, heads.centres, heads.answers, heads.boxes):
+        torch.nn.init.zeros_(linear.weight)
+        torch.nn.init.zeros_(linear.bias)
+    return heads
+
+
+def test_the_loss_by_hand() -> None:
+    heads = _constant_heads()
+    view = picture(0, 28, 56)
+    answers = np.full(len(ANSWERS), -1, dtype=np.int8)
+    answers[tuple(ANSWERS).index("nodule_zone")] = 2
+    boxes = np.full((len(BOX_NAMES), 4), np.nan, dtype=np.float32)
+    boxes[0] = (0.1, 0.2, 0.3, 0.4)
+    places = np.zeros((2, len(PLACES)), dtype=np.float32)
+    labelled = replace(view, labels=ImageLabels(answers, boxes, places))
+    with torch.no_grad():
+        parts = image_loss(heads, torch.randn(4, WIDTH), [labelled, view])
+    assert float(parts["answers"]) == pytest.approx(np.log(6))
+    assert float(parts["boxes"]) == pytest.approx(0.25)
+    # Centres 0.25 and 0.75 in x, 0.5 in y, all read as 0.
+    assert float(parts["centres"]) == pytest.approx(0.5)
+    assert float(parts["places"]) == pytest.approx(len(PLACES) * np.log(2), rel=1e-5)
+
+
+def test_a_batch_without_labels_costs_nothing() -> None:
+    parts = image_loss(ImageHeads(WIDTH), torch.randn(2, WIDTH), [picture(0, 28, 56)])
+    assert {name: float(value) for name, value in parts.items()} == dict.fromkeys(parts, 0.0)
+
+
+def test_answers_are_scored_where_they_are_known() -> None:
+    heads = _constant_heads()
+    answers = np.full(len(ANSWERS), -1, dtype=np.int8)
+    answers[0], answers[1] = 0, 1
+    labelled = replace(
+        picture(0, 28, 28),
+        labels=ImageLabels(answers, np.full((len(BOX_NAMES), 4), np.nan, dtype=np.float32)),
+    )
+    # Every logit is equal, and the first of equals is read.
+    scores = answer_scores(heads, torch.randn(1, WIDTH), [labelled])
+    first, second = tuple(ANSWERS)[:2]
+    assert scores == {f"answer {first}": [1.0], f"answer {second}": [0.0]}

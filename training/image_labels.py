@@ -1,0 +1,243 @@
+"""What a whole picture shows, taught to the vision tower beside what every token covers.
+
+A token that knows only its own finding leaves the language model to find it among sixty-four and
+to work out where it lies, and from random weights it did neither: side and zone stayed at chance.
+So a token also learns where on the image it is and in which zone its finding lies, and the mean
+of all tokens learns the answer to every coarse question, as an image classifier does. Heads are
+linear and are thrown away afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+
+from engine.geometry import PatchGrid
+from training.phantoms.truth import (
+    CONSOLIDATION,
+    EFFUSION,
+    LINE,
+    NODULE,
+    PNEUMOTHORAX,
+    SIDES,
+    TUBE,
+    ZONES,
+    Truth,
+)
+from training.questions import FAMILIES, questions_for
+from training.vision import COVER_GAIN
+from training.world import (
+    ATTRIBUTES,
+    COVER_NAMES,
+    FINDINGS,
+    FINE_ATTRIBUTES,
+    Case,
+    ImageLabels,
+    Picture,
+    touched_cells,
+)
+
+# Always the same answer, or about a marked place: no reading of the image.
+_NOT_TAUGHT: Final = ("modality", "body_part", "lung", "lung_name")
+# Answers to tell apart: of every coarse family, and of the fine attributes that a crop shows.
+ANSWERS: Final[dict[str, tuple[str, ...]]] = {
+    name: family.answers
+    for name, family in FAMILIES.items()
+    if family.kind == "coarse" and name not in _NOT_TAUGHT
+} | {name: ATTRIBUTES[name] for name in FINE_ATTRIBUTES}
+ANATOMY_BOXES: Final = ("right_lung", "left_lung", "heart")
+BOX_NAMES: Final = (*ANATOMY_BOXES, *FINDINGS)
+# A finding with the side, or the zone, in which it lies.
+PLACES: Final = tuple(
+    (kind, side) for kind in (NODULE, CONSOLIDATION, EFFUSION, PNEUMOTHORAX, LINE) for side in SIDES
+) + tuple((kind, zone) for kind in (NODULE, CONSOLIDATION) for zone in ZONES)
+# Most cells hold nothing: the weight of one that does.
+_PRESENT_WEIGHT: Final = 4.0
+_UNKNOWN: Final = -1
+
+
+def labelled_view(case: Case) -> Picture:
+    """The view of a phantom with its labels.
+
+    Raises:
+        ValueError: the case has no truth.
+    """
+    if case.truth is None:
+        raise ValueError("A case without truth has no labels.")
+    answers = np.full(len(ANSWERS), _UNKNOWN, dtype=np.int8)
+    # Wording and order of options are drawn; the right answer is not.
+    for question in questions_for(case.truth, np.random.default_rng(0)):
+        if question.family in ANSWERS:
+            place = ANSWERS[question.family].index(question.answer)
+            answers[tuple(ANSWERS).index(question.family)] = place
+    labels = ImageLabels(answers, _boxes(case.truth), _places(case.truth, case.view))
+    return replace(case.view, labels=labels)
+
+
+def labelled_crop(crop: Picture) -> Picture:
+    """A crop with the fine attributes that all of its labelled cells agree on."""
+    answers = np.full(len(ANSWERS), _UNKNOWN, dtype=np.int8)
+    for name in FINE_ATTRIBUTES:
+        column = crop.attributes[:, tuple(ATTRIBUTES).index(name)]
+        found = np.unique(column[column >= 0])
+        if len(found) == 1:
+            answers[tuple(ANSWERS).index(name)] = found[0]
+    return replace(crop, labels=ImageLabels(answers, _no_boxes()))
+
+
+def _no_boxes() -> npt.NDArray[np.float32]:
+    return np.full((len(BOX_NAMES), 4), np.nan, dtype=np.float32)
+
+
+def _boxes(truth: Truth) -> npt.NDArray[np.float32]:
+    """Boxes of lungs and heart, and of every finding that is the only one of its kind."""
+    boxes = _no_boxes()
+    for row, name in enumerate(BOX_NAMES):
+        if name in ANATOMY_BOXES:
+            boxes[row] = truth.anatomy[name].box
+        elif len(found := truth.of_kind(name)) == 1:
+            boxes[row] = found[0].focus if name == TUBE else found[0].box
+    return boxes
+
+
+def _places(truth: Truth, view: Picture) -> npt.NDArray[np.float32]:
+    """Coverage of each cell of a view by the findings of each place."""
+    places = np.zeros((view.grid.cells, len(PLACES)), dtype=np.float32)
+    for finding in truth.findings:
+        if finding.kind not in COVER_NAMES:
+            continue
+        cells = touched_cells(tuple(finding.box), view.grid)
+        column = view.cover[cells, COVER_NAMES.index(finding.kind)] / np.float32(255)
+        covered = np.minimum(column * np.float32(COVER_GAIN.get(finding.kind, 1.0)), 1)
+        for index, (kind, place) in enumerate(PLACES):
+            if kind == finding.kind and place in (finding.side, finding.zone):
+                places[cells, index] = np.maximum(places[cells, index], covered)
+    return places
+
+
+def centres_of(grid: PatchGrid) -> torch.Tensor:
+    """Centres `(cells, 2)` of a view's cells, x and y in shares of the view."""
+    index = torch.arange(grid.cells)
+    x = (index % grid.columns + 0.5) / grid.columns
+    y = (index // grid.columns + 0.5) / grid.rows
+    return torch.stack([x, y], dim=-1)
+
+
+class ImageHeads(nn.Module):
+    """Linear readings of where a token lies and of what the mean of a picture's tokens shows."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token_norm = nn.LayerNorm(width)
+        self.places = nn.Linear(width, len(PLACES))
+        self.centres = nn.Linear(width, 2)
+        self.image_norm = nn.LayerNorm(width)
+        self.answers = nn.Linear(width, sum(len(answers) for answers in ANSWERS.values()))
+        self.boxes = nn.Linear(width, len(BOX_NAMES) * 4)
+
+    def read_tokens(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of tokens `(N, D)`: logits of places `(N, P)` and centres `(N, 2)`."""
+        tokens = self.token_norm(tokens)
+        return self.places(tokens), self.centres(tokens)
+
+    def read_images(self, means: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """Of mean tokens `(M, D)`: logits of each family's answers and boxes `(M, B, 4)`."""
+        means = self.image_norm(means)
+        sizes = [len(answers) for answers in ANSWERS.values()]
+        return self.answers(means).split(sizes, dim=-1), self.boxes(means).unflatten(-1, (-1, 4))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageWeights:
+    """Weights of the parts of the loss.
+
+    Attributes:
+        places: of a sum over places.
+        centres: of a mean distance, in shares of a view.
+        answers: of a mean over known answers.
+        boxes: of a mean over edges, in shares of a view.
+    """
+
+    places: float = 0.0
+    centres: float = 0.0
+    answers: float = 0.0
+    boxes: float = 0.0
+
+
+def image_loss(
+    heads: ImageHeads, tokens: torch.Tensor, pictures: Sequence[Picture]
+) -> dict[str, torch.Tensor]:
+    """Losses of labelled pictures: places (BCE), centres (L1), answers (CE), boxes (L1).
+
+    Args:
+        heads: to read with.
+        tokens: visual tokens of all pictures in order, `(sum of cells, D)`.
+        pictures: with labels or without.
+    """
+    split = torch.split(tokens, [picture.grid.cells for picture in pictures])
+    zero = tokens.new_zeros(())
+    parts = {"places": zero, "centres": zero, "answers": zero, "boxes": zero}
+    views = [
+        (own, picture.labels.places, picture.grid)
+        for own, picture in zip(split, pictures, strict=True)
+        if picture.labels is not None and picture.labels.places is not None
+    ]
+    if views:
+        logits, centres = heads.read_tokens(torch.cat([own for own, _, _ in views]))
+        places = torch.from_numpy(np.concatenate([places for _, places, _ in views]))
+        weight = torch.full((len(PLACES),), _PRESENT_WEIGHT)
+        parts["places"] = len(PLACES) * functional.binary_cross_entropy_with_logits(
+            logits, places, pos_weight=weight
+        )
+        true_centres = torch.cat([centres_of(grid) for _, _, grid in views])
+        parts["centres"] = (centres - true_centres).abs().mean()
+    labelled = [
+        (own.mean(0), picture.labels)
+        for own, picture in zip(split, pictures, strict=True)
+        if picture.labels is not None
+    ]
+    if labelled:
+        answers, boxes = heads.read_images(torch.stack([mean for mean, _ in labelled]))
+        truths = torch.from_numpy(np.stack([labels.answers for _, labels in labelled])).long()
+        losses = [
+            functional.cross_entropy(logits[known], truth[known], reduction="none")
+            for logits, truth in zip(answers, truths.T, strict=True)
+            if bool((known := truth >= 0).any())
+        ]
+        if losses:
+            parts["answers"] = torch.cat(losses).mean()
+        true_boxes = torch.from_numpy(np.stack([labels.boxes for _, labels in labelled]))
+        known_edges = ~true_boxes.isnan()
+        if bool(known_edges.any()):
+            parts["boxes"] = (boxes - true_boxes.nan_to_num()).abs()[known_edges].mean()
+    return parts
+
+
+@torch.no_grad()
+def answer_scores(
+    heads: ImageHeads, tokens: torch.Tensor, pictures: Sequence[Picture]
+) -> dict[str, list[float]]:
+    """1 for every known answer that is read right, 0 for every other, by family.
+
+    Args:
+        heads: to read with.
+        tokens: visual tokens of all pictures in order, `(sum of cells, D)`.
+        pictures: with labels.
+    """
+    cells = [picture.grid.cells for picture in pictures]
+    means = [own.mean(0) for own in torch.split(tokens, cells)]
+    answers, _ = heads.read_images(torch.stack(means))
+    scores: dict[str, list[float]] = {}
+    for column, (family, logits) in enumerate(zip(ANSWERS, answers, strict=True)):
+        for guess, picture in zip(logits.argmax(-1).tolist(), pictures, strict=True):
+            truth = int(picture.labels.answers[column]) if picture.labels else _UNKNOWN
+            if truth != _UNKNOWN:
+                scores.setdefault(f"answer {family}", []).append(float(guess == truth))
+    return scores
