@@ -76,12 +76,12 @@ def collate(
         positions[:, row, :count] = PositionCursor().sequence(record.ids, image_id, grids)
     visual = bank.draw([picture for record in records for picture in record.pictures], rng)
     slots = ids == slot_id
-    targets = _slot_targets(records, visual, slots, latents)
+    targets = _slot_targets(records, visual, slots, latents, bank.width)
     return Batch(
         ids=ids,
         weights=weights,
         positions=positions,
-        visual=torch.cat(visual).float(),
+        visual=torch.cat(visual).float() if visual else torch.zeros(0, bank.width),
         slots=slots,
         slot_targets=targets,
         mask=bottleneck_mask(ids == image_id, slots, bottleneck, rng),
@@ -93,9 +93,10 @@ def _slot_targets(
     visual: Sequence[torch.Tensor],
     slots: torch.Tensor,
     latents: LatentConfig | None,
+    width: int,
 ) -> torch.Tensor:
     """Targets of all slots, row by row: `(S, D)`."""
-    found = [visual[0].new_zeros(0, visual[0].shape[-1]).float()]
+    found = [torch.zeros(0, width)]
     view = 0
     for row, record in enumerate(records):
         count = int(slots[row].sum())

@@ -27,6 +27,11 @@ class FeatureBank:
         self._variants: dict[int, int] = {}
         self._tokens: dict[tuple[int, int], torch.Tensor] = {}
 
+    @property
+    def width(self) -> int:
+        """Dimensions of a visual token."""
+        return int(self._model.config.get_text_config().hidden_size)
+
     def add(self, pictures: Sequence[Picture], *, variants: int) -> None:
         """Registers pictures, to be seen as they are and with `variants - 1` other exposures."""
         for picture in pictures:

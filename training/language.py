@@ -105,6 +105,7 @@ class MixConfig:
         report: of reports of the whole image (`training.reports`), before anything else.
         conversation: of several questions about one image, before anything else.
         turns: questions of a conversation.
+        letters: records a step, beside the batch, that only ask for the letter of an answer.
         probe: of records that answer at once (belief probes).
         auto: of the records whose prompt leaves the choice to the model.
         real: of records about real radiographs.
@@ -118,6 +119,7 @@ class MixConfig:
     report: float = 0.0
     conversation: float = 0.0
     turns: int = 4
+    letters: int = 0
 
     def __post_init__(self) -> None:
         for name in ("zoom", "probe", "auto", "real", "latent", "report", "conversation"):
@@ -127,6 +129,8 @@ class MixConfig:
             raise ValueError("report and conversation must not be more than 1 together.")
         if self.turns < 1:
             raise ValueError(f"turns must be at least 1, not {self.turns}.")
+        if self.letters < 0:
+            raise ValueError(f"letters must not be negative, not {self.letters}.")
 
 
 def phantom_record(
@@ -144,6 +148,14 @@ def phantom_record(
     if case.truth is not None and draw < mix.report + mix.conversation:
         return writer.conversation(conversation_about(case, mix.turns, rng), case.view)
     return drawn_record(asked_of(case, rng), mix, writer, rng, latents)
+
+
+def letter_record(case: Case, writer: RecordWriter, rng: np.random.Generator) -> Record:
+    """The letter of an answer to any question about a phantom, its reasoning given."""
+    if case.truth is None:
+        raise ValueError("A case without truth has no questions of its own.")
+    questions = questions_for(case.truth, rng)
+    return writer.letter(questions[int(rng.integers(len(questions)))])
 
 
 def conversation_about(case: Case, turns: int, rng: np.random.Generator) -> list[Question]:

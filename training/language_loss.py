@@ -151,7 +151,7 @@ def batch_loss(
     tokenizer: PreTrainedTokenizerBase,
     rng: np.random.Generator,
     *,
-    chunk: int = 16,
+    chunk: int = 8,
     latents: LatentPhase | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The mean loss of records, `chunk` of similar length at a time: next to no padding.

@@ -35,6 +35,7 @@ from training.language import (
     MixConfig,
     asked_of_real,
     drawn_record,
+    letter_record,
     phantom_record,
     real_cases,
 )
@@ -203,6 +204,9 @@ def train_language(
                 continue
             case = materials.train[int(rng.integers(len(materials.train)))]
             records.append(phantom_record(case, stage.mix, writer, rng, stage.latents))
+        for _ in range(stage.mix.letters):
+            case = materials.train[int(rng.integers(len(materials.train)))]
+            records.append(letter_record(case, writer, rng))
         latents = stage.latents.at(step / stage.steps.steps) if stage.latents else None
         return batch_loss(model, records, bank, tokenizer, rng, latents=latents)
 

@@ -1,5 +1,7 @@
 """Records: what is written, what is learned, and how boxes become coordinates."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from engine.geometry import FULL_IMAGE, Box
 from engine.prompt import IMAGE_PAD
 from training.embedded import embedded_config, train_tokenizer
 from training.questions import Question, case_for
-from training.records import ANSWER_WEIGHT, RecordWriter, corpus, seen_box
+from training.records import ANSWER_WEIGHT, COORDINATE_WEIGHT, RecordWriter, corpus, seen_box
 from training.reports import report_text
 from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, Picture
 
@@ -101,6 +103,21 @@ def test_a_report_is_learned_whole(tokenizer) -> None:
     record = RecordWriter(tokenizer).report(truth, picture(), "Describe the image.")
     said = learned(tokenizer, record)
     assert said == report_text(truth, (224, 196)) + "<|im_end|>"
+    light = [i for i, w in zip(record.ids, record.weights, strict=True) if w == COORDINATE_WEIGHT]
+    boxes = re.findall(r"\[[0-9, ]+\]", said)
+    assert len(boxes) > 3
+    assert tokenizer.decode(light) == "".join(boxes)
+
+
+def test_a_letter_is_learned_without_an_image(tokenizer) -> None:
+    record = RecordWriter(tokenizer).letter(QUESTION)
+    assert record.pictures == ()
+    assert learned(tokenizer, record) == "<answer>B</answer>"
+    text = tokenizer.decode(record.ids)
+    assert "A. spiculated\nB. smooth<|im_end|>" in text
+    assert text.endswith("Its margin is smooth.</think>\n<answer>B</answer>")
+    with pytest.raises(ValueError, match="no letter"):
+        RecordWriter(tokenizer).letter(QUESTION.as_open())
 
 
 def test_a_report_names_structures_and_every_kind_of_finding() -> None:
