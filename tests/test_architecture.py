@@ -53,6 +53,9 @@ OPTIONAL_PACKAGES = {"deepspeed", "peft", "playwright", "spaces"}
 # trace where torch is not installed, and `--help` answers at once.
 COMMAND_LINES = {"app.py", "engine/__main__.py", "engine/cli.py", "training/cli.py"}
 LATE_IMPORTS: dict[tuple[str, str], str] = {
+    ("training/metrics.py", "torch.utils.tensorboard"): (
+        "it needs the package tensorboard, which is not among the requirements"
+    ),
     ("engine/imaging/opening.py", "engine.imaging.loading"): (
         "the parsers run in a child process: a parent that sandboxes never loads them"
     ),

@@ -1,16 +1,15 @@
 """The step loop that all training stages share: schedule, checkpoints, resume, metrics.
 
 Everything random in a step is drawn from `(seed, step)`, so a resumed run draws what the
-uninterrupted one would have drawn.
+uninterrupted one would have drawn. What was logged after the last checkpoint is dropped on
+resuming and logged again.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,15 +17,17 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-STATE_FILE: Final = "state.pt"
-METRICS_FILE: Final = "metrics.jsonl"
+from training.metrics import Metrics, readable_seconds, tensorboard_writer
+from training.processes import OneProcess, Processes
+from training.stopping import DivergedError
 
 Report = Callable[[str], None]
 """Takes one line of progress."""
 
+PartLoss = tuple[torch.Tensor, dict[str, float]]
+"""The loss of a part of a step, and numbers to log; those of all parts add up to the step's."""
 
-class DivergedError(RuntimeError):
-    """Training met a loss that is not a number; the last good checkpoint is kept."""
+MOST_GRADIENT_NORM: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,10 @@ class StepsConfig:
         learning_rate: peak, reached after `warmup` steps and decayed by a cosine to a tenth.
         weight_decay: of AdamW, on matrices only.
         save_every: steps between checkpoints.
+        log_every: steps between lines of progress and metrics, which are means over them.
+        divergence: the run stops when a logged loss exceeds the first one by this factor; 0
+            leaves it to run (losses near zero, or that are meant to grow).
+        tensorboard: whether the metrics are written for TensorBoard, too.
     """
 
     steps: int
@@ -46,6 +51,8 @@ class StepsConfig:
     weight_decay: float = 0.05
     save_every: int = 200
     log_every: int = 50
+    divergence: float = 0.0
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "save_every", "log_every"):
@@ -53,6 +60,8 @@ class StepsConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, not {self.learning_rate}.")
+        if self.divergence and not self.divergence > 1:
+            raise ValueError(f"divergence must be 0 or above 1, not {self.divergence}.")
 
 
 def learning_rate_at(step: int, config: StepsConfig) -> float:
@@ -74,6 +83,9 @@ def optimizer_for(
         modules: what is trained, by name.
         config: peak learning rate and weight decay.
         rates: factors of the learning rate by module name; 1 where none is given.
+
+    Raises:
+        ValueError: nothing is trained.
     """
     groups = []
     for name, module in modules.items():
@@ -83,7 +95,8 @@ def optimizer_for(
             ([p for p in parameters if p.ndim > 1], config.weight_decay),
             ([p for p in parameters if p.ndim <= 1], 0.0),
         ):
-            groups.append({"params": chosen, "weight_decay": decay, "factor": factor})
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "factor": factor})
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
 
 
@@ -96,18 +109,44 @@ def prefixed(report: Report, name: str) -> Report:
     return said
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What is trained, how, and where it is kept.
+
+    Attributes:
+        folder: of the state, the metrics and the curves.
+        modules: what is trained and saved, by name.
+        config: steps and schedule.
+        parts_at: the parts of a step, called one after the other: given the network as the
+            processes wrap it and the step; everything random from the step.
+        network: holds all modules, and is what the parts call; needed by several processes.
+        evaluate: numbers to log, called every `evaluate_every` steps and after the last.
+        evaluate_every: 0: only after the last step.
+        rates: factors of the learning rate by module name.
+    """
+
+    folder: Path
+    modules: Mapping[str, nn.Module]
+    config: StepsConfig
+    parts_at: Callable[[Any, int], Sequence[Callable[[], PartLoss]]]
+    network: nn.Module | None = None
+    evaluate: Callable[[int], dict[str, float]] | None = None
+    evaluate_every: int = 0
+    rates: Mapping[str, float] | None = None
+
+
 def run_steps(
     *,
     folder: Path,
     modules: Mapping[str, nn.Module],
     config: StepsConfig,
-    loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
+    loss_at: Callable[[int], PartLoss],
     report: Report,
     evaluate: Callable[[int], dict[str, float]] | None = None,
     evaluate_every: int = 0,
     rates: Mapping[str, float] | None = None,
 ) -> None:
-    """Trains `modules` from the last checkpoint in `folder`, or from their present weights.
+    """Trains `modules` in this process, every step of one part: `run_stage` in short.
 
     Args:
         folder: where the checkpoint and `metrics.jsonl` are kept.
@@ -120,75 +159,174 @@ def run_steps(
         rates: factors of the learning rate by module name.
 
     Raises:
-        DivergedError: the loss is not finite.
+        DivergedError: the loss is not finite, or has grown (see `StepsConfig`).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    optimizer = optimizer_for(modules, config, rates)
-    start = _resume(folder, modules, optimizer)
-    began, logged = time.monotonic(), start
-    sums: dict[str, float] = {}
-    window = 0
-    for step in range(start, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, config) * group["factor"]
-        loss, numbers = loss_at(step)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"The loss is not a number at step {step}; the checkpoint of step "
-                f"{step - step % config.save_every} is kept. Lower the learning rate."
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        done = step + 1
-        window += 1
-        for name, number in {**numbers, "loss": value, "gradient_norm": float(norm)}.items():
-            sums[name] = sums.get(name, 0.0) + number
-        if done % config.log_every == 0 or done == config.steps:
-            rate = (done - logged) / max(1e-9, time.monotonic() - began)
-            began, logged = time.monotonic(), done
-            numbers = {name: total / window for name, total in sums.items()}
-            sums.clear()
-            window = 0
-            _log(folder, {"step": done, "steps_per_second": rate, **numbers})
-            left = (config.steps - done) / max(rate, 1e-9) / 60
-            parts = ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())
-            report(f"step {done}/{config.steps}, {rate:.2f} steps/s, {left:.0f} min left: {parts}")
-        if done % config.save_every == 0 or done == config.steps:
-            _save(folder, modules, optimizer, done)
-        last = done == config.steps
-        if evaluate and (last or (evaluate_every and done % evaluate_every == 0)):
-            scores = evaluate(done)
-            _log(folder, {"step": done, **scores})
-            report(", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
+    stage = Stage(
+        folder=folder,
+        modules=modules,
+        config=config,
+        parts_at=lambda _, step: (lambda: loss_at(step),),
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
+        rates=rates,
+    )
+    run_stage(stage, report)
 
 
-def _log(folder: Path, record: dict[str, float]) -> None:
-    with (folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+def run_stage(stage: Stage, report: Report, processes: Processes | None = None) -> None:
+    """Trains from the last checkpoint of the stage, or from the present weights.
+
+    Args:
+        stage: what, how and where.
+        report: takes one line of progress; of the main process only.
+        processes: that train together; this one alone by default.
+
+    Raises:
+        DivergedError: the loss is not finite, or has grown (see `StepsConfig`).
+        ConfigError: TensorBoard is asked for and not installed.
+        ValueError: the state in the folder is of another model.
+    """
+    together: Processes = processes or OneProcess()
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    network, optimizer = together.prepared(
+        stage.network, optimizer_for(stage.modules, stage.config, stage.rates)
+    )
+    start, sums = together.load(stage.folder, stage.modules, optimizer)
+    log = _Log(stage, together, report, start, sums)
+    try:
+        for step in range(start, stage.config.steps):
+            numbers = _gradients(stage, network, optimizer, together, step)
+            if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
+                # Nothing of this step was applied: the weights are those of the steps before.
+                together.save(stage.folder, stage.modules, optimizer, step, log.sums)
+                raise DivergedError(_not_a_number(step, stage.folder))
+            optimizer.step()
+            log.add(step + 1, numbers)
+            if _due(step + 1, stage.config.save_every, stage.config.steps):
+                together.save(stage.folder, stage.modules, optimizer, step + 1, log.sums)
+                log.saved = step + 1
+            if stage.evaluate and _due(step + 1, stage.evaluate_every, stage.config.steps):
+                log.scores(step + 1, stage.evaluate(step + 1))
+    finally:
+        log.close()
 
 
-def _save(
-    folder: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    state: dict[str, Any] = {"step": step, "optimizer": optimizer.state_dict()}
-    state |= {name: module.state_dict() for name, module in modules.items()}
-    partial = folder / (STATE_FILE + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, folder / STATE_FILE)
+def _due(done: int, every: int, steps: int) -> bool:
+    """Whether something that happens every so many steps, and after the last, happens now."""
+    return done == steps or bool(every and done % every == 0)
 
 
-def _resume(
-    folder: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
-) -> int:
-    path = folder / STATE_FILE
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
-    for name, module in modules.items():
-        module.load_state_dict(state[name])
-    return int(state["step"])
+def _not_a_number(step: int, folder: Path) -> str:
+    return (
+        f"The loss is not a number at step {step}: training stopped and kept the checkpoint of "
+        f"the {step} steps before it in {folder}; lower learning_rate and start the same "
+        "command again to go on from there."
+    )
+
+
+def _grown(step: int, first: float, loss: float, saved: int, folder: Path) -> str:
+    kept = f"the checkpoint of step {saved} in {folder}" if saved else "no checkpoint yet"
+    return (
+        f"The loss has grown from {first:.4g} to {loss:.4g} at step {step}: training stopped "
+        f"with {kept}; lower learning_rate and start the same command again."
+    )
+
+
+def _gradients(
+    stage: Stage,
+    network: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    together: Processes,
+    step: int,
+) -> dict[str, float]:
+    """Computes the gradients of a step, clipped; returns its numbers, the loss among them."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate_at(step, stage.config) * group["factor"]
+    optimizer.zero_grad(set_to_none=True)
+    numbers: dict[str, float] = {}
+    for part in together.shared(stage.parts_at(network, step)):
+        with together.part(network):
+            loss, more = part()
+            together.backward(loss)
+        for name, number in {**more, "loss": float(loss.detach())}.items():
+            numbers[name] = numbers.get(name, 0.0) + number
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = together.clipped(trained, MOST_GRADIENT_NORM)
+    return {**together.added(numbers), "gradient_norm": norm}
+
+
+class _Log:
+    """Means of the numbers since the last line, the line itself, and the watch over the loss.
+
+    Attributes:
+        sums: of the numbers since the last line, and how many `steps` are in them.
+        saved: step of the last checkpoint.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        together: Processes,
+        report: Report,
+        start: int,
+        sums: dict[str, float],
+    ) -> None:
+        self.sums = sums
+        self.saved = self._logged = start
+        self._stage, self._report = stage, report
+        self._began = time.monotonic()
+        self._metrics: Metrics | None = None
+        if together.is_main:
+            folder = stage.folder
+            writer = tensorboard_writer(folder, start) if stage.config.tensorboard else None
+            self._metrics = Metrics(folder, start, writer)
+        first = self._metrics.first_loss if self._metrics else None
+        # Only the main process has read it; all of them stop together.
+        self._first = together.added({"loss": first or 0.0})["loss"]
+
+    def add(self, done: int, numbers: Mapping[str, float]) -> None:
+        """Takes the numbers of a step; writes a line when one is due.
+
+        Raises:
+            DivergedError: the loss has grown.
+        """
+        for name, number in {**numbers, "steps": 1.0}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + number
+        config = self._stage.config
+        if not _due(done, config.log_every, config.steps):
+            return
+        window = self.sums.pop("steps")
+        rate = (done - self._logged) / max(1e-9, time.monotonic() - self._began)
+        means = {name: total / window for name, total in self.sums.items()}
+        self.sums.clear()
+        self._began, self._logged = time.monotonic(), done
+        if tokens := means.pop("tokens", 0.0):
+            means["tokens_per_second"] = tokens * rate
+        self._write({"step": done, "steps_per_second": rate, **means})
+        left = readable_seconds((config.steps - done) / max(rate, 1e-9))
+        self._say(f"step {done}/{config.steps}, {rate:.2f} steps/s, {left} left: {_listed(means)}")
+        loss, self._first = means["loss"], self._first or means["loss"]
+        if config.divergence and loss > config.divergence * self._first > 0:
+            raise DivergedError(_grown(done, self._first, loss, self.saved, self._stage.folder))
+
+    def scores(self, done: int, numbers: Mapping[str, float]) -> None:
+        """Takes the numbers of an evaluation."""
+        self._write({"step": done, **numbers})
+        self._say(_listed(numbers))
+
+    def close(self) -> None:
+        """Ends the files."""
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def _write(self, record: Mapping[str, float]) -> None:
+        if self._metrics is not None:
+            self._metrics.write(record)
+
+    def _say(self, line: str) -> None:
+        if self._metrics is not None:
+            self._report(line)
+
+
+def _listed(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {number:.4g}" for name, number in numbers.items())

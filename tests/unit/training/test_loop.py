@@ -2,13 +2,16 @@
 
 import json
 import math
+import re
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from training.loop import DivergedError, StepsConfig, learning_rate_at, run_steps
+from training.loop import Stage, StepsConfig, learning_rate_at, run_stage, run_steps
+from training.stopping import DivergedError
 
 
 def steps(count: int, **changes: float) -> StepsConfig:
@@ -58,16 +61,107 @@ def test_metrics_are_one_json_object_a_line(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_no_number_stops_the_run_with_a_checkpoint(
+    tmp_path: Path, where: str
+) -> None:
     model = torch.nn.Linear(1, 1)
-    with pytest.raises(DivergedError, match="not a number at step 0"):
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        if step < 3:
+            return model.weight.sum(), {}
+        if where == "loss":
+            return model.weight.sum() * math.nan, {}
+        # The root has a finite value and no finite slope at zero.
+        return (model.weight.sum() * 0.0).sqrt(), {}
+
+    with pytest.raises(DivergedError) as caught:
         run_steps(
             folder=tmp_path,
             modules={"model": model},
-            config=steps(4),
-            loss_at=lambda _: (model.weight.sum() * math.nan, {}),
+            config=steps(9),
+            loss_at=loss_at,
             report=[].append,
         )
+    message = str(caught.value)
+    assert "not a number at step 3" in message
+    assert "kept the checkpoint of the 3 steps before it" in message
+    assert message.count(".") - str(tmp_path).count(".") == 1
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == 3
+    assert torch.isfinite(state["model"]["weight"]).all()
+
+
+def test_a_loss_that_grows_stops_the_run_and_keeps_the_checkpoint_before_it(
+    tmp_path: Path,
+) -> None:
+    weight = torch.nn.Linear(1, 1)
+    scale = [1.0, 1.0, 2.9, 2.9, 3.1, 3.1, 1.0, 1.0]
+
+    def run(factor: float, folder: Path) -> None:
+        run_steps(
+            folder=folder,
+            modules={"model": weight},
+            config=steps(8, divergence=factor),
+            loss_at=lambda step: (weight.weight.sum() * 0.0 + scale[step], {}),
+            report=[].append,
+        )
+
+    with pytest.raises(DivergedError, match=r"grown from 1 to 3.1 at step 6.*step 4"):
+        run(3.0, tmp_path / "grown")
+    assert torch.load(tmp_path / "grown" / "state.pt", weights_only=True)["step"] == 4
+    # The first loss is read back on going on.
+    with pytest.raises(DivergedError, match=r"grown from 1 to 3.1 at step 6"):
+        run(3.0, tmp_path / "grown")
+    run(3.2, tmp_path / "borne")
+    run(0.0, tmp_path / "off")
+
+
+def test_progress_tells_rate_and_time_left_and_tokens_per_second(tmp_path: Path) -> None:
+    said: list[str] = []
+    model = torch.nn.Linear(1, 1)
+    run_steps(
+        folder=tmp_path,
+        modules={"model": model},
+        config=steps(4),
+        loss_at=lambda _: (model.weight.sum(), {"tokens": 100.0}),
+        report=said.append,
+        evaluate=lambda done: {"score": done / 10},
+        evaluate_every=3,
+    )
+    assert re.fullmatch(r"step 2/4, [\d.]+ steps/s, \d+ s left: loss .*", said[0])
+    assert said[1] == "score 0.3"
+    assert said[-1] == "score 0.4"
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["tokens_per_second"] == pytest.approx(100 * first["steps_per_second"])
+
+
+def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
+    """Two halves of a batch train as the whole batch does, and are logged as it is."""
+
+    def trained(parts: int) -> tuple[torch.Tensor, dict[str, float]]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 1)
+        inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+
+        def part(rows: torch.Tensor) -> Callable[[], tuple[torch.Tensor, dict[str, float]]]:
+            return lambda: (model(rows).pow(2).sum() / 4, {"rows": float(len(rows))})
+
+        folder = tmp_path / str(parts)
+        stage = Stage(
+            folder=folder,
+            modules={"model": model},
+            config=steps(2),
+            parts_at=lambda network, step: [part(rows) for rows in inputs.chunk(parts)],
+        )
+        run_stage(stage, lambda _: None)
+        record = json.loads((folder / "metrics.jsonl").read_text())
+        return model.weight.detach(), {k: record[k] for k in ("loss", "rows", "gradient_norm")}
+
+    (whole, numbers), (halves, summed) = trained(1), trained(2)
+    torch.testing.assert_close(halves, whole, atol=1e-7, rtol=1e-6)
+    assert summed == pytest.approx(numbers)
+    assert numbers["rows"] == 4
 
 
 def test_schedule_rises_then_falls_to_a_tenth() -> None:
@@ -84,6 +178,8 @@ def test_bad_numbers_are_refused() -> None:
         StepsConfig(steps=0, learning_rate=1.0)
     with pytest.raises(ValueError, match="learning_rate must be positive"):
         StepsConfig(steps=1, learning_rate=0.0)
+    with pytest.raises(ValueError, match="divergence must be 0 or above 1"):
+        StepsConfig(steps=1, learning_rate=1.0, divergence=0.5)
 
 
 def test_rates_scale_the_learning_rate_of_a_module(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""State files: what they hold, and what they refuse."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import torch
+
+from training.checkpoints import load_state, save_state, trained_state, write_whole
+
+
+def half_frozen() -> torch.nn.Sequential:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    module[0].weight.requires_grad_(False)
+    return module
+
+
+def adam(module: torch.nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(p for p in module.parameters() if p.requires_grad)
+
+
+def test_a_write_that_fails_leaves_the_former_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, lambda file: file.write(b"first"))
+
+    def broken(file: BinaryIO) -> None:
+        file.write(b"second")
+        raise OSError(28, "no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, broken)
+    assert path.read_bytes() == b"first"
+    write_whole(path, lambda file: file.write(b"third"))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"third"
+
+
+def test_frozen_parameters_are_not_saved_and_buffers_are(tmp_path: Path) -> None:
+    module = half_frozen()
+    module[1].running_mean += 5.0
+    assert "0.weight" not in trained_state(module)
+    save_state(tmp_path, {"part": module}, adam(module), 4, {"loss": 1.5})
+
+    other = half_frozen()
+    weight = other[0].weight.clone()
+    assert load_state(tmp_path, {"part": other}, adam(other)) == (4, {"loss": 1.5})
+    assert torch.equal(other[1].running_mean, module[1].running_mean)
+    assert torch.equal(other[0].bias, module[0].bias)
+    assert torch.equal(other[0].weight, weight)
+
+
+def test_a_state_of_before_windows_were_kept_is_read(tmp_path: Path) -> None:
+    """Runs of earlier versions go on: everything was in the state, frozen or not."""
+    module = half_frozen()
+    optimizer = adam(module)
+    old = {"step": 7, "optimizer": optimizer.state_dict(), "part": module.state_dict()}
+    torch.save(old, tmp_path / "state.pt")
+    other = half_frozen()
+    assert load_state(tmp_path, {"part": other}, adam(other)) == (7, {})
+    assert torch.equal(other[0].weight, module[0].weight)
+
+
+def test_no_state_is_step_zero(tmp_path: Path) -> None:
+    module = half_frozen()
+    assert load_state(tmp_path, {"part": module}, adam(module)) == (0, {})
+
+
+@pytest.mark.parametrize("change", ["shape", "missing", "module", "trained"])
+def test_a_state_of_another_model_is_refused(tmp_path: Path, change: str) -> None:
+    module = half_frozen()
+    save_state(tmp_path, {"part": module}, adam(module), 1, {})
+    other, name = half_frozen(), "part"
+    if change == "shape":
+        other[1] = torch.nn.BatchNorm1d(4)
+    elif change == "missing":
+        other.append(torch.nn.Linear(3, 3))
+    elif change == "module":
+        name = "else"
+    else:
+        other[0].weight.requires_grad_(True)
+
+    with pytest.raises(ValueError, match="of another model or trains other parameters"):
+        load_state(tmp_path, {name: other}, adam(other))
+
+
+def test_reserved_names_are_refused(tmp_path: Path) -> None:
+    module = half_frozen()
+    with pytest.raises(ValueError, match="cannot be called 'step'"):
+        save_state(tmp_path, {"step": module}, adam(module), 1, {})
