@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from engine.positions import PositionCursor
 from engine.prompt import IMAGE_PAD, LATENT_SLOT
 from training.embedded import single_id
-from training.features import FeatureBank
+from training.features import FeatureBank, Seen
 from training.latents import LatentConfig, bottleneck_mask
 from training.records import Record
 from training.roi import roi_targets
@@ -40,6 +40,37 @@ class Batch:
     slot_targets: torch.Tensor
     mask: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(
+            ids=self.ids.to(device),
+            weights=self.weights.to(device),
+            positions=self.positions.to(device),
+            visual=self.visual.to(device),
+            slots=self.slots.to(device),
+            slot_targets=self.slot_targets.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Padded records before their visual tokens are fetched: cheap, and all that is drawn.
+
+    Attributes:
+        records: in order.
+        seen: variants of their pictures, in order.
+        ids, weights, positions, slots, mask: as in `Batch`.
+    """
+
+    records: tuple[Record, ...]
+    seen: list[Seen]
+    ids: torch.Tensor
+    weights: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    mask: torch.Tensor | None
+
 
 def collate(
     records: Sequence[Record],
@@ -63,6 +94,17 @@ def collate(
         bottleneck: probability that a record with a latent segment may not look at its image
             after it.
     """
+    return filled(lay_out(records, bank, tokenizer, rng, bottleneck), bank, latents)
+
+
+def lay_out(
+    records: Sequence[Record],
+    bank: FeatureBank,
+    tokenizer: PreTrainedTokenizerBase,
+    rng: np.random.Generator,
+    bottleneck: float = 0.0,
+) -> Layout:
+    """Pads records and draws everything that is random about them (arguments as in `collate`)."""
     image_id, slot_id = single_id(tokenizer, IMAGE_PAD), single_id(tokenizer, LATENT_SLOT)
     length = max(len(record.ids) for record in records)
     ids = torch.full((len(records), length), int(tokenizer.pad_token_id))
@@ -74,17 +116,23 @@ def collate(
         weights[row, :count] = torch.tensor(record.weights)
         grids = [picture.grid for picture in record.pictures]
         positions[:, row, :count] = PositionCursor().sequence(record.ids, image_id, grids)
-    visual = bank.draw([picture for record in records for picture in record.pictures], rng)
+    seen = bank.choose([picture for record in records for picture in record.pictures], rng)
     slots = ids == slot_id
-    targets = _slot_targets(records, visual, slots, latents, bank.width)
+    mask = bottleneck_mask(ids == image_id, slots, bottleneck, rng)
+    return Layout(tuple(records), seen, ids, weights, positions, slots, mask)
+
+
+def filled(layout: Layout, bank: FeatureBank, latents: LatentConfig | None = None) -> Batch:
+    """A layout with its visual tokens (arguments as in `collate`)."""
+    visual = bank.tokens(layout.seen)
     return Batch(
-        ids=ids,
-        weights=weights,
-        positions=positions,
+        ids=layout.ids,
+        weights=layout.weights,
+        positions=layout.positions,
         visual=torch.cat(visual).float() if visual else torch.zeros(0, bank.width),
-        slots=slots,
-        slot_targets=targets,
-        mask=bottleneck_mask(ids == image_id, slots, bottleneck, rng),
+        slots=layout.slots,
+        slot_targets=_slot_targets(layout.records, visual, layout.slots, latents, bank.width),
+        mask=layout.mask,
     )
 
 
@@ -105,7 +153,14 @@ def _slot_targets(
                 raise ValueError("Records with latent steps need a configuration of them.")
             grid = record.pictures[0].grid
             found.append(
-                roi_targets(visual[view].float(), grid, record.roi, latents.target, latents.steps)
+                # Targets stand still, also where the tower is trained.
+                roi_targets(
+                    visual[view].detach().cpu().float(),
+                    grid,
+                    record.roi,
+                    latents.target,
+                    latents.steps,
+                )
             )
         view += len(record.pictures)
     return torch.cat(found)

@@ -1,15 +1,19 @@
-"""Visual tokens of pictures, computed once by a frozen tower."""
+"""Visual tokens of pictures: computed once by a frozen tower, or anew by one that is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from training.vision import augmented, visual_tokens
+from training.vision import augmented, grid_thw_of, patches_of
 from training.world import Picture
+
+Seen = tuple[Picture, int]
+"""A picture and the number of its variant."""
 
 
 class FeatureBank:
@@ -24,7 +28,7 @@ class FeatureBank:
         self._model = model
         self._seed = seed
         self._numbers: dict[int, int] = {}
-        self._variants: dict[int, int] = {}
+        self._pictures: dict[int, tuple[Picture, int]] = {}
         self._tokens: dict[tuple[int, int], torch.Tensor] = {}
 
     @property
@@ -36,7 +40,7 @@ class FeatureBank:
         """Registers pictures, to be seen as they are and with `variants - 1` other exposures."""
         for picture in pictures:
             self._numbers.setdefault(id(picture), len(self._numbers))
-            self._variants[id(picture)] = variants
+            self._pictures[id(picture)] = (picture, variants)
 
     def draw(self, pictures: Sequence[Picture], rng: np.random.Generator) -> list[torch.Tensor]:
         """One variant of each picture, float16 `(cells, D)` each.
@@ -44,7 +48,26 @@ class FeatureBank:
         Raises:
             KeyError: a picture that was not added.
         """
-        chosen = [(picture, int(rng.integers(self._variants[id(picture)]))) for picture in pictures]
+        return self.tokens(self.choose(pictures, rng))
+
+    def choose(self, pictures: Sequence[Picture], rng: np.random.Generator) -> list[Seen]:
+        """Which variant of each picture is seen; costs nothing.
+
+        Raises:
+            KeyError: a picture that was not added.
+        """
+        return [
+            (picture, int(rng.integers(self._pictures[id(picture)][1]))) for picture in pictures
+        ]
+
+    def encode_all(self) -> None:
+        """Encodes everything now, for where the tower is out of reach later (sharded weights)."""
+        for picture, variants in self._pictures.values():
+            for variant in range(variants):
+                self.tokens([(picture, variant)])
+
+    def tokens(self, chosen: Sequence[Seen]) -> list[torch.Tensor]:
+        """Visual tokens of chosen variants, float16 `(cells, D)` each, on the CPU."""
         missing: dict[tuple[int, ...], dict[tuple[int, int], Picture]] = {}
         for picture, variant in chosen:
             key = (self._numbers[id(picture)], variant)
@@ -56,15 +79,40 @@ class FeatureBank:
 
     def _encode(self, group: dict[tuple[int, int], Picture]) -> None:
         """Encodes same-sized pictures in one go."""
-        images = [
-            # From the picture's number, not from the step: a resumed run sees the same exposure.
-            augmented(picture.pixels, np.random.default_rng([self._seed, number, variant]))
-            if variant
-            else picture.pixels.astype(np.float32)
-            for (number, variant), picture in group.items()
-        ]
+        images = [self._exposed(picture, variant) for (_, variant), picture in group.items()]
         with torch.no_grad():
-            tokens = visual_tokens(self._model, [torch.from_numpy(np.stack(images))])
+            tokens = encoded(self._model, [torch.from_numpy(np.stack(images))])
         cells = [picture.grid.cells for picture in group.values()]
-        for key, part in zip(group, torch.split(tokens.to(torch.float16), cells), strict=True):
+        kept = tokens.to("cpu", torch.float16)
+        for key, part in zip(group, torch.split(kept, cells), strict=True):
             self._tokens[key] = part.clone()
+
+    def _exposed(self, picture: Picture, variant: int) -> npt.NDArray[np.float32]:
+        """The pixels of a variant, 0 to 255; of the first one as they are."""
+        if not variant:
+            return picture.pixels.astype(np.float32)
+        # From the picture's number, not from the step: a resumed run sees the same exposure.
+        number = self._numbers[id(picture)]
+        return augmented(picture.pixels, np.random.default_rng([self._seed, number, variant]))
+
+
+class TrainedTower(FeatureBank):
+    """Visual tokens of a tower that is trained, too: encoded each time, with gradients."""
+
+    def tokens(self, chosen: Sequence[Seen]) -> list[torch.Tensor]:
+        """Visual tokens of chosen variants, `(cells, D)` each, on the device of the model."""
+        if not chosen:
+            return []
+        images = [torch.from_numpy(self._exposed(*seen))[None] for seen in chosen]
+        cells = [picture.grid.cells for picture, _ in chosen]
+        return list(torch.split(encoded(self._model, images), cells))
+
+
+def encoded(
+    model: Qwen2_5_VLForConditionalGeneration, groups: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """`training.vision.visual_tokens` on the device of the model: `(sum of cells, D)`."""
+    pixel_values = torch.cat([patches_of(group) for group in groups]).to(model.device)
+    grid_thw = torch.cat([grid_thw_of(group) for group in groups]).to(model.device)
+    features = model.model.get_image_features(pixel_values, grid_thw, return_dict=True)
+    return torch.cat(list(features.pooler_output))
