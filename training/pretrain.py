@@ -30,22 +30,15 @@ from training.embedded import (
 )
 from training.export import ExportConfig, export_checkpoint
 from training.features import FeatureBank
-from training.language import (
-    LanguageConfig,
-    MixConfig,
-    asked_of_real,
-    drawn_record,
-    letter_record,
-    phantom_record,
-    real_cases,
-)
+from training.language import LanguageConfig, MixConfig
 from training.language_loss import batch_loss
 from training.latents import LatentConfig
 from training.loop import Report, prefixed, run_steps
 from training.materials import Materials, load_materials
 from training.out_of_distribution import fit_detector
 from training.questions import questions_for
-from training.records import RecordWriter, corpus, seen_size
+from training.record_draw import RecordDraw
+from training.records import corpus, seen_size
 from training.reports import report_text
 from training.world import (
     Case,
@@ -186,27 +179,14 @@ def train_language(
     """Trains the language model on the frozen tower's tokens with a mix of record forms."""
     model.model.visual.requires_grad_(False)
     bank = FeatureBank(model, stage.seed)
-    bank.add([case.view for case in materials.train], variants=features.view_variants)
-    crops = [p for case in materials.train for variants in case.crops.values() for p in variants]
-    bank.add(crops, variants=1)
-    real = real_cases(materials.real_train, features.real_variants, stage.seed)
-    for view, _, parts in real:
-        bank.add([view, *(p for variants in parts.values() for p in variants)], variants=1)
-    writer = RecordWriter(tokenizer)
+    draw = RecordDraw(
+        materials, stage.mix, tokenizer, stage.latents, features.real_variants, stage.seed
+    )
+    draw.register(bank, features.view_variants)
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = np.random.default_rng([stage.seed, 3, step])
-        records = []
-        for _ in range(stage.steps.batch):
-            if real and rng.random() < stage.mix.real:
-                asked = asked_of_real(real[int(rng.integers(len(real)))], rng)
-                records.append(drawn_record(asked, stage.mix, writer, rng, stage.latents))
-                continue
-            case = materials.train[int(rng.integers(len(materials.train)))]
-            records.append(phantom_record(case, stage.mix, writer, rng, stage.latents))
-        for _ in range(stage.mix.letters):
-            case = materials.train[int(rng.integers(len(materials.train)))]
-            records.append(letter_record(case, writer, rng))
+        records = draw.records(stage.steps.batch, rng)
         latents = stage.latents.at(step / stage.steps.steps) if stage.latents else None
         return batch_loss(model, records, bank, tokenizer, rng, latents=latents)
 

@@ -1,0 +1,69 @@
+"""Which records a step trains on: phantoms and real radiographs by the shares of a mix."""
+
+from __future__ import annotations
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from training.features import FeatureBank
+from training.language import (
+    MixConfig,
+    asked_of_real,
+    drawn_record,
+    letter_record,
+    phantom_record,
+    real_cases,
+)
+from training.latents import LatentConfig
+from training.materials import Materials
+from training.records import Record, RecordWriter
+
+
+class RecordDraw:
+    """Draws the records of steps.
+
+    Args:
+        materials: what is drawn from.
+        mix: shares of the record forms.
+        tokenizer: of the model.
+        latents: how latent segments are trained; None: there are none.
+        real_variants: shifted views of each real radiograph.
+        seed: of these shifts.
+    """
+
+    def __init__(
+        self,
+        materials: Materials,
+        mix: MixConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        latents: LatentConfig | None,
+        real_variants: int,
+        seed: int,
+    ) -> None:
+        self._cases = materials.train
+        self._mix, self._latents = mix, latents
+        self._real = real_cases(materials.real_train, real_variants, seed)
+        self._writer = RecordWriter(tokenizer)
+
+    def register(self, bank: FeatureBank, view_variants: int) -> None:
+        """Makes every picture that a record can hold known to a bank."""
+        bank.add([case.view for case in self._cases], variants=view_variants)
+        crops = [p for case in self._cases for variants in case.crops.values() for p in variants]
+        bank.add(crops, variants=1)
+        for view, _, parts in self._real:
+            bank.add([view, *(p for variants in parts.values() for p in variants)], variants=1)
+
+    def records(self, count: int, rng: np.random.Generator) -> list[Record]:
+        """The records of a step: `count`, and behind them those that ask for letters alone."""
+        records = []
+        for _ in range(count):
+            if self._real and rng.random() < self._mix.real:
+                asked = asked_of_real(self._real[int(rng.integers(len(self._real)))], rng)
+                records.append(drawn_record(asked, self._mix, self._writer, rng, self._latents))
+                continue
+            case = self._cases[int(rng.integers(len(self._cases)))]
+            records.append(phantom_record(case, self._mix, self._writer, rng, self._latents))
+        for _ in range(self._mix.letters):
+            case = self._cases[int(rng.integers(len(self._cases)))]
+            records.append(letter_record(case, self._writer, rng))
+        return records
