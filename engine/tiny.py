@@ -104,7 +104,7 @@ BENCH_SHAPE = TinyShape(
 
 EMBEDDED_SHAPE = TinyShape(
     hidden=192,
-    layers=6,
+    layers=4,
     heads=6,
     key_value_heads=2,
     vision_hidden=160,
