@@ -69,12 +69,15 @@ class LoadedModel:
         return self.model.device
 
 
-def load_checkpoint(id_or_dir: str | Path, device: str | None = None) -> LoadedModel:
+def load_checkpoint(
+    id_or_dir: str | Path, device: str | None = None, dtype: torch.dtype | None = None
+) -> LoadedModel:
     """Loads a checkpoint and makes it ready to run.
 
     Args:
         id_or_dir: hub id, local folder, or folder of a peft adapter.
         device: torch device; CUDA when there is one and none is named.
+        dtype: of the weights; bf16 on CUDA and fp32 elsewhere by default.
 
     Raises:
         CheckpointError: when it is missing, broken or of another architecture.
@@ -84,8 +87,8 @@ def load_checkpoint(id_or_dir: str | Path, device: str | None = None) -> LoadedM
     folder = _local_folder(name)
     try:
         if folder is not None and (folder / ADAPTER_FILE).is_file():
-            return _load_adapter(folder, chosen)
-        return _load_base(name, folder, chosen)
+            return _load_adapter(folder, chosen, dtype)
+        return _load_base(name, folder, chosen, dtype)
     except CheckpointError:
         raise
     except (ManifestError, DetectorError) as error:
@@ -197,7 +200,9 @@ def add_latent_tokens(
     return (NO_LATENT_NOTICE,)
 
 
-def _load_base(name: str, folder: Path | None, device: torch.device) -> LoadedModel:
+def _load_base(
+    name: str, folder: Path | None, device: torch.device, dtype: torch.dtype | None
+) -> LoadedModel:
     if folder is None and _looks_like_a_path(name):
         raise CheckpointError(
             f"There is no checkpoint {_label(name)}: give a folder that exists, or a hub id."
@@ -212,7 +217,7 @@ def _load_base(name: str, folder: Path | None, device: torch.device) -> LoadedMo
         )
     loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         source,
-        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        dtype=dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32),
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=local,
@@ -239,7 +244,7 @@ def _load_base(name: str, folder: Path | None, device: torch.device) -> LoadedMo
     )
 
 
-def _load_adapter(folder: Path, device: torch.device) -> LoadedModel:
+def _load_adapter(folder: Path, device: torch.device, dtype: torch.dtype | None) -> LoadedModel:
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -250,7 +255,7 @@ def _load_adapter(folder: Path, device: torch.device) -> LoadedModel:
         # peft would fall back to a pickled file.
         raise CheckpointError(f"The adapter has no {ADAPTER_WEIGHTS}: save it as safetensors.")
     base_name = _adapter_base(folder)
-    base = load_checkpoint(base_name, str(device))
+    base = load_checkpoint(base_name, str(device), dtype)
     wrapped: Any = PeftModel.from_pretrained(base.model, str(folder), use_safetensors=True)
     merged = wrapped.merge_and_unload()
     manifest = read_manifest(folder) if (folder / "lightbox.json").is_file() else base.manifest

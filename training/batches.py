@@ -124,12 +124,13 @@ def lay_out(
 
 def filled(layout: Layout, bank: FeatureBank, latents: LatentConfig | None = None) -> Batch:
     """A layout with its visual tokens (arguments as in `collate`)."""
-    visual = bank.tokens(layout.seen)
+    # Before they are joined: autocast joins nothing in half precision.
+    visual = [tokens.float() for tokens in bank.tokens(layout.seen)]
     return Batch(
         ids=layout.ids,
         weights=layout.weights,
         positions=layout.positions,
-        visual=torch.cat(visual).float() if visual else torch.zeros(0, bank.width),
+        visual=torch.cat(visual) if visual else torch.zeros(0, bank.width),
         slots=layout.slots,
         slot_targets=_slot_targets(layout.records, visual, layout.slots, latents, bank.width),
         mask=layout.mask,
@@ -155,7 +156,7 @@ def _slot_targets(
             found.append(
                 # Targets stand still, also where the tower is trained.
                 roi_targets(
-                    visual[view].detach().cpu().float(),
+                    visual[view].detach().cpu(),
                     grid,
                     record.roi,
                     latents.target,

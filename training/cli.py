@@ -6,6 +6,7 @@ Bad input ends with exit status 2 and one line on stderr.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from training.phantoms import write_dataset
 from training.phantoms.truth import SPLITS
 from training.samples import write_samples
 from training.score_group import score_file
+from training.stopping import DivergedError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except DivergedError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("Stopped; the last checkpoint is kept, the same command goes on.\n")
         return 1
@@ -52,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
         stage = commands.add_parser(name, help=what)
         stage.add_argument("config", type=Path)
         stage.add_argument("overrides", nargs="*", metavar="key=value")
+        stage.add_argument(
+            "--rehearse",
+            action="store_true",
+            help="three steps of everything in a temporary folder: does it work, what it needs",
+        )
         stage.set_defaults(command=command)
     evaluate = commands.add_parser("evaluate", help="score a checkpoint on a benchmark")
     evaluate.add_argument(
@@ -78,12 +88,26 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--traces", type=Path, help="folder for one trace a question")
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(command=_evaluate)
+    _add_memory(commands.add_parser("memory", help="what sft on Qwen2.5-VL-7B needs, by count"))
+    bench = commands.add_parser("bench", help="what rollouts and updates cost on this machine")
+    bench.add_argument("--json", action="store_true", help="machine-readable")
+    bench.add_argument("--repeats", type=int, default=7, help="interleaved rounds")
+    bench.set_defaults(command=_bench)
     score = commands.add_parser(
         "score-group", help="rewards and branch probabilities of a group of trajectories"
     )
     score.add_argument("file", type=Path, help="JSON, as docs/medvr.md describes it")
     score.set_defaults(command=_score_group)
     return parser
+
+
+def _add_memory(memory: argparse.ArgumentParser) -> None:
+    memory.add_argument("config", type=Path)
+    memory.add_argument("overrides", nargs="*", metavar="key=value")
+    memory.add_argument("--record-tokens", type=int, default=512, metavar="N")
+    memory.add_argument("--devices", type=int, default=1)
+    memory.add_argument("--sharded", action="store_true", help="weights are spread (FSDP2, ZeRO)")
+    memory.set_defaults(command=_memory)
 
 
 def _report(line: str) -> None:
@@ -108,7 +132,13 @@ def _pretrain(options: argparse.Namespace) -> int:
     # Loading torch takes seconds, which `phantoms` and a mistyped option need not wait for.
     from training.pretrain import PretrainConfig, pretrain
 
-    folder = pretrain(load_config(PretrainConfig, options.config, options.overrides), _report)
+    config = load_config(PretrainConfig, options.config, options.overrides)
+    if options.rehearse:
+        from training.rehearsal import rehearse_pretrain
+
+        sys.stdout.write(f"{rehearse_pretrain(config, _report)}\n")
+        return 0
+    folder = pretrain(config, _report)
     sys.stdout.write(f"Checkpoint written to {folder}.\n")
     return 0
 
@@ -116,7 +146,13 @@ def _pretrain(options: argparse.Namespace) -> int:
 def _sft(options: argparse.Namespace) -> int:
     from training.sft import FinetuneConfig, finetune
 
-    folder = finetune(load_config(FinetuneConfig, options.config, options.overrides), _report)
+    config = load_config(FinetuneConfig, options.config, options.overrides)
+    if options.rehearse:
+        from training.rehearsal import rehearse_finetune
+
+        sys.stdout.write(f"{rehearse_finetune(config, _report)}\n")
+        return 0
+    folder = finetune(config, _report)
     sys.stdout.write(f"Checkpoint written to {folder}.\n")
     return 0
 
@@ -125,6 +161,31 @@ def _evaluate(options: argparse.Namespace) -> int:
     from training.evaluate import run_benchmark
 
     sys.stdout.write(run_benchmark(options, _report))
+    return 0
+
+
+def _memory(options: argparse.Namespace) -> int:
+    from training.memory_count import memory_count, readable
+    from training.sft import FinetuneConfig
+
+    config = load_config(FinetuneConfig, options.config, options.overrides)
+    count = memory_count(
+        config.tuning,
+        record_tokens=options.record_tokens,
+        devices=options.devices,
+        is_sharded=options.sharded,
+    )
+    sys.stdout.write(f"{readable(count)}\n")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, not {options.repeats}.")
+    from training.bench import benchmark, readable
+
+    report = benchmark(repeats=options.repeats)
+    sys.stdout.write((json.dumps(report, indent=2) if options.json else readable(report)) + "\n")
     return 0
 
 

@@ -28,7 +28,7 @@ from training.embedded import (
     new_model,
     train_tokenizer,
 )
-from training.export import ExportConfig, export_checkpoint
+from training.export import ExportConfig, Thresholds, export_checkpoint
 from training.features import FeatureBank
 from training.language import LanguageConfig, MixConfig
 from training.language_loss import batch_loss
@@ -158,11 +158,17 @@ def calibrated_checkpoint(
     materials: Materials,
 ) -> Path:
     """Sets both thresholds on validation phantoms and writes the checkpoint folder."""
-    return export_checkpoint(
-        out / "checkpoint",
-        model,
-        tokenizer,
-        export,
+    thresholds = calibrated(model, tokenizer, materials)
+    return export_checkpoint(out / "checkpoint", model, tokenizer, export, thresholds)
+
+
+def calibrated(
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    materials: Materials,
+) -> Thresholds:
+    """Both thresholds, set on validation phantoms."""
+    return Thresholds(
         fit_detector(model, materials.train, materials.validation),
         entropy_threshold(model, tokenizer, materials.validation),
     )

@@ -1,29 +1,76 @@
-"""`python -m training sft`: fine-tunes a checkpoint on a mix of record forms.
+"""`python -m training sft`: fine-tunes a Qwen2.5-VL checkpoint on a mix of record forms.
 
 With tool calls in the mix it is the cold start of the zoom format: a correct call, the crop,
-an answer. The vision tower stays as it is.
+an answer. The whole language model or a LoRA adapter of it is trained; the vision tower stays as
+it is, with its tokens computed once, unless it is asked for. Started by `accelerate launch` or
+`torchrun`, all processes train together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from training.export import ExportConfig
+from engine.loading import CheckpointError, load_checkpoint
+from training.accelerated import Accelerated
+from training.adapters import AdapterConfig, add_adapter
+from training.config import ConfigError
+from training.export import ExportConfig, export_adapter, export_checkpoint
+from training.features import FeatureBank, TrainedTower
 from training.language import LanguageConfig, MixConfig
-from training.latents import LatentConfig
-from training.loop import Report
-from training.materials import load_materials
-from training.pretrain import (
-    FeatureConfig,
-    LanguageStage,
-    calibrated_checkpoint,
-    train_language,
-)
+from training.latents import LatentConfig, LatentPhase
+from training.loop import PartLoss, Report, Stage, prefixed, run_stage
+from training.materials import Materials, load_materials
+from training.network import LanguageNetwork, part_losses, planned
+from training.pretrain import FeatureConfig, calibrated
+from training.record_draw import RecordDraw
 from training.world import WorldConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningConfig:
+    """What of the model is trained, in which precision, in parts of which size.
+
+    Attributes:
+        lora: an adapter; None: all weights of the language model.
+        vision: whether the tower is trained, too. Its tokens are computed once when it is not.
+        precision: `bf16` keeps frozen weights in bfloat16 and trained ones in float32, and
+            computes in bfloat16.
+        gradient_checkpointing: compute the layers again in the backward pass, for memory.
+        micro_batch: records that go through the model at a time.
+        head_chunk: tokens whose logits are held at a time; 0: all of a part.
+        evaluate_every: steps between evaluations on records of validation phantoms; 0: none.
+        evaluate_records: of an evaluation.
+    """
+
+    lora: AdapterConfig | None = None
+    vision: Literal["frozen", "trained"] = "frozen"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    micro_batch: int = 8
+    head_chunk: int = 0
+    evaluate_every: int = 0
+    evaluate_records: int = 64
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("micro_batch", 1),
+            ("head_chunk", 0),
+            ("evaluate_every", 0),
+            ("evaluate_records", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        if self.lora is not None and self.vision == "trained":
+            raise ValueError("An adapter holds no tower: leave out lora, or keep vision frozen.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +79,15 @@ class FinetuneConfig:
 
     Attributes:
         out: folder of the training state and of the exported checkpoint.
-        base: checkpoint folder to begin with.
+        base: checkpoint to begin with: a folder, an adapter's folder, or a hub id.
         world: folder of prepared phantoms; built where they are missing.
         seed: of batches.
         latents: how latent segments are trained; needed when the mix holds any.
+        tuning: what is trained, and in which precision.
     """
 
     out: Path
-    base: Path
+    base: str
     world: Path
     seed: int
     train: WorldConfig
@@ -49,6 +97,7 @@ class FinetuneConfig:
     latents: LatentConfig | None = None
     real_images: Path | None = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     threads: int = 2
     export: ExportConfig = field(default_factory=ExportConfig)
 
@@ -57,31 +106,183 @@ class FinetuneConfig:
             raise ValueError("The section latents and a share mix.latent above 0 go together.")
 
 
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A checkpoint that is being fine-tuned.
+
+    Attributes:
+        model: called as ever, with its adapter inside where it has one.
+        tokenizer: its own.
+        adapter: None when all weights are trained.
+    """
+
+    model: Qwen2_5_VLForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    adapter: PeftModel | None
+
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        """The modules that hold what is trained, by their names in a state."""
+        modules: dict[str, nn.Module] = {"language": self.model.model.language_model}
+        head: nn.Module = self.model.lm_head
+        if not self.model.config.tie_word_embeddings:
+            modules["head"] = head
+        modules["tower"] = self.model.model.visual
+        return {
+            name: module
+            for name, module in modules.items()
+            if any(parameter.requires_grad for parameter in module.parameters())
+        }
+
+
+def tuned_model(base: str, tuning: TuningConfig) -> Tuned:
+    """Opens a checkpoint and says what of it is trained.
+
+    Raises:
+        ConfigError: when the checkpoint is missing or cannot be used.
+    """
+    half = torch.bfloat16 if tuning.precision == "bf16" else torch.float32
+    try:
+        # What is trained stays in float32: bfloat16 would swallow small updates.
+        loaded = load_checkpoint(base, "cpu", half if tuning.lora else torch.float32)
+    except CheckpointError as error:
+        raise ConfigError(f"{error} Run the stage that makes it first, or change base.") from error
+    model = loaded.model
+    model.set_attn_implementation("sdpa")
+    model.requires_grad_(True)
+    model.model.visual.requires_grad_(tuning.vision == "trained")
+    adapter = add_adapter(model, tuning.lora, base) if tuning.lora else None
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(half)
+    if tuning.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        # Layers are only computed again in training mode; there is no dropout to switch on.
+        model.train()
+    return Tuned(model, loaded.tokenizer, adapter)
+
+
 def finetune(config: FinetuneConfig, report: Report) -> Path:
     """Runs the stage and exports a checkpoint folder, whose path is returned.
 
     Raises:
-        FileNotFoundError: when the base checkpoint is not there.
+        ConfigError: the base checkpoint is not there or cannot be used.
+        ValueError: the parts of a step cannot be shared by the processes.
+        DivergedError: see `training.loop.run_stage`.
     """
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    if not (config.base / "config.json").is_file():
-        raise FileNotFoundError(
-            f"There is no checkpoint in {config.base}; run the stage before this one first."
+    processes = Accelerated(unused=config.tuning.vision == "trained")
+    records = config.language.batch + config.mix.letters
+    processes.expect(-(-records // config.tuning.micro_batch))
+    if processes.is_main and processes.count > 1:
+        report(f"{processes.count} processes train together.")
+    tuned = tuned_model(config.base, config.tuning)
+    with processes.main_first():
+        materials = load_materials(
+            config.world, config.train, config.validation, config.real_images, report
         )
-    tokenizer = AutoTokenizer.from_pretrained(config.base)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(config.base, dtype=torch.float32)
-    materials = load_materials(
-        config.world, config.train, config.validation, config.real_images, report
+    network = train(config, tuned, materials, processes, report)
+    weights = processes.whole_state(network) if processes.is_sharded else None
+    if processes.is_main:
+        if weights is not None:
+            tuned = whole_model(config, weights)
+        export(config, tuned, materials)
+    processes.wait()
+    return config.out / "checkpoint"
+
+
+def train(
+    config: FinetuneConfig,
+    tuned: Tuned,
+    materials: Materials,
+    processes: Accelerated,
+    report: Report,
+) -> LanguageNetwork:
+    """Trains on records of the mix; returns the network that was trained."""
+    tuning, latents = config.tuning, config.latents
+    kind = TrainedTower if tuning.vision == "trained" else FeatureBank
+    bank = kind(tuned.model, config.seed)
+    draw, unseen = (
+        RecordDraw(
+            part, config.mix, tuned.tokenizer, latents, config.features.real_variants, config.seed
+        )
+        for part in (materials, validation_only(materials))
     )
-    train_language(
-        model,
-        tokenizer,
-        LanguageStage(
-            config.out / "language", config.seed, config.language, config.mix, config.latents
-        ),
-        config.features,
-        materials,
-        report,
+    draw.register(bank, config.features.view_variants)
+    if tuning.evaluate_every:
+        unseen.register(bank, 1)
+    tuned.model.to(processes.device)  # type: ignore[arg-type]
+    if processes.is_sharded and kind is FeatureBank:
+        # Once its weights are spread, no process can run the tower by itself.
+        bank.encode_all()
+    network = LanguageNetwork(
+        tuned.model,
+        bank,
+        latents,
+        bf16=tuning.precision == "bf16",
+        head_chunk=tuning.head_chunk,
     )
-    return calibrated_checkpoint(config.out, model, tokenizer, config.export, materials)
+
+    def phase_at(step: int) -> LatentPhase | None:
+        return latents.at(step / config.language.steps) if latents else None
+
+    def parts_at(wrapped: nn.Module, step: int) -> list[Callable[[], PartLoss]]:
+        rng = np.random.default_rng([config.seed, 3, step])
+        records = draw.records(config.language.batch, rng)
+        phase = phase_at(step)
+        parts = planned(records, bank, tuned.tokenizer, rng, tuning.micro_batch, phase)
+        return part_losses(wrapped, parts, phase)
+
+    def evaluate(done: int) -> dict[str, float]:
+        """Mean loss on the same records each time, without what only training does to them."""
+        del done
+        rng = np.random.default_rng([config.seed, 5])
+        records = unseen.records(tuning.evaluate_records, rng)
+        parts = planned(records, bank, tuned.tokenizer, rng, tuning.micro_batch)
+        sums: dict[str, float] = {}
+        with torch.no_grad():
+            for part in part_losses(network, parts):
+                loss, numbers = part()
+                for name, number in {**numbers, "loss": float(loss)}.items():
+                    sums[name] = sums.get(name, 0.0) + number
+        sums.pop("tokens")
+        return {f"validation_{name}": number for name, number in sums.items()}
+
+    stage = Stage(
+        folder=config.out / "language",
+        modules=tuned.trained,
+        config=config.language,
+        parts_at=parts_at,
+        network=network,
+        evaluate=evaluate if tuning.evaluate_every else None,
+        evaluate_every=tuning.evaluate_every,
+    )
+    run_stage(stage, prefixed(report, "language"), processes)
+    return network
+
+
+def validation_only(materials: Materials) -> Materials:
+    """The validation phantoms where training ones would be; a copy."""
+    return Materials(materials.validation, materials.validation, materials.real_validation, [])
+
+
+def whole_model(config: FinetuneConfig, weights: dict[str, torch.Tensor]) -> Tuned:
+    """The checkpoint again, with weights that were gathered from all processes."""
+    tuned = tuned_model(config.base, config.tuning)
+    named = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    tuned.model.load_state_dict(named)
+    return tuned
+
+
+def export(config: FinetuneConfig, tuned: Tuned, materials: Materials) -> Path:
+    """Writes the checkpoint folder: weights, or the adapter alone."""
+    model: Any = tuned.model
+    model.train(False)
+    thresholds = None
+    if config.export.embedded:
+        thresholds = calibrated(model.to("cpu"), tuned.tokenizer, materials)
+    folder = config.out / "checkpoint"
+    if tuned.adapter is not None:
+        return export_adapter(folder, tuned.adapter, config.export, thresholds)
+    return export_checkpoint(folder, model, tuned.tokenizer, config.export, thresholds)

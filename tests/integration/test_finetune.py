@@ -1,0 +1,214 @@
+"""Fine-tuning any checkpoint of the class: adapters, precision, parts, several processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from engine.loading import load_checkpoint
+from engine.tiny import tiny_model
+from tests.integration.test_loading import save
+from tests.source_tree import ROOT
+from training.config import ConfigError, load_config
+from training.sft import FinetuneConfig, finetune, tuned_model
+from training.world import WorldConfig, balanced_case, build_case, save_cases
+
+# peft 0.21 still asks for a property that transformers 5.23 has renamed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
+    pytest.mark.timeout(900),
+]
+CONFIGS = ROOT / "training" / "configs"
+CASES = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights, and a world of a few phantoms."""
+    folder = tmp_path_factory.mktemp("finetune")
+    save(tiny_model(), folder / "base")
+    (folder / "world").mkdir()
+    for split in ("train", "validation"):
+        config = WorldConfig(count=CASES, seed=3, split=split)
+        cases = [build_case(balanced_case(config, index), 1) for index in range(CASES)]
+        save_cases(folder / "world" / f"{split}-3-000000.npz", cases)
+    return folder
+
+
+def config_file(folder: Path, name: str, **tuning: object) -> Path:
+    world = {"count": CASES, "seed": 3, "crops_per_target": 1, "shard": CASES, "workers": 1}
+    raw = {
+        "out": str(folder / name),
+        "base": str(folder / "base"),
+        "world": str(folder / "world"),
+        "seed": 5,
+        "threads": 1,
+        "train": {**world, "split": "train"},
+        "validation": {**world, "split": "validation"},
+        "language": {
+            "steps": 2,
+            "batch": 4,
+            "learning_rate": 0.01,
+            "warmup": 1,
+            "save_every": 1,
+            "log_every": 1,
+        },
+        "mix": {"zoom": 0.3, "probe": 0.2, "auto": 0.1, "real": 0.0, "latent": 0.5},
+        "latents": {"steps": 4, "self_fed": 1.0, "bottleneck_last": 0.5},
+        "tuning": {"micro_batch": 2, **tuning},
+        "export": {"name": name, "embedded": False, "notices": []},
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return path
+
+
+def run(folder: Path, name: str, **tuning: object) -> list[dict[str, float]]:
+    """Fine-tunes in this process; returns what was logged."""
+    path = config_file(folder, name, **tuning)
+    finetune(load_config(FinetuneConfig, path, []), lambda _: None)
+    return logged(folder / name)
+
+
+def logged(out: Path) -> list[dict[str, float]]:
+    lines = (out / "language" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> list[dict[str, float]]:
+    """Metrics of a run of all weights of the language model, evaluated at the end."""
+    return run(folder, "whole", evaluate_every=2, evaluate_records=4)
+
+
+def test_all_weights_of_the_language_model_are_trained_and_the_tower_is_not(
+    folder: Path, whole: list[dict[str, float]]
+) -> None:
+    before, after = (load_checkpoint(folder / name) for name in ("base", "whole/checkpoint"))
+    old, new = before.model.state_dict(), after.model.state_dict()
+    half = {name: tensor.to(torch.bfloat16).float() for name, tensor in old.items()}
+    changed = {name for name in old if not torch.equal(half[name], new[name])}
+    assert {"model.language_model.embed_tokens.weight", "model.language_model.norm.weight"} <= (
+        changed
+    )
+    assert not any(name.startswith("model.visual") for name in changed)
+    assert not after.facts.embedded
+    assert after.detector is None
+    assert [record["step"] for record in whole] == [1, 2, 2]
+    assert whole[0]["tokens_per_second"] > 0
+    assert {"roi", "text", "loss", "gradient_norm"} <= whole[0].keys()
+    assert 0 <= whole[2]["validation_answer_tokens_right"] <= 1
+    assert whole[2]["validation_loss"] > 0
+
+
+def test_an_adapter_is_trained_alone_and_opens_on_its_base(folder: Path) -> None:
+    run(folder, "adapter", lora={"rank": 2, "alpha": 4})
+    written = load_file(folder / "adapter" / "checkpoint" / "adapter_model.safetensors")
+    assert {tensor.shape[int("lora_B" in name)] for name, tensor in written.items()} == {2}
+    assert len(written) == 2 * 7 * 3
+    assert all("language_model.layers" in name for name in written)
+    state = torch.load(folder / "adapter" / "language" / "state.pt", weights_only=True)
+    assert all("lora_" in name for name in state["language"])
+
+    base = load_checkpoint(folder / "base").model.state_dict()
+    opened = load_checkpoint(folder / "adapter" / "checkpoint")
+    assert opened.facts.id == "adapter"
+    name = "model.language_model.layers.0.self_attn.q_proj"
+    first, second = (written[f"base_model.model.{name}.lora_{part}.weight"] for part in ("A", "B"))
+    assert float(second.abs().max()) > 0
+    torch.testing.assert_close(
+        opened.model.state_dict()[f"{name}.weight"], base[f"{name}.weight"] + 2 * second @ first
+    )
+
+
+def test_checkpointing_and_chunks_change_memory_and_not_the_loss(
+    folder: Path, whole: list[dict[str, float]]
+) -> None:
+    spared = run(folder, "spared", gradient_checkpointing=True, head_chunk=3)
+    for name in ("loss", "gradient_norm", "answer_tokens_right"):
+        assert [record[name] for record in spared] == pytest.approx(
+            [record[name] for record in whole[:2]], rel=1e-5
+        )
+
+
+def test_a_trained_tower_changes(folder: Path) -> None:
+    run(folder, "tower", vision="trained")
+    state = torch.load(folder / "tower" / "language" / "state.pt", weights_only=True)
+    before = load_checkpoint(folder / "base").model.model.visual.state_dict()
+    assert any(not torch.equal(before[name], tensor) for name, tensor in state["tower"].items())
+
+
+def test_bf16_keeps_trained_weights_in_fp32(folder: Path, whole: list[dict[str, float]]) -> None:
+    path = config_file(folder, "half", precision="bf16", lora={"rank": 2})
+    config = load_config(FinetuneConfig, path, [])
+    parameters = tuned_model(config.base, config.tuning).model.parameters()
+    kinds = {(p.requires_grad, p.dtype) for p in parameters}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    finetune(config, lambda _: None)
+    assert logged(folder / "half")[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.05)
+
+
+def test_a_resumed_run_is_bit_equal(folder: Path, whole: list[dict[str, float]]) -> None:
+    path = config_file(folder, "cut")
+    said: list[str] = []
+
+    def stop(line: str) -> None:
+        said.append(line)
+        if "step 2/" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(load_config(FinetuneConfig, path, []), stop)
+    run(folder, "cut")
+    states = [
+        torch.load(folder / name / "language" / "state.pt", weights_only=True)["language"]
+        for name in ("cut", "whole")
+    ]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
+def test_what_cannot_be_is_refused(folder: Path) -> None:
+    path = config_file(folder, "refused")
+    with pytest.raises(ConfigError, match="holds no tower"):
+        load_config(FinetuneConfig, path, ["tuning.lora.rank=2", "tuning.vision=trained"])
+    with pytest.raises(ConfigError, match="micro_batch must be at least 1"):
+        load_config(FinetuneConfig, path, ["tuning.micro_batch=0"])
+    with pytest.raises(ConfigError, match="no checkpoint nowhere"):
+        finetune(load_config(FinetuneConfig, path, ["base=./nowhere"]), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+        ["accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate" / "cpu.yaml")],
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_two_processes_have_the_loss_of_one(
+    folder: Path, whole: list[dict[str, float]], launcher: list[str]
+) -> None:
+    """The same global batch, gloo on the CPU; `evaluate` and latents included."""
+    name = launcher[0].split(".")[0]
+    path = config_file(folder, name, evaluate_every=2, evaluate_records=4)
+    command = [sys.executable, "-m", *launcher, "-m", "training", "sft", str(path)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=800
+    )
+    assert done.returncode == 0, done.stderr
+    found = logged(folder / name)
+    assert [record["step"] for record in found] == [1, 2, 2]
+    for record, expected in zip(found, whole, strict=True):
+        for key in expected.keys() - {"steps_per_second", "tokens_per_second"}:
+            assert record[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-5), key
+    # Both took part: one alone would have said that it is the main of two only by mistake.
+    assert done.stderr.count("2 processes") == 1
+    assert load_checkpoint(folder / name / "checkpoint").facts.layers == 3

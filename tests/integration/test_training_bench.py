@@ -1,0 +1,67 @@
+"""The benchmark of rollouts and updates on a tiny model: what it gives. No times."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from engine.bench import BenchmarkError
+from engine.tiny import TinyShape
+from training.bench import benchmark, logprob_peak_bytes, peak_bytes, prepare, readable
+from training.cli import main
+
+SHAPE = TinyShape(vocabulary=2048, tied=False)
+
+
+@pytest.fixture(scope="module")
+def report() -> dict:
+    return benchmark([(4, 2), (6, 3)], repeats=1, shape=SHAPE, image_tokens=16)
+
+
+def test_every_setting_has_every_figure(report: dict) -> None:
+    for setting, (tokens, branches) in zip(report["settings"], [(4, 2), (6, 3)], strict=True):
+        assert (setting["completion_tokens"], setting["branches"]) == (tokens, branches)
+        for name in ("group_rollout_over_generate", "packed_update_over_separate"):
+            low, high = setting[name]["spread"]
+            assert 0 < low <= setting[name]["value"] <= high
+            assert setting[name]["repeats"] == 1
+        # The last token of a branch is written and never fed.
+        prompt, fed = setting["prompt_tokens"], tokens - 1
+        expected = branches * (prompt + fed) / (prompt + branches * fed)
+        assert setting["packed_token_ratio"] == pytest.approx(expected, abs=1e-3)
+        peak = setting["logprob_peak_bytes"]
+        assert peak["tokens"] == tokens * branches
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert readable(report).count("times as fast") == 4
+
+
+def test_peak_memory_is_of_the_chunk_and_not_of_the_tokens() -> None:
+    """A chunk of logits, their log-softmax and its gradient; all at once grows with the tokens."""
+    model = torch.nn.Module()
+    model.lm_head = torch.nn.Linear(8, 4000, bias=False)
+    few, many = (logprob_peak_bytes(model, tokens, 16) for tokens in (64, 512))
+    logits = 16 * 4000 * 4
+    assert few >= 2 * logits
+    assert many < 1.2 * few
+    assert logprob_peak_bytes(model, 512, 512) > 10 * many
+
+
+def test_peak_bytes_are_those_held_at_the_same_time() -> None:
+    def run() -> None:
+        for _ in range(3):
+            torch.empty(1000, 1000)
+
+    assert 4_000_000 <= peak_bytes(run) < 8_000_000
+
+
+def test_a_model_that_stops_early_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.bench.MOST_SEEDS", 0)
+    with pytest.raises(BenchmarkError, match="No random model"):
+        prepare(SHAPE, 16, 4, 2)
+
+
+def test_bad_numbers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--repeats", "0"]) == 2
+    assert "--repeats must be at least 1" in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""The memory of a large model by count, and the recipes that it is for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from training.adapters import AdapterConfig
+from training.config import load_config
+from training.memory_count import adapter_parameters, memory_count
+from training.sft import FinetuneConfig, TuningConfig
+
+CONFIGS = Path(__file__).resolve().parents[3] / "training" / "configs"
+# Card, devices, whether weights are spread over them.
+RECIPES = {"24gb-lora": (24e9, 1, False), "80gb": (80e9, 1, False), "8x80gb": (80e9, 8, True)}
+
+
+def test_adapters_are_as_large_as_the_notes_say() -> None:
+    assert adapter_parameters(AdapterConfig(rank=16)) == pytest.approx(40.4e6, rel=0.01)
+    assert adapter_parameters(AdapterConfig(rank=64)) == pytest.approx(161.5e6, rel=0.01)
+    assert adapter_parameters(AdapterConfig(rank=1, targets=("k_proj",))) == 28 * (3584 + 512)
+
+
+def test_all_weights_on_one_device_by_hand() -> None:
+    """16 bytes and 2 for the working copy of 7.616 billion, 2 of the tower's 0.677 billion."""
+    count = memory_count(TuningConfig(precision="bf16", micro_batch=1), record_tokens=100)
+    assert count.trained == pytest.approx(18 * 7.616e9, rel=1e-3)
+    assert count.frozen == 2 * 677_000_000
+    assert count.logits == 3 * 4 * 152_064 * 100
+    assert count.total > 133e9
+
+
+def test_every_saving_saves() -> None:
+    def total(**changes: object) -> int:
+        tuning = replace(TuningConfig(precision="bf16"), **changes)
+        return memory_count(tuning, record_tokens=2000).total
+
+    assert total(gradient_checkpointing=True) < total()
+    assert total(head_chunk=64) < total()
+    assert total(micro_batch=1) < total()
+    assert total(lora=AdapterConfig()) < total() / 2
+    with pytest.raises(ValueError, match="at least 1"):
+        memory_count(TuningConfig(), record_tokens=0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_fits_its_card_and_says_its_count(name: str) -> None:
+    path = CONFIGS / "recipes" / f"qwen2.5-vl-7b-{name}.yaml"
+    config = load_config(FinetuneConfig, path, [])
+    card, devices, is_sharded = RECIPES[name]
+    count = memory_count(config.tuning, record_tokens=512, devices=devices, is_sharded=is_sharded)
+    assert count.total < 0.9 * card
+    assert f"{count.total / 1e9:.1f} GB" in path.read_text(encoding="utf-8")
+    assert not config.export.embedded
+    assert config.language.batch // config.tuning.micro_batch % devices == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("cpu", "MULTI_GPU"),
+        ("ddp", "MULTI_GPU"),
+        ("fsdp2", "FSDP"),
+        ("deepspeed", "DEEPSPEED"),
+    ],
+)
+def test_accelerate_takes_the_shipped_configurations(name: str, kind: str) -> None:
+    """It refuses unknown keys when it reads a file."""
+    path = CONFIGS / "accelerate" / f"{name}.yaml"
+    read = load_config_from_file(str(path))
+    assert read.distributed_type == kind
+    assert read.num_processes == (2 if name == "cpu" else 8)
+    wrapped = yaml.safe_load(path.read_text()).get("fsdp_config", {})
+    if wrapped:
+        assert wrapped["fsdp_version"] == 2
+        assert "Qwen2_5_VLDecoderLayer" in wrapped["fsdp_transformer_layer_cls_to_wrap"]

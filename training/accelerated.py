@@ -1,0 +1,176 @@
+"""Several processes that train one model, on one or more machines, through accelerate.
+
+`accelerate launch` and `torchrun` start them; without either there is one. Gradients of a step
+are the sum over all processes, whatever wraps the model: losses are divided by counts of the
+whole step beforehand (`training.network`), so that two processes compute what one would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType, gather_object
+from torch import nn
+
+from training.checkpoints import load_state, save_state
+from training.processes import ItemT
+
+SHARDED_FOLDER: Final = "state"
+WINDOW_FILE: Final = "window.pt"
+
+
+class Accelerated:
+    """Processes as accelerate knows them.
+
+    Args:
+        unused: whether some trained parameters may have no part in a step's last batch.
+    """
+
+    def __init__(self, *, unused: bool = False) -> None:
+        self._accelerator: Any = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        )
+
+    @property
+    def count(self) -> int:
+        """How many processes there are."""
+        return int(self._accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one writes files and reports."""
+        return bool(self._accelerator.is_main_process)
+
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+        device: torch.device = self._accelerator.device
+        return device
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process holds all weights (FSDP, DeepSpeed)."""
+        kind = self._accelerator.distributed_type
+        return kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process does what is inside before the others do."""
+        with self._accelerator.main_process_first():
+            yield
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        self._accelerator.wait_for_everyone()
+
+    def expect(self, parts: int) -> None:
+        """Says how many parts a step has, over all processes.
+
+        Raises:
+            ValueError: they cannot be shared evenly.
+        """
+        if parts % self.count:
+            raise ValueError(
+                f"A step has {parts} parts, which {self.count} processes cannot share evenly: "
+                "change language.batch or tuning.micro_batch."
+            )
+        own = parts // self.count
+        self._accelerator.gradient_accumulation_steps = own
+        if self._accelerator.distributed_type == DistributedType.DEEPSPEED:
+            settings = self._accelerator.state.deepspeed_plugin.deepspeed_config
+            # Accelerate reads it off a data loader, which there is none of here.
+            settings["train_micro_batch_size_per_gpu"] = 1
+            settings["gradient_accumulation_steps"] = own
+
+    def shared(self, items: Sequence[ItemT]) -> Sequence[ItemT]:
+        """Every `count`-th item, from this process's own number on."""
+        return items[self._accelerator.process_index :: self.count]
+
+    def prepared(
+        self, network: nn.Module | None, optimizer: torch.optim.Optimizer
+    ) -> tuple[nn.Module | None, torch.optim.Optimizer]:
+        """Network and optimiser on the device, wrapped."""
+        wrapped, wrapped_optimizer = self._accelerator.prepare(network, optimizer)
+        return wrapped, wrapped_optimizer
+
+    def part(self, network: nn.Module | None) -> contextlib.AbstractContextManager[None]:
+        """Gradients are exchanged after the last part of a step only."""
+        context: contextlib.AbstractContextManager[None] = self._accelerator.accumulate(network)
+        return context
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of a part; accelerate takes means where sums are meant."""
+        scale = self.count * self._accelerator.gradient_accumulation_steps
+        self._accelerator.backward(loss * scale)
+
+    def clipped(self, parameters: Iterable[nn.Parameter], most: float) -> float:
+        """Scales the gradients; returns their norm."""
+        return float(self._accelerator.clip_grad_norm_(parameters, most))
+
+    def added(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Sums over all processes; one may lack what another has."""
+        if self.count == 1:
+            return dict(numbers)
+        total: dict[str, float] = {}
+        for own in gather_object([dict(numbers)]):
+            for name, number in own.items():
+                total[name] = total.get(name, 0.0) + number
+        return total
+
+    def save(
+        self,
+        folder: Path,
+        modules: Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        window: Mapping[str, float],
+    ) -> None:
+        """One state file; where the weights are sharded, a folder with every process's part."""
+        if not self.is_sharded:
+            if self.is_main:
+                save_state(folder, modules, optimizer, step, window)
+            self.wait()
+            return
+        whole = folder / SHARDED_FOLDER
+        partial, former = folder / f"{SHARDED_FOLDER}.partial", folder / f"{SHARDED_FOLDER}.former"
+        if self.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.wait()
+        self._accelerator.save_state(str(partial))
+        self.wait()
+        if self.is_main:
+            torch.save({"step": step, "window": dict(window)}, partial / WINDOW_FILE)
+            shutil.rmtree(former, ignore_errors=True)
+            if whole.exists():
+                os.replace(whole, former)
+            os.replace(partial, whole)
+            shutil.rmtree(former, ignore_errors=True)
+        self.wait()
+
+    def load(
+        self, folder: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+    ) -> tuple[int, dict[str, float]]:
+        """Reads what `save` wrote."""
+        if not self.is_sharded:
+            return load_state(folder, modules, optimizer)
+        whole, former = folder / SHARDED_FOLDER, folder / f"{SHARDED_FOLDER}.former"
+        # A process that was killed between the two renames has left the former one alone.
+        found = next((path for path in (whole, former) if (path / WINDOW_FILE).is_file()), None)
+        if found is None:
+            return 0, {}
+        self._accelerator.load_state(str(found))
+        state = torch.load(found / WINDOW_FILE, map_location="cpu", weights_only=True)
+        return int(state["step"]), dict(state["window"])
+
+    def whole_state(self, network: nn.Module) -> dict[str, torch.Tensor]:
+        """All weights of a network, gathered to the main process; empty elsewhere."""
+        gathered: dict[str, torch.Tensor] = self._accelerator.get_state_dict(network)
+        return gathered if self.is_main else {}

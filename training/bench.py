@@ -1,0 +1,277 @@
+"""What rollouts and updates of reinforcement learning cost against plain transformers, here.
+
+Both sides of a ratio run in every round, in turning order, on one thread, timed by processor time
+(see `engine.bench`); a ratio is that of the fastest runs, and says how many times as fast ours
+is. Models have random weights: what they write does not matter, that both sides write as much
+does.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from engine.bench import BenchmarkError, Ratio, Sides, interleaved, prepared, ratio
+from engine.decode import Decoder
+from engine.prompt import prompt_text
+from engine.request import Budgets, Sampling, Tracing
+from engine.rollout import Rollout
+from engine.sequence import FedSequence
+from engine.tiny import TinyShape, tiny_manifest, tiny_model
+from training.packing import PackedGroup, packed_group
+from training.policy import chunked_log_probs, policy_outputs
+
+SHAPE: Final = TinyShape(
+    hidden=256, layers=8, heads=8, key_value_heads=2, vocabulary=8192, tied=False
+)
+IMAGE_TOKENS: Final = 576
+SETTINGS: Final = ((24, 8), (48, 16))
+"""Completion tokens R and branches G."""
+CHUNK: Final = 64
+MOST_SEEDS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is compared for one R and G.
+
+    Attributes:
+        sides: a request of R tokens, and transformers' own model over the same weights.
+        branches: G.
+        sequences: what the branches of a rollout were fed.
+    """
+
+    sides: Sides
+    branches: int
+    sequences: tuple[FedSequence, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a group writes in all."""
+        return self.sides.new_tokens * self.branches
+
+
+def benchmark(
+    settings: Sequence[tuple[int, int]] = SETTINGS,
+    *,
+    repeats: int,
+    shape: TinyShape = SHAPE,
+    image_tokens: int = IMAGE_TOKENS,
+) -> dict[str, Any]:
+    """Measures every setting.
+
+    Args:
+        settings: completion tokens R and branches G of each.
+        repeats: interleaved rounds.
+        shape: of the random-weight model.
+        image_tokens: of the prompt's image.
+
+    Raises:
+        BenchmarkError: no random model writes R tokens in every branch.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        measured = [
+            measure(prepare(shape, image_tokens, tokens, branches), repeats)
+            for tokens, branches in settings
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "settings": measured,
+        "machine": {
+            "threads": 1,
+            "clock": "processor time",
+            "torch": torch.__version__,
+            "device": "cpu",
+        },
+    }
+
+
+def prepare(shape: TinyShape, image_tokens: int, tokens: int, branches: int) -> Setting:
+    """A random model whose branches all write as many tokens as they may.
+
+    Raises:
+        BenchmarkError: when no seed gives one.
+    """
+    for seed in range(MOST_SEEDS):
+        loaded = tiny_model(shape, seed=seed, manifest=tiny_manifest(image_tokens, 4))
+        sides = prepared(loaded, tokens)
+        sequences = rolled_out(sides, branches)
+        if all(len(sequence.written) == tokens for sequence in sequences):
+            return Setting(sides, branches, tuple(sequences))
+    raise BenchmarkError("No random model writes in all branches to the end.")
+
+
+def measure(setting: Setting, repeats: int) -> dict[str, Any]:
+    """All figures of one setting."""
+    sides, branches = setting.sides, setting.branches
+    rollouts = interleaved(
+        {
+            "generate": lambda: [generated(sides, branches)],
+            "group": lambda: [sum(len(s.written) for s in rolled_out(sides, branches))],
+        },
+        repeats,
+    )
+    group = packed_group(setting.sequences)
+    model = checkpointing(sides.loaded.model)
+    updates = interleaved(
+        {
+            "separate": lambda: [updated(model, [packed_group([s]) for s in setting.sequences])],
+            "packed": lambda: [updated(model, [group])],
+        },
+        repeats,
+    )
+    return {
+        "completion_tokens": sides.new_tokens,
+        "branches": branches,
+        "prompt_tokens": setting.sequences[0].prompt,
+        "group_rollout_over_generate": _speed(rollouts["generate"], rollouts["group"]),
+        "packed_update_over_separate": _speed(updates["separate"], updates["packed"]),
+        "packed_token_ratio": round(group.separate / group.columns, 4),
+        "logprob_peak_bytes": {
+            "chunked": logprob_peak_bytes(model, setting.tokens, CHUNK),
+            "all_at_once": logprob_peak_bytes(model, setting.tokens, setting.tokens),
+            "tokens": setting.tokens,
+            "chunk": CHUNK,
+        },
+    }
+
+
+def _speed(slower: list[float], faster: list[float]) -> Ratio:
+    """How many times as fast the second is."""
+    return {**ratio(slower, faster), "unit": "times as fast"}
+
+
+def rolled_out(sides: Sides, branches: int) -> list[FedSequence]:
+    """A group of sampled branches: one pass over the prompt, image encoded once."""
+    start = sides.start
+    request = replace(
+        start.request,
+        sampling=Sampling(temperature=1.0),
+        budgets=Budgets(max_new_tokens=sides.new_tokens),
+        tracing=Tracing(layers="none", alternatives=1, belief=False),
+    )
+    decoder = Decoder(sides.loaded)
+    view = decoder.encode(start.seen)
+    manifest = sides.loaded.manifest
+    text = prompt_text(
+        style=manifest.prompt_style,
+        question_first=manifest.question_first,
+        method="direct",
+        question=request.question,
+        options=(),
+    )
+    prompt = decoder.lay_out(text, [(0, view, start.seen.grid)], 0)
+    run = Rollout(
+        decoder, replace(start, request=request, view=view, prompt=prompt), count=branches
+    )
+    for _ in run.events():
+        pass
+    return run.sequences
+
+
+@torch.inference_mode()
+def generated(sides: Sides, branches: int) -> int:
+    """Transformers' `generate` with as many sampled sequences; tokens written in all."""
+    ids = torch.tensor([sides.ids])
+    torch.manual_seed(0)
+    out = sides.sdpa.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == sides.loaded.vocabulary.image_pad).int(),
+        pixel_values=sides.start.seen.pixel_values,
+        image_grid_thw=sides.start.seen.grid_thw,
+        min_new_tokens=sides.new_tokens,
+        max_new_tokens=sides.new_tokens,
+        num_return_sequences=branches,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=sorted(sides.loaded.vocabulary.stop_ids),
+        pad_token_id=sides.loaded.vocabulary.im_end,
+    )
+    return int(out[:, ids.shape[1] :].numel())
+
+
+def checkpointing(model: Any) -> Any:  # noqa: ANN401
+    """A copy that computes its layers again in the backward pass, as large models must."""
+    own = copy.deepcopy(model)
+    own.activation_checkpointing_enable({"use_reentrant": False})
+    own.model.visual.requires_grad_(False)
+    return own.train()
+
+
+def updated(model: Any, groups: Sequence[PackedGroup]) -> int:  # noqa: ANN401
+    """Forward and backward over groups, one after the other; tokens whose gradient was taken."""
+    model.zero_grad(set_to_none=True)
+    count = 0
+    for group in groups:
+        log_probs = policy_outputs(model, group, chunk=CHUNK).log_probs
+        log_probs.sum().backward()  # type: ignore[no-untyped-call]
+        count += len(log_probs)
+    return count
+
+
+def logprob_peak_bytes(model: Any, tokens: int, chunk: int) -> int:  # noqa: ANN401
+    """Most bytes held at a time by log-probabilities of so many tokens and their gradients."""
+    head = model.lm_head.weight.detach().clone().requires_grad_(True)
+    hidden = torch.randn(tokens, head.shape[1], requires_grad=True)
+    targets = torch.arange(tokens) % head.shape[0]
+
+    def run() -> None:
+        log_probs, _ = chunked_log_probs(hidden, head, targets, chunk)
+        log_probs.sum().backward()  # type: ignore[no-untyped-call]
+
+    return peak_bytes(run)
+
+
+def peak_bytes(run: Callable[[], None]) -> int:
+    """Most bytes that torch's CPU allocator has held beyond those it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    changes = [
+        (event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"
+    ]
+    held = most = 0
+    for _, change in sorted(changes, key=lambda pair: float(pair[0])):
+        held += int(change)
+        most = max(most, held)
+    return most
+
+
+def readable(report: dict[str, Any]) -> str:
+    """The report as a table."""
+    lines = []
+    for setting in report["settings"]:
+        lines.append(
+            f"{setting['branches']} branches of {setting['completion_tokens']} tokens, "
+            f"{setting['prompt_tokens']} prompt tokens (CPU)"
+        )
+        for name in ("group_rollout_over_generate", "packed_update_over_separate"):
+            low, high = setting[name]["spread"]
+            lines.append(
+                f"  {name:<30} {setting[name]['value']:7.2f} times as fast   "
+                f"rounds {low:.2f} to {high:.2f} ({setting[name]['repeats']})"
+            )
+        lines.append(f"  {'packed_token_ratio':<30} {setting['packed_token_ratio']:7.2f}")
+        peak = setting["logprob_peak_bytes"]
+        lines.append(
+            f"  {'logprob_peak_bytes':<30} {peak['chunked']:,} in chunks of {peak['chunk']}, "
+            f"{peak['all_at_once']:,} all at once"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,126 @@
+"""How much memory fine-tuning Qwen2.5-VL-7B needs on each device, by count.
+
+Computed and not measured. Per device:
+
+- weights: 2 bytes where they are frozen in bfloat16 (4 in float32); 16 where they are trained (a
+  float32 weight, its gradient, two moments of AdamW), and 2 more for the bfloat16 copy that
+  autocast keeps. Spread over the devices where they are sharded, and then one layer is gathered
+  in bfloat16 twice (the present one and the next);
+- activations: 2 x D bytes a layer and token where layers are computed again, and what one layer
+  keeps; without, what every layer keeps;
+- logits: three float32 copies of those held at a time;
+- a gigabyte for the device's context and fragments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from training.adapters import AdapterConfig
+from training.sft import TuningConfig
+
+# Qwen2.5-VL-7B: its configuration, and parameters counted from it.
+HIDDEN: Final = 3584
+INTERMEDIATE: Final = 18_944
+KEYS: Final = 512
+LAYERS: Final = 28
+VOCABULARY: Final = 152_064
+LAYER_PARAMETERS: Final = 6_526_000_000
+EMBEDDING_PARAMETERS: Final = VOCABULARY * HIDDEN
+VISION_PARAMETERS: Final = 677_000_000
+
+SHAPES: Final = {
+    "q_proj": (HIDDEN, HIDDEN),
+    "k_proj": (HIDDEN, KEYS),
+    "v_proj": (HIDDEN, KEYS),
+    "o_proj": (HIDDEN, HIDDEN),
+    "gate_proj": (HIDDEN, INTERMEDIATE),
+    "up_proj": (HIDDEN, INTERMEDIATE),
+    "down_proj": (INTERMEDIATE, HIDDEN),
+}
+CONTEXT_BYTES: Final = 1_000_000_000
+TRAINED_BYTES: Final = 16
+# A layer keeps its inputs to norms, projections and activation: about 8 D + 3 I numbers a token.
+KEPT_NUMBERS: Final = 8 * HIDDEN + 3 * INTERMEDIATE
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCount:
+    """Bytes of one device, by what they are for.
+
+    Attributes:
+        frozen: weights that are not trained.
+        trained: weights that are, with gradients, moments and working copies.
+        activations: of one part of a step.
+        logits: of those held at a time.
+        context: of the device's own.
+    """
+
+    frozen: int
+    trained: int
+    activations: int
+    logits: int
+    context: int = CONTEXT_BYTES
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.frozen + self.trained + self.activations + self.logits + self.context
+
+
+def adapter_parameters(config: AdapterConfig) -> int:
+    """Parameters of an adapter: rank x (inputs + outputs) of every matrix that has one."""
+    return LAYERS * config.rank * sum(sum(SHAPES[name]) for name in config.targets)
+
+
+def memory_count(
+    tuning: TuningConfig, *, record_tokens: int, devices: int = 1, is_sharded: bool = False
+) -> MemoryCount:
+    """What one device needs.
+
+    Args:
+        tuning: as in the configuration of the run.
+        record_tokens: longest record, image tokens included.
+        devices: that train together.
+        is_sharded: whether weights are spread over them (FSDP2, ZeRO-3), or each holds them all.
+
+    Raises:
+        ValueError: a count is below 1.
+    """
+    if record_tokens < 1 or devices < 1:
+        raise ValueError("record_tokens and devices must be at least 1.")
+    width = 2 if tuning.precision == "bf16" else 4
+    language = LAYER_PARAMETERS + 2 * EMBEDDING_PARAMETERS
+    trained = adapter_parameters(tuning.lora) if tuning.lora else language
+    frozen = language if tuning.lora else 0
+    if tuning.vision == "trained":
+        trained += VISION_PARAMETERS
+    else:
+        frozen += VISION_PARAMETERS
+    copies = 2 if tuning.precision == "bf16" else 0
+    if is_sharded:
+        gathered = 2 * width * (LAYER_PARAMETERS // LAYERS + EMBEDDING_PARAMETERS)
+        weights = TRAINED_BYTES * trained // devices + gathered
+        frozen_bytes = width * frozen // devices
+    else:
+        # With several devices gradients are exchanged in buckets of their own.
+        buckets = 4 if devices > 1 else 0
+        weights, frozen_bytes = (TRAINED_BYTES + copies + buckets) * trained, width * frozen
+    tokens = tuning.micro_batch * record_tokens
+    kept = KEPT_NUMBERS * width * tokens
+    again = LAYERS * HIDDEN * width * tokens + kept
+    held = min(tuning.head_chunk or tokens, tokens)
+    return MemoryCount(
+        frozen=frozen_bytes,
+        trained=weights,
+        activations=again if tuning.gradient_checkpointing else LAYERS * kept,
+        logits=3 * 4 * VOCABULARY * held,
+    )
+
+
+def readable(count: MemoryCount) -> str:
+    """The count as a table, in GB of 10^9 bytes."""
+    parts = ("frozen", "trained", "activations", "logits", "context", "total")
+    lines = [f"  {name:<12} {getattr(count, name) / 1e9:7.2f} GB" for name in parts]
+    return "\n".join(["Qwen2.5-VL-7B, each device, computed and not measured", *lines])

@@ -1,0 +1,145 @@
+"""A language model and its loss as one module, which several processes can wrap.
+
+The records of a step are cut into parts; every process plans all parts, at next to no cost, and
+computes its share. A part's losses are divided by the weights of the whole step, which its plan
+knows, so that parts add up to the step's loss whoever computes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+
+from training.batches import Layout, filled, lay_out
+from training.features import FeatureBank
+from training.language_loss import LanguageLoss, language_loss
+from training.latents import Feeding, LatentConfig, LatentPhase
+from training.loop import PartLoss
+from training.records import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a step: padded records, and what goes into their latent slots."""
+
+    layout: Layout
+    feeding: Feeding
+
+
+class LanguageNetwork(nn.Module):
+    """The loss of a language model on parts of a step.
+
+    Args:
+        model: trained, in part or whole.
+        bank: visual tokens of the records.
+        latents: what latent slots are to hold; None: there are none.
+        bf16: compute in bfloat16 by autocast; losses stay in float32.
+        head_chunk: tokens whose logits are held at a time; 0: all.
+    """
+
+    def __init__(
+        self,
+        model: Qwen2_5_VLForConditionalGeneration,
+        bank: FeatureBank,
+        latents: LatentConfig | None = None,
+        *,
+        bf16: bool = False,
+        head_chunk: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._bank, self._latents = bank, latents
+        self._bf16, self._head_chunk = bf16, head_chunk
+
+    def forward(self, part: Part) -> LanguageLoss:
+        """Sums of losses over a part, not yet divided."""
+        # Encoding belongs inside: a tower that is trained has to be called through the wrapper.
+        device = self.model.device
+        casts = torch.autocast(device.type, torch.bfloat16) if self._bf16 else None
+        with casts or contextlib.nullcontext():
+            batch = filled(part.layout, self._bank, self._latents).to(device)
+            kind = self._latents.loss if self._latents else "cosine"
+            return language_loss(self.model, batch, part.feeding, kind, head_chunk=self._head_chunk)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counts over a whole step, as `LanguageLoss` has them over a part."""
+
+    weight: float
+    answers: int
+    slots: int
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> Totals:
+        """Counts of all parts together."""
+        return cls(
+            sum(float(part.layout.weights.sum()) for part in parts),
+            sum(int((part.layout.weights[:, 1:] > 1).sum()) for part in parts),
+            sum(int(part.layout.slots.sum()) for part in parts),
+        )
+
+
+def planned(
+    records: Sequence[Record],
+    bank: FeatureBank,
+    tokenizer: PreTrainedTokenizerBase,
+    rng: np.random.Generator,
+    size: int,
+    latents: LatentPhase | None = None,
+) -> list[Part]:
+    """Cuts the records of a step into parts of similar length, and draws all that is random.
+
+    In the order of `training.language_loss.batch_loss`, which draws the same.
+
+    Args:
+        records: of the step.
+        bank: of visual tokens.
+        tokenizer: of the records.
+        rng: of the step.
+        size: records of a part.
+        latents: settings of the step.
+    """
+    ordered = sorted(records, key=lambda record: len(record.ids))
+    parts = []
+    for first in range(0, len(ordered), size):
+        bottleneck = latents.bottleneck if latents else 0.0
+        layout = lay_out(ordered[first : first + size], bank, tokenizer, rng, bottleneck)
+        parts.append(Part(layout, latents.feeding(rng) if latents else "teacher"))
+    return parts
+
+
+def part_losses(
+    network: Callable[[Part], LanguageLoss],
+    parts: Sequence[Part],
+    latents: LatentPhase | None = None,
+) -> list[Callable[[], PartLoss]]:
+    """The losses of a step's parts, ready to be computed; they add up to the step's loss.
+
+    Args:
+        network: a `LanguageNetwork`, wrapped or not.
+        parts: of the whole step.
+        latents: settings of the step.
+    """
+    totals = Totals.of(parts)
+
+    def loss_of(part: Part) -> PartLoss:
+        found = network(part)
+        loss = found.total / totals.weight
+        numbers = {
+            "answer_tokens_right": found.right / max(1, totals.answers),
+            "tokens": float(sum(len(record.ids) for record in part.layout.records)),
+        }
+        if latents is not None and totals.slots:
+            roi = found.roi / totals.slots
+            numbers |= {"text": float(loss.detach()), "roi": float(roi.detach())}
+            loss = loss + latents.roi_weight * roi
+        return loss, numbers
+
+    return [lambda part=part: loss_of(part) for part in parts]  # type: ignore[misc]

@@ -1,0 +1,177 @@
+"""Three steps of everything in a temporary folder before a long job: does it work, what it needs.
+
+Batches are those of the real run, so that a step takes its time and its memory; phantoms are a
+few. Times are of this machine as busy as it is now.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+import torch
+
+from engine.memory import peak_memory_bytes
+from training.loop import Report, StepsConfig
+from training.metrics import METRICS_FILE, readable_seconds
+from training.pretrain import PretrainConfig, pretrain
+from training.sft import FinetuneConfig, finetune
+from training.world import WorldConfig, load_world
+
+StepsT = TypeVar("StepsT", bound=StepsConfig)
+
+STEPS: Final = 3
+# Every family of questions once, so that every kind of record can be drawn.
+PHANTOMS: Final = 29
+GIBIBYTE: Final = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run will need, by its rehearsal.
+
+    Attributes:
+        seconds: of all steps, evaluations and phantoms that are not there yet.
+        memory_bytes: most that the process took in the rehearsal; 0 where it is not known.
+        world_bytes: of the phantoms that the real run holds beyond those of the rehearsal.
+    """
+
+    seconds: float
+    memory_bytes: int
+    world_bytes: int
+
+    def sentence(self) -> str:
+        """What the user reads."""
+        memory = "unknown memory"
+        if self.memory_bytes:
+            most = (self.memory_bytes + self.world_bytes) / GIBIBYTE
+            memory = f"{most:.1f} GiB of memory"
+        return (
+            f"The rehearsal works: the whole run will take about "
+            f"{readable_seconds(self.seconds)} and {memory} on this machine."
+        )
+
+
+def rehearse_pretrain(config: PretrainConfig, report: Report) -> str:
+    """Rehearses `training pretrain`; returns one sentence. The run's own folder is not touched."""
+    parts = {part.name: part.steps for part in config.vision} | {"language": config.language}
+
+    def run(out: Path) -> None:
+        small = replace(
+            config,
+            out=out,
+            train=few(config.train),
+            validation=few(config.validation),
+            vision=tuple(replace(p, steps=three_steps(p.steps)) for p in config.vision),
+            language=three_steps(config.language),
+        )
+        pretrain(small, report)
+
+    worlds = (config.train, config.validation)
+    return _rehearsed(run, parts, worlds, config.out / "world", 0.0, report)
+
+
+def rehearse_finetune(config: FinetuneConfig, report: Report) -> str:
+    """Rehearses `training sft`; returns one sentence. The run's own folder is not touched."""
+    tuning = config.tuning
+    evaluates = bool(tuning.evaluate_every)
+
+    def run(out: Path) -> None:
+        small = replace(
+            config,
+            out=out,
+            world=out / "world",
+            train=few(config.train),
+            validation=few(config.validation),
+            language=three_steps(config.language),
+            tuning=replace(tuning, evaluate_every=STEPS if evaluates else 0),
+        )
+        finetune(small, report)
+
+    more_steps = 0.0
+    if evaluates:
+        # A record that is scored costs at most what a record that is trained on costs.
+        count = math.ceil(config.language.steps / tuning.evaluate_every)
+        more_steps = count * tuning.evaluate_records / config.language.batch
+    parts = {"language": config.language}
+    worlds = (config.train, config.validation)
+    return _rehearsed(run, parts, worlds, config.world, more_steps, report)
+
+
+def three_steps(config: StepsT) -> StepsT:
+    """The schedule with three steps, each of which is logged and saved."""
+    return replace(config, steps=STEPS, warmup=1, save_every=1, log_every=1, divergence=0.0)
+
+
+def few(config: WorldConfig) -> WorldConfig:
+    """A world of a few phantoms."""
+    return replace(config, count=min(config.count, PHANTOMS))
+
+
+def _rehearsed(
+    run: Callable[[Path], None],
+    parts: Mapping[str, StepsConfig],
+    worlds: Sequence[WorldConfig],
+    world_folder: Path,
+    more_steps: float,
+    report: Report,
+) -> str:
+    """Runs in a temporary folder and says what the whole will need.
+
+    Args:
+        run: the stage with three steps of everything, given its folder.
+        parts: steps of the real run, by the names of their folders.
+        worlds: of the real run.
+        world_folder: where these are kept.
+        more_steps: what evaluations cost, in steps of the last part.
+        report: takes one line of progress.
+    """
+    with tempfile.TemporaryDirectory(prefix="lightbox-rehearsal-") as name:
+        out = Path(name)
+        begun = time.monotonic()
+        for world in worlds:
+            load_world(out / "world", few(world), report)
+        drawn = sum(few(world).count for world in worlds)
+        a_phantom = (time.monotonic() - begun) / drawn
+        bytes_of_phantom = _folder_bytes(out / "world") / drawn
+        run(out)
+        seconds = a_phantom * sum(missing_phantoms(world, world_folder) for world in worlds)
+        last = 0.0
+        for part, steps in parts.items():
+            last = seconds_of_step(out / part / METRICS_FILE)
+            seconds += last * steps.steps
+        seconds += last * more_steps
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        memory = peak_memory_bytes(device)
+    more = sum(world.count for world in worlds) - drawn if device.type == "cpu" else 0
+    return Estimate(seconds, memory, math.ceil(more * bytes_of_phantom)).sentence()
+
+
+def seconds_of_step(path: Path) -> float:
+    """How long a step takes, from the metrics of a rehearsal.
+
+    The first step warms up and encodes pictures, so the faster of the others counts.
+    """
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rates = [record["steps_per_second"] for record in records if "steps_per_second" in record]
+    return float(1 / max(rates[1:] or rates))
+
+
+def missing_phantoms(config: WorldConfig, folder: Path) -> int:
+    """How many phantoms of a world have not been drawn yet."""
+    starts = range(0, config.count, config.shard)
+    return sum(
+        min(config.shard, config.count - first)
+        for first in starts
+        if not (folder / f"{config.split}-{config.seed}-{first:06d}.npz").exists()
+    )
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
