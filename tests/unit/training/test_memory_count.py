@@ -40,7 +40,7 @@ def test_every_saving_saves() -> None:
     assert total(gradient_checkpointing=True) < total()
     assert total(head_chunk=64) < total()
     assert total(micro_batch=1) < total()
-    assert total(lora=AdapterConfig()) < total() / 2
+    assert total(lora=AdapterConfig()) < total() - 100e9
     with pytest.raises(ValueError, match="at least 1"):
         memory_count(TuningConfig(), record_tokens=0)
 
