@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from training.cold_start import blind_record, check_blind
 from training.features import FeatureBank
 from training.language import (
     MixConfig,
@@ -17,6 +18,7 @@ from training.language import (
 from training.latents import LatentConfig
 from training.materials import Materials
 from training.records import Record, RecordWriter
+from training.world import Case
 
 
 class RecordDraw:
@@ -29,6 +31,9 @@ class RecordDraw:
         latents: how latent segments are trained; None: there are none.
         real_variants: shifted views of each real radiograph.
         seed: of these shifts.
+
+    Raises:
+        ValueError: zooms are to be taught blindly, and the mix tells where to look.
     """
 
     def __init__(
@@ -41,6 +46,8 @@ class RecordDraw:
         seed: int,
     ) -> None:
         self._cases = materials.train
+        if any(case.blind for case in self._cases):
+            check_blind(mix)
         self._mix, self._latents = mix, latents
         self._real = real_cases(materials.real_train, real_variants, seed)
         self._writer = RecordWriter(tokenizer)
@@ -62,8 +69,13 @@ class RecordDraw:
                 records.append(drawn_record(asked, self._mix, self._writer, rng, self._latents))
                 continue
             case = self._cases[int(rng.integers(len(self._cases)))]
-            records.append(phantom_record(case, self._mix, self._writer, rng, self._latents))
+            records.append(self._phantom_record(case, rng))
         for _ in range(self._mix.letters):
             case = self._cases[int(rng.integers(len(self._cases)))]
             records.append(letter_record(case, self._writer, rng))
         return records
+
+    def _phantom_record(self, case: Case, rng: np.random.Generator) -> Record:
+        if case.blind:
+            return blind_record(case, self._mix, self._writer, rng)
+        return phantom_record(case, self._mix, self._writer, rng, self._latents)

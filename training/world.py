@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import cv2
 import numpy as np
@@ -61,6 +62,8 @@ ATTRIBUTES: Final = {
 }
 FINE_ATTRIBUTES: Final = ("margin", "calcification", "air bronchogram")
 UNKNOWN: Final = -1
+
+ZoomBoxes = Literal["targets", "random"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,12 +121,14 @@ class Case:
         crops: for each box that a question may point to, pictures of it (boxes jittered as a
             model's own would be).
         asked: the question for which a phantom was made, if any.
+        blind: whether the crops are of boxes drawn at random, whatever is asked.
     """
 
     truth: Truth | None
     view: Picture
     crops: dict[Box, tuple[Picture, ...]] = field(default_factory=dict)
     asked: Question | None = None
+    blind: bool = False
 
 
 def resized(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -286,14 +291,36 @@ def jittered(box: Box, rng: np.random.Generator, amount: float) -> Box:
     )[0]
 
 
+def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
+    """A box of whole pixels of a picture, of any place and of 0.1 to 0.5 of each side.
+
+    The logarithm of a side is uniform, and so is the place among those where it fits.
+    """
+    edges = []
+    for whole in (width, height):
+        side = max(1, round(whole * math.exp(rng.uniform(math.log(0.1), math.log(0.5)))))
+        first = int(rng.integers(whole - side + 1))
+        edges.append((first / whole, (first + side) / whole))
+    (x0, x1), (y0, y1) = edges
+    return Box(x0, y0, x1, y1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorldConfig:
-    """How many phantoms, from which seed and split, with how many crops of each target."""
+    """How many phantoms, from which seed and split, with which crops.
+
+    Attributes:
+        crops_per_target: of every target of a fine question; of the whole phantom where `boxes`
+            are random.
+        boxes: `targets` crops what questions are about, `random` whatever the dice say, so that
+            a zoom can be taught without a word of where to look.
+    """
 
     count: int = 5000
     seed: int = 0
     split: str = "train"
     crops_per_target: int = 2
+    boxes: ZoomBoxes = "targets"
     shard: int = 125
     workers: int = 2
 
@@ -306,14 +333,21 @@ def balanced_case(config: WorldConfig, index: int) -> QuestionCase:
     return case_for(name, answer, seed_for(config.split, index, config.seed))
 
 
-def build_case(ordered: QuestionCase, crops: int) -> Case:
-    """Draws one phantom and its pictures."""
+def build_case(ordered: QuestionCase, crops: int, boxes: ZoomBoxes = "targets") -> Case:
+    """Draws one phantom and its pictures (`crops` and `boxes` as in `WorldConfig`)."""
     phantom = ordered.phantom()
     rng = np.random.default_rng([ordered.phantom_seed, 7])
     pixels = to_view8(phantom)
     truth = phantom.truth
     view = seen_picture(pixels, FULL_IMAGE, truth)
     targets: dict[Box, tuple[Picture, ...]] = {}
+    if boxes == "random":
+        # Drawn from the seed and the size alone: what the phantom shows has no part in it.
+        dice = np.random.default_rng([ordered.phantom_seed, 17])
+        for _ in range(crops):
+            box = random_box(view.pixels.shape[1], view.pixels.shape[0], dice)
+            targets[box] = (seen_picture(pixels, box.padded(CROP_PADDING), truth),)
+        return Case(truth=truth, view=view, crops=targets, asked=ordered.question, blind=True)
     questions = [ordered.question, *questions_for(truth, rng)]
     # The details are learned from crops alone, so their targets get more of them.
     wanted = {Box(*box): 1 for q in questions for box in q.target_boxes}
@@ -350,6 +384,7 @@ def save_cases(path: Path, cases: list[Case]) -> None:
                 "asked": dataclasses.asdict(case.asked) if case.asked else None,
                 "view": first,
                 "crops": crops,
+                "blind": case.blind,
             }
         )
     meta = {
@@ -398,6 +433,7 @@ def load_cases(path: Path) -> list[Case]:
                 for crop in record["crops"]
             },
             asked=_question(record["asked"]) if record["asked"] else None,
+            blind=record.get("blind", False),
         )
         for record in meta["cases"]
     ]
@@ -408,7 +444,9 @@ def load_world(
 ) -> list[Case]:
     """The phantoms of a configuration: built where shards are missing, then loaded."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{config.split}-{config.seed}-{first:06d}.npz" for first in _starts(config)]
+    kind = "" if config.boxes == "targets" else f"-{config.boxes}"
+    name = f"{config.split}-{config.seed}{kind}"
+    paths = [folder / f"{name}-{first:06d}.npz" for first in _starts(config)]
     missing = [
         (config, first, path)
         for first, path in zip(_starts(config), paths, strict=True)
@@ -431,7 +469,7 @@ def _build_shard(job: tuple[WorldConfig, int, Path]) -> None:
     cv2.setNumThreads(1)
     stop = min(first + config.shard, config.count)
     cases = [
-        build_case(balanced_case(config, index), config.crops_per_target)
+        build_case(balanced_case(config, index), config.crops_per_target, config.boxes)
         for index in range(first, stop)
     ]
     save_cases(path, cases)

@@ -1,0 +1,124 @@
+"""The cold start of the zoom: boxes of dice, and not a word of where anything is."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.geometry import Box
+from tests.unit.training.conftest import picture, question
+from training.cold_start import ANSWERED_AT_ONCE, blind_asked, blind_record, check_blind
+from training.language import MixConfig
+from training.materials import Materials
+from training.phantoms.truth import seed_for
+from training.questions import LOOK_CLOSER, QuestionCase, case_for
+from training.record_draw import RecordDraw
+from training.records import Record, RecordWriter, seen_box
+from training.world import Case, build_case, load_cases, random_box, save_cases
+
+SEED = seed_for("train", 5, 77)
+MIX = MixConfig(zoom=1.0, probe=0.0, auto=0.0, real=0.0)
+
+
+def ordered(family: str, answer: str) -> QuestionCase:
+    return case_for(family, answer, SEED)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    """A phantom with a nodule whose margin is asked for."""
+    return build_case(ordered("nodule_margin", "spiculated"), 4, "random")
+
+
+@pytest.fixture(scope="module")
+def drawn(case: Case, tokenizer) -> list[Record]:
+    writer = RecordWriter(tokenizer)
+    return [blind_record(case, MIX, writer, np.random.default_rng(seed)) for seed in range(80)]
+
+
+def called(text: str) -> list[tuple[int, ...]]:
+    """The boxes of all tool calls in a text."""
+    lists = re.findall(r'"bbox_2d": \[([^\]]*)\]', text)
+    return [tuple(map(int, numbers.split(","))) for numbers in lists]
+
+
+def test_every_call_names_a_box_of_dice_and_is_answered_with_its_crop(
+    case: Case, drawn: list[Record], tokenizer
+) -> None:
+    known = {seen_box(box, case.view): variants for box, variants in case.crops.items()}
+    found = [(record, called(tokenizer.decode(record.ids))) for record in drawn]
+    zooms = [(record, boxes) for record, boxes in found if boxes]
+    assert len(zooms) > 40
+    for record, boxes in zooms:
+        (box,) = boxes
+        assert record.pictures[0] is case.view
+        assert record.pictures[1] in known[box]
+        assert record.roi == (Box(*(v / 224 for v in box)),)
+    assert {boxes[0] for _, boxes in zooms} == set(known)
+
+
+def test_no_record_holds_a_true_box_or_a_place_before_its_call(
+    case: Case, drawn: list[Record], tokenizer
+) -> None:
+    true = [Box(*finding.box) for finding in case.truth.findings]
+    true += [Box(*box) for box in case.asked.target_boxes]
+    assert true
+    # Were a true box among the dice, the next assertion would say nothing.
+    assert max(one.intersection_over_union(other) for one in true for other in case.crops) < 0.9
+    for record in drawn:
+        text = tokenizer.decode(record.ids)
+        for box in called(text):
+            seen = Box(*(value / 224 for value in box))
+            assert max(seen.intersection_over_union(other) for other in true) < 0.9
+            written = text.split("assistant\n")[1].split("<tool_call>")[0]
+            assert written == f"<think>{LOOK_CLOSER}</think>\n"
+
+
+def test_the_dice_do_not_know_what_the_phantom_shows() -> None:
+    """The same seed with other findings in other places gives the same boxes."""
+    cases = [
+        build_case(ordered(family, answer), 3, "random")
+        for family, answer in (("nodule_zone", "left upper zone"), ("effusion_side", "right"))
+    ]
+    assert tuple(cases[0].crops) == tuple(cases[1].crops)
+    findings = [{finding.box for finding in case.truth.findings} for case in cases]
+    assert findings[0] != findings[1]
+
+
+def test_boxes_of_dice_are_whole_pixels_of_every_place_and_size() -> None:
+    rng = np.random.default_rng(0)
+    boxes = np.array([random_box(224, 196, rng).as_tuple() for _ in range(3000)])
+    pixels = boxes * [224, 196, 224, 196]
+    assert np.allclose(pixels, np.rint(pixels), atol=1e-9)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert 0.09 < sides.min() < 0.11
+    assert 0.49 < sides.max() < 0.51
+    assert np.allclose((boxes[:, :2] + boxes[:, 2:]).mean(axis=0) / 2, 0.5, atol=0.02)
+    assert boxes.min() == 0
+    assert boxes.max() == 1
+
+
+def test_some_questions_are_answered_at_once(case: Case) -> None:
+    asked = [blind_asked(case, np.random.default_rng(seed)) for seed in range(400)]
+    share = sum(not one.question.target_boxes for one in asked) / 400
+    assert share == pytest.approx(ANSWERED_AT_ONCE, abs=0.07)
+
+
+def test_what_tells_is_refused(tokenizer) -> None:
+    for name in ("report", "real", "latent"):
+        with pytest.raises(ValueError, match=rf"mix\.{name} must be 0"):
+            check_blind(replace(MIX, **{name: 0.1}))
+    box = Box(0.25, 0.25, 0.5, 0.5)
+    blind = Case(None, picture(1, 84, 56), {box: (picture(2, 56, 56),)}, question(), blind=True)
+    materials = Materials([blind], [], [], [])
+    with pytest.raises(ValueError, match=r"mix\.report must be 0"):
+        RecordDraw(materials, replace(MIX, report=0.1), tokenizer, None, 1, 0)
+    RecordDraw(materials, MIX, tokenizer, None, 1, 0)
+
+
+def test_a_file_keeps_who_is_blind(tmp_path: Path, case: Case) -> None:
+    seeing = Case(case.truth, case.view, {}, case.asked)
+    save_cases(tmp_path / "cases.npz", [case, seeing])
+    assert [one.blind for one in load_cases(tmp_path / "cases.npz")] == [True, False]

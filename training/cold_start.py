@@ -1,0 +1,56 @@
+"""The cold start of the zoom agent: the format of a tool call, and nothing of where to look.
+
+MedVR learns where to look by reinforcement (arXiv 2604.08203); what it begins with must be able
+to call the tool, or it would never try. Here every call holds a box drawn at random, the crop is
+of that box, and the words before it say nothing of any place (`training.world`, `boxes: random`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from training.language import Asked, MixConfig, asked_of, conversation_about, drawn_record
+from training.questions import LOOK_CLOSER
+from training.records import Record, RecordWriter
+from training.world import Case
+
+# Of the questions, those that are answered without a zoom, some of them although the prompt
+# offers one: a policy that always zooms could not find out what a zoom is worth.
+ANSWERED_AT_ONCE: Final = 0.3
+_TELLING: Final = ("report", "real", "latent")
+
+
+def check_blind(mix: MixConfig) -> None:
+    """Refuses records that hold true boxes: reports, lungs of real images, regions of latents.
+
+    Raises:
+        ValueError: the mix has a share of one.
+    """
+    for name in _TELLING:
+        if getattr(mix, name):
+            raise ValueError(
+                f"mix.{name} must be 0 where the boxes of phantoms are random: its records tell "
+                "where things are."
+            )
+
+
+def blind_record(
+    case: Case, mix: MixConfig, writer: RecordWriter, rng: np.random.Generator
+) -> Record:
+    """One record about a phantom whose crops are of random boxes."""
+    if rng.random() < mix.conversation:
+        return writer.conversation(conversation_about(case, mix.turns, rng), case.view)
+    return drawn_record(blind_asked(case, rng), mix, writer, rng)
+
+
+def blind_asked(case: Case, rng: np.random.Generator) -> Asked:
+    """A question whose zoom goes to a random box of the case, or nowhere."""
+    asked = asked_of(case, rng)
+    boxes = tuple(case.crops)
+    box = boxes[int(rng.integers(len(boxes)))].as_tuple()
+    targets = () if rng.random() < ANSWERED_AT_ONCE else (box,)
+    question = replace(asked.question, target_boxes=targets, reasoning_before_zoom=LOOK_CLOSER)
+    return replace(asked, question=question)
