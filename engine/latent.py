@@ -9,6 +9,7 @@ so a stop token, a tool call or an answer inside a segment is impossible.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -16,6 +17,9 @@ from engine.attention import ImageSpan
 from engine.geometry import PatchGrid
 from engine.sampling import InvalidLogitsError
 from engine.trace import EvidenceMap, LatentStep, quantised_map
+
+LatentDraw = Callable[[torch.Tensor], torch.Tensor]
+"""From the hidden state `(D,)` before a slot to the vector `(D,)` that the slot is fed."""
 
 
 class LatentSegment:

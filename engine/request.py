@@ -140,11 +140,14 @@ class Tracing:
         layers: whose attention rows are kept: none, up to a third of them, or all.
         alternatives: how many of the likeliest tokens each step lists.
         belief: whether the answer options are probed along the run.
+        distribution: whether the answer carries the distribution over the options; training has
+            no use for it, and it costs a fork of the cache a branch.
     """
 
     layers: TracedLayers = "default"
     alternatives: int = 5
     belief: bool = True
+    distribution: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.alternatives <= 50:

@@ -24,7 +24,7 @@ from engine.decode import Decoder, DecodeState, ForkPoint, Layout
 from engine.forking import Forking, ForkMark, Origin, ZoomUncertainty, coordinate_entropies
 from engine.geometry import PatchGrid
 from engine.interventions import LatentChange
-from engine.latent import attention_maps, unit
+from engine.latent import LatentDraw, attention_maps, unit
 from engine.memory import peak_memory_bytes
 from engine.processor import SeenImage
 from engine.prompt import tool_message_text, tool_response_text
@@ -83,6 +83,7 @@ class Rollout:
         *,
         count: int = 1,
         forking: Forking | None = None,
+        draw_latent: LatentDraw | None = None,
         clock: float | None = None,
         stop: threading.Event | None = None,
     ) -> None:
@@ -95,6 +96,7 @@ class Rollout:
             forking: lets branches fork before the coordinates of a zoom, up to a total; what
                 forks leave over is filled with fresh branches from the prompt. Attention is not
                 traced then.
+            draw_latent: draws what a latent slot is fed from its mean; None: the mean itself.
             clock: `time.perf_counter()` at the start of the run.
             stop: ends the run within one token when set.
 
@@ -121,6 +123,7 @@ class Rollout:
         if forking is not None and self._traces:
             raise ValueError("Attention is not traced while branches may fork.")
         self._forking = forking
+        self._draw_latent = draw_latent
         self._marks: dict[int, ForkMark] = {}
         self._root: DecodeState | None = None
         self.origins: dict[int, Origin] = {}
@@ -272,7 +275,7 @@ class Rollout:
         """One forward for all branches; returns the latents fed, by row."""
         state = self.state
         latents = {
-            row: self._change.apply(state.hidden[row], branch.latent.fed)
+            row: self._change.apply(self._drawn(state.hidden[row]), branch.latent.fed)
             for row, branch in enumerate(self._rows)
             if branch.latent is not None and branch.latent.open and not branch.finished
         }
@@ -291,6 +294,9 @@ class Rollout:
                 sequence.feed(branch.pending, position)
         self.decoder.step(state, inputs, self._begin_step_rows(), blind)
         return latents
+
+    def _drawn(self, mean: torch.Tensor) -> torch.Tensor:
+        return mean if self._draw_latent is None else self._draw_latent(mean)
 
     def _begin_step_rows(self) -> AttentionRecorder | BatchRecorder | None:
         if not self._traces:
@@ -431,13 +437,14 @@ class Rollout:
         branch.reported = True
         reading = read_answer(branch.text, self.request.options)
         probabilities: tuple[float, ...] = ()
-        if self.request.options or self.request.tracing.belief:
+        tracing = self.request.tracing
+        if (self.request.options and tracing.distribution) or tracing.belief:
             opening = (
                 branch.opening() if branch.has_opened_answer else branch.here(self.state.length)
             )
             distribution = self._probe(row, opening)
             probabilities = distribution.probabilities if self.request.options else ()
-            if self.request.tracing.belief:
+            if tracing.belief:
                 yield branch.index, self._belief(branch, "end", distribution)
         yield (
             branch.index,

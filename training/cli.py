@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
             help="three steps of everything in a temporary folder: does it work, what it needs",
         )
         stage.set_defaults(command=command)
+    for name, what in (
+        ("medvr", "reinforce an agent that zooms, or its text-only rival"),
+        ("vlpo", "reinforce latent segments and the answers after them"),
+    ):
+        _add_loop(commands.add_parser(name, help=what), name)
     evaluate = commands.add_parser("evaluate", help="score a checkpoint on a benchmark")
     evaluate.add_argument(
         "--benchmark", choices=("phantoms", "lungs", "distribution"), default="phantoms"
@@ -99,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("file", type=Path, help="JSON, as docs/medvr.md describes it")
     score.set_defaults(command=_score_group)
     return parser
+
+
+def _add_loop(loop: argparse.ArgumentParser, name: str) -> None:
+    loop.add_argument("config", type=Path)
+    loop.add_argument("overrides", nargs="*", metavar="key=value")
+    loop.set_defaults(command=_reinforce, stage=name)
 
 
 def _add_memory(memory: argparse.ArgumentParser) -> None:
@@ -153,6 +164,15 @@ def _sft(options: argparse.Namespace) -> int:
         sys.stdout.write(f"{rehearse_finetune(config, _report)}\n")
         return 0
     folder = finetune(config, _report)
+    sys.stdout.write(f"Checkpoint written to {folder}.\n")
+    return 0
+
+
+def _reinforce(options: argparse.Namespace) -> int:
+    from training.reinforcement import ReinforcementConfig, medvr, vlpo
+
+    train = {"medvr": medvr, "vlpo": vlpo}[options.stage]
+    folder = train(load_config(ReinforcementConfig, options.config, options.overrides), _report)
     sys.stdout.write(f"Checkpoint written to {folder}.\n")
     return 0
 

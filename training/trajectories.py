@@ -12,6 +12,7 @@ import numpy as np
 from engine.engine import Engine
 from engine.forking import Forking, Origin, ZoomUncertainty
 from engine.geometry import Box
+from engine.latent import LatentDraw
 from engine.prompt import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 from engine.request import Request
 from engine.rollout import Rollout
@@ -65,6 +66,7 @@ def roll_out(
     question: Question,
     count: int,
     forks: tuple[BranchRule, np.random.Generator] | None = None,
+    draw_latent: LatentDraw | None = None,
 ) -> TrajectoryGroup:
     """A group of `count` trajectories from one prefill.
 
@@ -76,12 +78,13 @@ def roll_out(
         forks: rule and draws of EVR: half of the trajectories begin at the prompt, the others
             fork off them, and what forks leave over begins at the prompt. None: all begin
             there.
+        draw_latent: of a policy whose latents are drawn; None: slots are fed their means.
     """
     decoder, _, start = engine.prepare(request)
     rises: list[float] = []
     forking = None if forks is None else Forking(count, _children(*forks, rises))
     roots = count if forks is None else max(1, count // 2)
-    rollout = Rollout(decoder, start, count=roots, forking=forking)
+    rollout = Rollout(decoder, start, count=roots, forking=forking, draw_latent=draw_latent)
     events: dict[int, list[Event]] = {}
     for branch, event in rollout.events():
         events.setdefault(branch, []).append(event)

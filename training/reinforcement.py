@@ -1,0 +1,354 @@
+"""`python -m training medvr` and `python -m training vlpo`: one loop, two objectives.
+
+A batch of prompts is rolled out in groups through the engine's own loop, scored, and learned
+from in a few optimiser steps. MedVR rolls out agents that zoom, which fork where they are unsure
+(EVR) and are paid for looking where the successful ones agree (CCA); VLPO rolls out latent
+segments and learns from them beside the text.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from engine.engine import Engine
+from engine.loading import CheckpointError, load_checkpoint
+from engine.request import DisplayImage
+from training.adapters import AdapterConfig, add_adapter
+from training.alarm import AlarmConfig, ToolAlarm
+from training.calibration import entropy_threshold
+from training.checkpoints import STATE_FILE
+from training.config import ConfigError
+from training.evaluate import AskConfig, asked_in_turn, outcome_of, summary
+from training.export import ExportConfig, Thresholds, export_adapter, export_checkpoint
+from training.loop import Report, Stage, StepsConfig, prefixed, run_stage
+from training.metrics import Metrics
+from training.out_of_distribution import Detector
+from training.packing import PackedGroup
+from training.pass_rates import PassRateConfig, kept_prompts
+from training.policy import PolicyOutputs, policy_outputs
+from training.policy_loss import ObjectiveConfig
+from training.policy_updates import PolicyUpdates, Reference, UpdateConfig
+from training.prompts import Prompt, PromptConfig, PromptPool, numbers_of_batch
+from training.real_images import real_picture
+from training.rewards import RewardConfig
+from training.rollout_groups import (
+    PolicyMethod,
+    RewardedGroup,
+    RolloutConfig,
+    rewarded,
+    rolled_out,
+)
+from training.world import Case
+
+# Streams of draws under the seed of a run.
+_BATCHES, _PASS_RATES = 22, 23
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """What the policy is scored on while it learns, greedily.
+
+    Attributes:
+        prompts: of phantoms that it never learns from.
+        every: optimiser steps between evaluations; 0: only before the first and after the last.
+    """
+
+    prompts: PromptConfig
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"every must not be negative, not {self.every}.")
+        if self.prompts.split == "train":
+            raise ValueError("evaluation.prompts.split must not be train.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReinforcementConfig:
+    """Everything of a run.
+
+    Attributes:
+        out: folder of the training state and of the exported checkpoint.
+        base: checkpoint to begin with, and reference of the KL: a folder or a hub id.
+        phantoms: folder of drawn prompts, which runs may share.
+        seed: of everything that is drawn but the phantoms.
+        method: `zoom` or `direct` for MedVR and its text-only rival, `latent` for VLPO.
+        prompts: what the policy is asked.
+        pass_rate: which prompts are kept.
+        lora: an adapter is trained; None: all weights of the language model.
+        rollouts: how it is rolled out.
+        reward: what a trajectory earns.
+        objective: what is minimised.
+        update: how rollouts become optimiser steps.
+        steps: optimiser steps and their schedule; whole batches of rollouts.
+        alarm: when tool use counts as dying (`zoom`).
+    """
+
+    out: Path
+    base: str
+    phantoms: Path
+    seed: int
+    method: PolicyMethod
+    prompts: PromptConfig
+    rollouts: RolloutConfig
+    steps: StepsConfig
+    evaluation: EvaluationConfig
+    lora: AdapterConfig | None = None
+    pass_rate: PassRateConfig = field(default_factory=PassRateConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    alarm: AlarmConfig = field(default_factory=AlarmConfig)
+    threads: int = 2
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "save_every"):
+            if getattr(self.steps, name) % self.update.steps:
+                raise ValueError(
+                    f"steps.{name} must be a multiple of update.steps, {self.update.steps}, not "
+                    f"{getattr(self.steps, name)}: a batch of rollouts is not saved."
+                )
+        if self.rollouts.branching is not None and self.method != "zoom":
+            raise ValueError("rollouts.branching forks before zooms: it needs the method zoom.")
+        if self.rollouts.bottleneck and self.method != "latent":
+            raise ValueError("rollouts.bottleneck needs the method latent.")
+        if self.update.most_kl and not self.objective.kl_weight:
+            raise ValueError("update.most_kl needs a reference: give objective.kl_weight.")
+        deterministic = self.objective.latents.kind == "deterministic"
+        if self.method == "latent" and deterministic and self.update.steps < 2:
+            raise ValueError(
+                "Latents that are not drawn have no gradient in the first update after a rollout: "
+                "update.steps must be at least 2."
+            )
+
+
+def medvr(config: ReinforcementConfig, report: Report) -> Path:
+    """Trains an agent that zooms, or its text-only rival; the checkpoint's folder.
+
+    Raises:
+        ConfigError: the method is another, the base checkpoint cannot be used, or no prompt is
+            left by the pass rates.
+        DivergedError: see `training.loop.run_stage` and `UpdateConfig.most_kl`.
+    """
+    if config.method == "latent":
+        raise ConfigError("medvr trains the methods zoom and direct: for latent there is vlpo.")
+    return reinforce(config, report)
+
+
+def vlpo(config: ReinforcementConfig, report: Report) -> Path:
+    """Trains latent segments with the answers after them; the checkpoint's folder.
+
+    Raises:
+        ConfigError: as `medvr`.
+        DivergedError: as `medvr`.
+    """
+    if config.method != "latent":
+        raise ConfigError("vlpo trains the method latent: for zoom and direct there is medvr.")
+    return reinforce(config, report)
+
+
+def reinforce(config: ReinforcementConfig, report: Report) -> Path:
+    """Runs the loop from its last checkpoint, or from the base; exports a checkpoint folder."""
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    policy = opened_policy(config.base, config.lora)
+    engine = policy.engine
+    reference = None
+    if config.objective.kl_weight:
+        reference = reference_of(policy, config.update.head_chunk)
+    pool = PromptPool(config.phantoms, config.prompts)
+    unseen = PromptPool(config.phantoms, config.evaluation.prompts)
+    folder = config.out / "policy"
+    said = prefixed(report, "policy")
+    # With the base's own weights, before any state is read.
+    kept = kept_prompts(
+        folder,
+        len(pool),
+        config.pass_rate,
+        lambda number: pass_rate(engine, pool[number], config, number),
+        said,
+    )
+    alarm = ToolAlarm(config.alarm) if config.method == "zoom" else None
+    updates = PolicyUpdates(
+        policy.model,
+        reference,
+        lambda batch: gathered(engine, pool, kept, config, batch),
+        config.update,
+        config.objective,
+        bottleneck=config.rollouts.bottleneck,
+        alarm=alarm,
+        report=said,
+    )
+
+    def evaluate(done: int) -> dict[str, float]:
+        del done
+        return validation_scores(engine, unseen, config)
+
+    if not (folder / STATE_FILE).exists():
+        score_the_beginning(folder, evaluate, said)
+    stage = Stage(
+        folder=folder,
+        modules=policy.trained | ({} if alarm is None else {"alarm": alarm}),
+        config=config.steps,
+        parts_at=updates.parts_at,
+        evaluate=evaluate,
+        evaluate_every=config.evaluation.every,
+    )
+    run_stage(stage, said)
+    return export(config, policy, unseen)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A checkpoint that is being trained.
+
+    Attributes:
+        engine: rolls it out.
+        adapter: None when all weights of the language model are trained.
+    """
+
+    engine: Engine
+    adapter: PeftModel | None
+
+    @property
+    def model(self) -> Qwen2_5_VLForConditionalGeneration:
+        """Called as ever, with its adapter inside where it has one."""
+        return self.engine.loaded.model
+
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        """What is trained, by its names in a state; a tied head is the embedding again."""
+        modules: dict[str, nn.Module] = {"language": self.model.model.language_model}
+        if not self.model.config.tie_word_embeddings and self.adapter is None:
+            modules["head"] = self.model.lm_head
+        return modules
+
+
+def opened_policy(base: str, lora: AdapterConfig | None) -> Policy:
+    """Opens a checkpoint in full precision; its tower stays as it is.
+
+    Raises:
+        ConfigError: the checkpoint is missing or cannot be used.
+    """
+    try:
+        loaded = load_checkpoint(base, dtype=torch.float32)
+    except CheckpointError as error:
+        raise ConfigError(f"{error} Run the stage that makes it first, or change base.") from error
+    loaded.model.requires_grad_(True)
+    loaded.model.model.visual.requires_grad_(False)
+    adapter = None if lora is None else add_adapter(loaded.model, lora, base)
+    return Policy(Engine(loaded), adapter)
+
+
+def reference_of(policy: Policy, head_chunk: int) -> Reference:
+    """What the policy is kept near to: itself as it is now.
+
+    Args:
+        policy: as it begins; an adapter begins as the identity.
+        head_chunk: tokens whose logits are held at a time.
+
+    Returns:
+        The policy with its adapter switched off, or a frozen copy of all weights.
+    """
+    adapter, model = policy.adapter, policy.model
+    if adapter is None:
+        frozen = copy.deepcopy(model).requires_grad_(False)
+        return lambda packed: policy_outputs(frozen, packed, chunk=head_chunk)
+
+    def without_adapter(packed: PackedGroup) -> PolicyOutputs:
+        with adapter.disable_adapter():
+            return policy_outputs(model, packed, chunk=head_chunk)
+
+    return without_adapter
+
+
+def gathered(
+    engine: Engine, pool: PromptPool, kept: Sequence[int], config: ReinforcementConfig, batch: int
+) -> list[RewardedGroup]:
+    """Rolls out the prompts of a batch and scores them."""
+    numbers = numbers_of_batch(kept, config.rollouts.prompts, batch, config.seed)
+    groups = []
+    for place, number in enumerate(numbers):
+        prompt, draws = pool[number], (config.seed, _BATCHES, batch, place)
+        rollouts = rolled_out(
+            engine, prompt, config.method, config.rollouts, config.objective.latents, draws
+        )
+        groups.append(rewarded(prompt.question, rollouts, config.reward))
+    return groups
+
+
+def pass_rate(engine: Engine, prompt: Prompt, config: ReinforcementConfig, number: int) -> float:
+    """Share of right answers to a prompt, of trajectories that all begin at it."""
+    rollouts = replace(config.rollouts, group=config.pass_rate.rollouts, branching=None)
+    draws = (config.seed, _PASS_RATES, number)
+    latents = config.objective.latents
+    found = rolled_out(engine, prompt, config.method, rollouts, latents, draws).trajectories
+    return sum(trajectory.outcome.correct for trajectory in found) / len(found)
+
+
+def validation_scores(
+    engine: Engine, pool: PromptPool, config: ReinforcementConfig
+) -> dict[str, float]:
+    """Accuracy, overlap of zooms with the true boxes, and zooms a question, all greedy."""
+    asked = ((DisplayImage(pixels=p.pixels, modality="DX"), p.question) for p in pool)
+    how = AskConfig(
+        method=config.method,
+        latent_steps=config.rollouts.latent_steps,
+        bottleneck=config.rollouts.bottleneck,
+    )
+    table = summary([outcome_of(*run) for run in asked_in_turn(engine, asked, how)])
+    found = {f"accuracy_{kind}": table["accuracy"].get(kind) for kind in ("coarse", "fine")}
+    found |= {"accuracy": table["accuracy"]["overall"]}
+    found |= {name: table[name] for name in ("mean_iou", "zooms_per_question", "invalid_rate")}
+    return {f"validation_{name}": value for name, value in found.items() if value is not None}
+
+
+def score_the_beginning(
+    folder: Path, evaluate: Callable[[int], dict[str, float]], report: Report
+) -> None:
+    """Logs the scores of the base as those of step 0; what a stopped run left is dropped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = Metrics(folder, start=-1)
+    scores = evaluate(0)
+    metrics.write({"step": 0, **scores})
+    report("before: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+
+
+def export(config: ReinforcementConfig, policy: Policy, unseen: PromptPool) -> Path:
+    """Writes the checkpoint folder: weights, or the adapter alone.
+
+    The tower has not changed, and with it neither has what the base knows of other images; the
+    entropies have, and their threshold is set anew.
+    """
+    loaded = policy.engine.loaded
+    thresholds = None
+    if config.export.embedded:
+        if loaded.detector is None:
+            raise ConfigError("An embedded checkpoint needs a base with a detector: see export.")
+        detector = loaded.detector
+        cases = [unseen_case(prompt) for prompt in unseen]
+        coarse = any(prompt.question.kind == "coarse" for prompt in unseen)
+        thresholds = Thresholds(
+            Detector(detector.mean, detector.precision, detector.threshold),
+            entropy_threshold(loaded.model, loaded.tokenizer, cases)
+            if coarse
+            else loaded.manifest.entropy_threshold,
+        )
+    folder = config.out / "checkpoint"
+    if policy.adapter is not None:
+        return export_adapter(folder, policy.adapter, config.export, thresholds)
+    return export_checkpoint(folder, loaded.model, loaded.tokenizer, config.export, thresholds)
+
+
+def unseen_case(prompt: Prompt) -> Case:
+    """A prompt as the stages before know it, of which only view and question are needed."""
+    return Case(truth=None, view=real_picture(prompt.pixels, {}), asked=prompt.question)
