@@ -104,6 +104,7 @@ class MixConfig:
         latent: of records with a latent segment.
         report: of reports of the whole image (`training.reports`), before anything else.
         conversation: of several questions about one image, before anything else.
+        short: of many questions about one image with answers of a few words, before anything else.
         turns: questions of a conversation.
         letters: records a step, beside the batch, that only ask for the letter of an answer.
         probe: of records that answer at once (belief probes).
@@ -118,15 +119,17 @@ class MixConfig:
     latent: float = 0.0
     report: float = 0.0
     conversation: float = 0.0
+    short: float = 0.0
     turns: int = 4
     letters: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("zoom", "probe", "auto", "real", "latent", "report", "conversation"):
+        names = ("zoom", "probe", "auto", "real", "latent", "report", "conversation", "short")
+        for name in names:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in 0 to 1, not {getattr(self, name)}.")
-        if self.report + self.conversation > 1.0:
-            raise ValueError("report and conversation must not be more than 1 together.")
+        if self.report + self.conversation + self.short > 1.0:
+            raise ValueError("report, conversation and short must not be more than 1 together.")
         if self.turns < 1:
             raise ValueError(f"turns must be at least 1, not {self.turns}.")
         if self.letters < 0:
@@ -147,7 +150,21 @@ def phantom_record(
         return writer.report(case.truth, case.view, words)
     if case.truth is not None and draw < mix.report + mix.conversation:
         return writer.conversation(conversation_about(case, mix.turns, rng), case.view)
+    if case.truth is not None and draw < mix.report + mix.conversation + mix.short:
+        return writer.short_answers(short_questions(case, rng), case.view)
     return drawn_record(asked_of(case, rng), mix, writer, rng, latents)
+
+
+def short_questions(case: Case, rng: np.random.Generator, most: int = 12) -> list[Question]:
+    """Different coarse questions about a phantom, whether something is there before all others.
+
+    Asked first, "On which side is the nodule?" would say that there is one.
+    """
+    if case.truth is None:
+        raise ValueError("A case without truth has no questions of its own.")
+    coarse = [q for q in questions_for(case.truth, rng) if q.kind == "coarse"]
+    kept = [coarse[i] for i in rng.permutation(len(coarse))[:most]]
+    return sorted(kept, key=lambda question: not question.family.endswith("_present"))
 
 
 def letter_record(case: Case, writer: RecordWriter, rng: np.random.Generator) -> Record:

@@ -9,10 +9,12 @@ from engine.geometry import Box
 from tests.unit.training.conftest import TARGET, picture, question
 from training.batches import collate
 from training.features import FeatureBank
-from training.language import Asked, MixConfig, drawn_record
+from training.language import Asked, MixConfig, drawn_record, short_questions
 from training.language_loss import batch_loss, language_loss
 from training.out_of_distribution import Detector, area_under_curve, distances
+from training.questions import case_for
 from training.records import RecordWriter
+from training.world import Case
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +156,15 @@ def test_mahalanobis_distance_by_hand() -> None:
 def test_area_under_curve_by_hand() -> None:
     inside, outside = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0])
     assert area_under_curve(inside, outside) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+
+
+def test_short_questions_ask_what_is_there_first() -> None:
+    truth = case_for("nodule_margin", "smooth", 8).truth()
+    case = Case(truth=truth, view=picture(1, 84, 56))
+    for seed in range(5):
+        asked = short_questions(case, np.random.default_rng(seed))
+        present = [question.family.endswith("_present") for question in asked]
+        assert len(asked) == 12
+        assert present == sorted(present, reverse=True)
+        assert all(question.kind == "coarse" for question in asked)
+        assert len({question.text for question in asked}) == 12

@@ -109,6 +109,13 @@ def test_a_report_is_learned_whole(tokenizer) -> None:
     assert tokenizer.decode(light) == "".join(boxes)
 
 
+def test_short_answers_are_learned_and_their_questions_are_not(tokenizer) -> None:
+    record = RecordWriter(tokenizer).short_answers([QUESTION, QUESTION], picture())
+    assert learned(tokenizer, record) == " smooth.\n smooth.\n<|im_end|>"
+    assert tokenizer.decode(record.ids).count("What is the margin of the nodule? smooth.\n") == 2
+    assert len(record.pictures) == 1
+
+
 def test_a_letter_is_learned_without_an_image(tokenizer) -> None:
     record = RecordWriter(tokenizer).letter(QUESTION)
     assert record.pictures == ()
