@@ -1,0 +1,208 @@
+"""`medvr` and `vlpo` from the command line on a tiny random model, and their configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from engine.engine import Engine
+from engine.loading import load_checkpoint
+from engine.tiny import TinyShape, tiny_manifest, tiny_model
+from tests.integration.test_loading import save
+from tests.source_tree import ROOT
+from training.adapters import AdapterConfig
+from training.cli import main
+from training.config import ConfigError, load_config
+from training.packing import packed_group
+from training.policy import policy_outputs
+from training.prompts import PromptPool
+from training.reinforcement import ReinforcementConfig, opened_policy, reference_of
+from training.rollout_groups import rolled_out
+from training.sft import FinetuneConfig
+
+# peft 0.21 still asks for a property that transformers 5.23 has renamed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
+    pytest.mark.timeout(900),
+]
+CONFIGS = ROOT / "training" / "configs"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights; phantoms are drawn beside it once."""
+    folder = tmp_path_factory.mktemp("reinforcement")
+    loaded = tiny_model(TinyShape(hidden=32, layers=2, heads=2))
+    # Prompts and images as training knows them.
+    manifest = dataclasses.replace(tiny_manifest(), question_first=True)
+    save(dataclasses.replace(loaded, manifest=manifest), folder / "base")
+    return folder
+
+
+def written(folder: Path, name: str, method: str, **changes: object) -> Path:
+    prompts = {"count": 1, "seed": 3, "families": ["nodule_margin"]}
+    raw = {
+        "out": str(folder / name),
+        "base": str(folder / "base"),
+        "phantoms": str(folder / "phantoms"),
+        "seed": 5,
+        "threads": 1,
+        "method": method,
+        "prompts": {**prompts, "split": "train"},
+        "rollouts": {"prompts": 1, "group": 4, "max_new_tokens": 4, "latent_steps": 2},
+        "reward": {"tool_reward": "none"},
+        "steps": {
+            "steps": 4,
+            "learning_rate": 0.01,
+            "warmup": 1,
+            "save_every": 2,
+            "log_every": 2,
+        },
+        "evaluation": {"every": 2, "prompts": {**prompts, "split": "validation"}},
+        "export": {"name": name, "stage": name, "embedded": False, "notices": []},
+        **changes,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return path
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    text = (folder / "policy" / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_medvr_logs_from_step_zero_alarms_and_exports(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(
+        folder,
+        "medvr",
+        "zoom",
+        rollouts={"prompts": 1, "group": 4, "max_new_tokens": 4, "branching": {"gamma": 0.5}},
+        alarm={"share": 0.5, "batches": 2},
+    )
+    assert main(["medvr", str(path)]) == 0
+    out, said = capsys.readouterr()
+    assert out == f"Checkpoint written to {folder / 'medvr' / 'checkpoint'}.\n"
+    assert said.count("ALARM: tool use is") == 1
+    found = records(folder / "medvr")
+    assert [record["step"] for record in found] == [0, 2, 2, 4, 4]
+    assert "validation_accuracy" in found[0]
+    assert [r["tool_alarm"] for r in found if "tool_alarm" in r] == [0, 1]
+    engine = Engine.load(folder / "medvr" / "checkpoint")
+    assert engine.loaded.manifest.stage == "medvr"
+
+    # Started again, a finished run only writes its checkpoint anew.
+    assert main(["medvr", str(path)]) == 0
+    assert records(folder / "medvr") == found
+
+
+def test_vlpo_trains_an_adapter_and_leaves_its_base(folder: Path) -> None:
+    """Rewards of random weights do not vary: what moves here is nothing, and the form is tested."""
+    path = written(folder, "vlpo", "latent", lora={"rank": 2, "alpha": 4})
+    assert main(["vlpo", str(path)]) == 0
+    weights = load_file(folder / "vlpo" / "checkpoint" / "adapter_model.safetensors")
+    assert weights
+    assert all("language_model" in name for name in weights)
+    assert load_checkpoint(folder / "vlpo" / "checkpoint", "cpu").facts.stage == "vlpo"
+    assert records(folder / "vlpo")[1]["skipped"] in (0, 1)
+
+
+@pytest.mark.parametrize("lora", [None, AdapterConfig(rank=2, alpha=4)])
+def test_the_reference_stays_where_the_policy_began(
+    folder: Path, lora: AdapterConfig | None
+) -> None:
+    policy = opened_policy(str(folder / "base"), lora)
+    config = load_config(ReinforcementConfig, written(folder, "kept", "latent"), [])
+    prompt = PromptPool(config.phantoms, config.prompts)[0]
+    found = rolled_out(
+        policy.engine, prompt, "latent", config.rollouts, config.objective.latents, [0]
+    )
+    packed = packed_group([trajectory.sequence for trajectory in found.trajectories])
+    reference = reference_of(policy, 64)
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            now = policy_outputs(policy.model, packed)
+            return now.log_probs, reference(packed).log_probs
+
+    before, kept = both()
+    torch.testing.assert_close(before, kept)
+    trained = [p for m in policy.trained.values() for p in m.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.1
+            )
+    after, still = both()
+    assert torch.equal(kept, still)
+    assert float((after - before).abs().max()) > 1e-3
+    frozen = policy.model.model.visual.parameters()
+    assert not any(parameter.requires_grad for parameter in frozen)
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "changes", "said"),
+    [
+        ("medvr", "latent", {}, "for latent there is vlpo"),
+        ("vlpo", "zoom", {}, "for zoom and direct there is medvr"),
+        ("medvr", "zoom", {"base": "nowhere/at/all"}, "Run the stage that makes it first"),
+        ("medvr", "zoom", {"rewards": {}}, "Did you mean 'reward'?"),
+        ("medvr", "zoom", {"update": {"steps": 3}}, "must be a multiple of update.steps, 3"),
+        (
+            "medvr",
+            "direct",
+            {"rollouts": {"prompts": 1, "group": 2, "branching": {}}},
+            "needs the method zoom",
+        ),
+        ("vlpo", "latent", {"update": {"steps": 1}}, "update.steps must be at least 2"),
+        ("medvr", "zoom", {"rollouts": {"prompts": 1, "group": 1}}, "group must be at least 2"),
+        (
+            "vlpo",
+            "latent",
+            {"objective": {"kl_weight": 0.0}, "update": {"most_kl": 1.0}},
+            "most_kl needs a reference",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_status_two(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    method: str,
+    changes: dict[str, object],
+    said: str,
+) -> None:
+    (tmp_path / "base").mkdir()
+    assert main([command, str(written(tmp_path, "bad", method, **changes))]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["medvr.yaml", "vlpo.yaml"])
+def test_shipped_configurations_load(name: str) -> None:
+    config = load_config(ReinforcementConfig, CONFIGS / name, ["base=elsewhere"])
+    assert config.base == "elsewhere"
+    assert config.update.steps >= 2
+    assert config.prompts.split == "train"
+    assert config.evaluation.prompts.split == "validation"
+    assert config.method == {"medvr.yaml": "zoom", "vlpo.yaml": "latent"}[name]
+    with pytest.raises(ConfigError, match=r"Did you mean 'rollouts\.branching\.gamma'"):
+        load_config(ReinforcementConfig, CONFIGS / "medvr.yaml", ["rollouts.branching.gama=1"])
+
+
+def test_the_shipped_cold_start_is_blind() -> None:
+    config = load_config(FinetuneConfig, CONFIGS / "cold-start.yaml", [])
+    assert config.train.boxes == config.validation.boxes == "random"
+    assert config.mix.zoom > 0
+    assert config.mix.report == config.mix.real == config.mix.latent == 0
+    medvr = load_config(ReinforcementConfig, CONFIGS / "medvr.yaml", [])
+    assert Path(medvr.base) == config.out / "checkpoint"
