@@ -12,7 +12,14 @@ from typing import Final
 
 import numpy as np
 
-from training.language import Asked, MixConfig, asked_of, conversation_about, drawn_record
+from training.language import (
+    Asked,
+    MixConfig,
+    asked_of,
+    conversation_about,
+    drawn_record,
+    short_questions,
+)
 from training.questions import LOOK_CLOSER
 from training.records import Record, RecordWriter
 from training.world import Case
@@ -41,8 +48,11 @@ def blind_record(
     case: Case, mix: MixConfig, writer: RecordWriter, rng: np.random.Generator
 ) -> Record:
     """One record about a phantom whose crops are of random boxes."""
-    if rng.random() < mix.conversation:
+    draw = rng.random()
+    if draw < mix.conversation:
         return writer.conversation(conversation_about(case, mix.turns, rng), case.view)
+    if draw < mix.conversation + mix.short:
+        return writer.short_answers(short_questions(case, rng), case.view)
     return drawn_record(blind_asked(case, rng), mix, writer, rng)
 
 

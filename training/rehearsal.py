@@ -22,7 +22,7 @@ from training.loop import Report, StepsConfig
 from training.metrics import METRICS_FILE, readable_seconds
 from training.pretrain import PretrainConfig, pretrain
 from training.sft import FinetuneConfig, finetune
-from training.world import WorldConfig, load_world
+from training.world import WorldConfig, load_world, shard_path
 
 StepsT = TypeVar("StepsT", bound=StepsConfig)
 
@@ -169,7 +169,7 @@ def missing_phantoms(config: WorldConfig, folder: Path) -> int:
     return sum(
         min(config.shard, config.count - first)
         for first in starts
-        if not (folder / f"{config.split}-{config.seed}-{first:06d}.npz").exists()
+        if not shard_path(folder, config, first).exists()
     )
 
 

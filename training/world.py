@@ -444,9 +444,7 @@ def load_world(
 ) -> list[Case]:
     """The phantoms of a configuration: built where shards are missing, then loaded."""
     folder.mkdir(parents=True, exist_ok=True)
-    kind = "" if config.boxes == "targets" else f"-{config.boxes}"
-    name = f"{config.split}-{config.seed}{kind}"
-    paths = [folder / f"{name}-{first:06d}.npz" for first in _starts(config)]
+    paths = [shard_path(folder, config, first) for first in _starts(config)]
     missing = [
         (config, first, path)
         for first, path in zip(_starts(config), paths, strict=True)
@@ -458,6 +456,12 @@ def load_world(
             for done, _ in enumerate(pool.imap_unordered(_build_shard, missing), start=1):
                 report(f"{config.split} phantoms: shard {done} of {len(missing)}")
     return [case for path in paths for case in load_cases(path)]
+
+
+def shard_path(folder: Path, config: WorldConfig, first: int) -> Path:
+    """The file of the shard that begins with the phantom `first`."""
+    kind = "" if config.boxes == "targets" else f"-{config.boxes}"
+    return folder / f"{config.split}-{config.seed}{kind}-{first:06d}.npz"
 
 
 def _starts(config: WorldConfig) -> range:

@@ -100,6 +100,14 @@ def test_boxes_of_dice_are_whole_pixels_of_every_place_and_size() -> None:
     assert boxes.max() == 1
 
 
+def test_answers_without_a_zoom_hold_no_box(case: Case, tokenizer) -> None:
+    writer = RecordWriter(tokenizer)
+    for mix in (replace(MIX, conversation=1.0), replace(MIX, short=1.0)):
+        text = tokenizer.decode(blind_record(case, mix, writer, np.random.default_rng(0)).ids)
+        assert text.count("?") > 1
+        assert "[" not in text
+
+
 def test_some_questions_are_answered_at_once(case: Case) -> None:
     asked = [blind_asked(case, np.random.default_rng(seed)) for seed in range(400)]
     share = sum(not one.question.target_boxes for one in asked) / 400
