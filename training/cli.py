@@ -53,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, command, what in (
         ("pretrain", _pretrain, "train the vision tower, then the language model"),
         ("sft", _sft, "fine-tune a checkpoint on a mix of record forms"),
+        ("medvr", _reinforce, "reinforce an agent that zooms, or its text-only rival"),
+        ("vlpo", _reinforce, "reinforce latent segments and the answers after them"),
     ):
         stage = commands.add_parser(name, help=what)
         stage.add_argument("config", type=Path)
@@ -62,12 +64,7 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="three steps of everything in a temporary folder: does it work, what it needs",
         )
-        stage.set_defaults(command=command)
-    for name, what in (
-        ("medvr", "reinforce an agent that zooms, or its text-only rival"),
-        ("vlpo", "reinforce latent segments and the answers after them"),
-    ):
-        _add_loop(commands.add_parser(name, help=what), name)
+        stage.set_defaults(command=command, stage=name)
     evaluate = commands.add_parser("evaluate", help="score a checkpoint on a benchmark")
     evaluate.add_argument(
         "--benchmark", choices=("phantoms", "lungs", "distribution"), default="phantoms"
@@ -104,12 +101,6 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("file", type=Path, help="JSON, as docs/medvr.md describes it")
     score.set_defaults(command=_score_group)
     return parser
-
-
-def _add_loop(loop: argparse.ArgumentParser, name: str) -> None:
-    loop.add_argument("config", type=Path)
-    loop.add_argument("overrides", nargs="*", metavar="key=value")
-    loop.set_defaults(command=_reinforce, stage=name)
 
 
 def _add_memory(memory: argparse.ArgumentParser) -> None:
@@ -172,7 +163,13 @@ def _reinforce(options: argparse.Namespace) -> int:
     from training.reinforcement import ReinforcementConfig, medvr, vlpo
 
     train = {"medvr": medvr, "vlpo": vlpo}[options.stage]
-    folder = train(load_config(ReinforcementConfig, options.config, options.overrides), _report)
+    config = load_config(ReinforcementConfig, options.config, options.overrides)
+    if options.rehearse:
+        from training.rehearsal import rehearse_reinforcement
+
+        sys.stdout.write(f"{rehearse_reinforcement(train, config, _report)}\n")
+        return 0
+    folder = train(config, _report)
     sys.stdout.write(f"Checkpoint written to {folder}.\n")
     return 0
 

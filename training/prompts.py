@@ -98,11 +98,19 @@ class PromptPool(Sequence[Prompt]):
         """
         if not 0 <= number < len(self):
             raise IndexError(f"There are {len(self)} prompts, and none has the number {number}.")
-        path = self.folder / f"{number:06d}.npz"
+        path = self._path(number)
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_prompt(path, ordered_case(self.config, number))
         return read_prompt(path)
+
+    @property
+    def missing(self) -> int:
+        """How many have not been drawn yet."""
+        return sum(not self._path(number).exists() for number in range(len(self)))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.npz"
 
 
 def ordered_case(config: PromptConfig, number: int) -> QuestionCase:

@@ -21,6 +21,8 @@ from engine.memory import peak_memory_bytes
 from training.loop import Report, StepsConfig
 from training.metrics import METRICS_FILE, readable_seconds
 from training.pretrain import PretrainConfig, pretrain
+from training.prompts import PromptPool
+from training.reinforcement import ReinforcementConfig
 from training.sft import FinetuneConfig, finetune
 from training.world import WorldConfig, load_world, shard_path
 
@@ -29,6 +31,8 @@ StepsT = TypeVar("StepsT", bound=StepsConfig)
 STEPS: Final = 3
 # Every family of questions once, so that every kind of record can be drawn.
 PHANTOMS: Final = 29
+# Drawn for a rehearsal of reinforcement, and as many to score it on.
+PROMPTS: Final = 4
 GIBIBYTE: Final = 2**30
 
 
@@ -102,6 +106,72 @@ def rehearse_finetune(config: FinetuneConfig, report: Report) -> str:
     parts = {"language": config.language}
     worlds = (config.train, config.validation)
     return _rehearsed(run, parts, worlds, config.world, more_steps, report)
+
+
+def rehearse_reinforcement(
+    train: Callable[[ReinforcementConfig, Report], Path],
+    config: ReinforcementConfig,
+    report: Report,
+) -> str:
+    """Rehearses `training medvr` or `vlpo` by three batches; returns one sentence.
+
+    The run's own folders are not touched.
+
+    Args:
+        train: the stage.
+        config: of the real run.
+        report: takes one line of progress.
+    """
+    batches, questions = STEPS * config.update.steps, config.evaluation.prompts.count
+    with tempfile.TemporaryDirectory(prefix="lightbox-rehearsal-") as name:
+        out = Path(name)
+        small = replace(
+            config,
+            out=out,
+            phantoms=out / "phantoms",
+            prompts=replace(config.prompts, count=min(config.prompts.count, PROMPTS)),
+            pass_rate=replace(config.pass_rate, rollouts=0),
+            steps=replace(
+                three_steps(config.steps),
+                steps=batches,
+                save_every=config.update.steps,
+                log_every=config.update.steps,
+            ),
+            evaluation=replace(
+                config.evaluation,
+                every=0,
+                prompts=replace(config.evaluation.prompts, count=min(questions, PROMPTS)),
+            ),
+        )
+        pools = [PromptPool(small.phantoms, p) for p in (small.prompts, small.evaluation.prompts)]
+        begun = time.monotonic()
+        for pool in pools:
+            for number in range(len(pool)):
+                pool[number]
+        a_prompt = (time.monotonic() - begun) / sum(map(len, pools))
+        train(small, report)
+        path = out / "policy" / METRICS_FILE
+        step, rollout, question = seconds_of_batch(path)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        memory = peak_memory_bytes(device)
+    wanted = (config.prompts, config.evaluation.prompts)
+    seconds = a_prompt * sum(PromptPool(config.phantoms, prompts).missing for prompts in wanted)
+    a_trajectory = rollout / (config.rollouts.prompts * config.rollouts.group)
+    seconds += a_trajectory * config.prompts.count * config.pass_rate.rollouts
+    every = config.evaluation.every or config.steps.steps
+    seconds += question * questions * (1 + math.ceil(config.steps.steps / every))
+    return Estimate(seconds + step * config.steps.steps, memory, 0).sentence()
+
+
+def seconds_of_batch(path: Path) -> tuple[float, float, float]:
+    """From the metrics of a rehearsal: seconds of a step, of a rollout batch, and of a question.
+
+    The first batch warms up, so the fastest of the others counts.
+    """
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rollouts = [record["rollout_seconds"] for record in records if "rollout_seconds" in record]
+    questions = [r["validation_seconds"] for r in records if "validation_seconds" in r]
+    return seconds_of_step(path), min(rollouts[1:] or rollouts), min(questions)
 
 
 def three_steps(config: StepsT) -> StepsT:

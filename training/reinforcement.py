@@ -298,7 +298,7 @@ def pass_rate(engine: Engine, prompt: Prompt, config: ReinforcementConfig, numbe
 def validation_scores(
     engine: Engine, pool: PromptPool, config: ReinforcementConfig
 ) -> dict[str, float]:
-    """Accuracy, overlap of zooms with the true boxes, and zooms a question, all greedy."""
+    """Accuracy, overlap of zooms with the true boxes, zooms and seconds a question, all greedy."""
     asked = ((DisplayImage(pixels=p.pixels, modality="DX"), p.question) for p in pool)
     how = AskConfig(
         method=config.method,
@@ -309,6 +309,7 @@ def validation_scores(
     found = {f"accuracy_{kind}": table["accuracy"].get(kind) for kind in ("coarse", "fine")}
     found |= {"accuracy": table["accuracy"]["overall"]}
     found |= {name: table[name] for name in ("mean_iou", "zooms_per_question", "invalid_rate")}
+    found |= {"seconds": table["seconds_per_question"]}
     return {f"validation_{name}": value for name, value in found.items() if value is not None}
 
 

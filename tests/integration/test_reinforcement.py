@@ -104,6 +104,17 @@ def test_medvr_logs_from_step_zero_alarms_and_exports(
     assert records(folder / "medvr") == found
 
 
+def test_a_rehearsal_touches_nothing_and_says_what_is_needed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(folder, "rehearsed", "latent", pass_rate={"rollouts": 2})
+    drawn = sorted((folder / "phantoms").rglob("*"))
+    assert main(["vlpo", str(path), "--rehearse"]) == 0
+    assert "The rehearsal works: the whole run will take about" in capsys.readouterr().out
+    assert not (folder / "rehearsed").exists()
+    assert sorted((folder / "phantoms").rglob("*")) == drawn
+
+
 def test_vlpo_trains_an_adapter_and_leaves_its_base(folder: Path) -> None:
     """Rewards of random weights do not vary: what moves here is nothing, and the form is tested."""
     path = written(folder, "vlpo", "latent", lora={"rank": 2, "alpha": 4})
