@@ -255,8 +255,9 @@ class Reground:
     Attributes:
         number: from 1.
         box: normalised `(x0, y0, x1, y1)`.
-        box_source_px, box_seen_px: the same in pixels of the displayed original and of the
-            image as the model saw it.
+        box_source_px: what was cut from the displayed original, in its pixels: the box with the
+            padding of the checkpoint, rounded outward.
+        box_seen_px: the box in pixels of the image as the model saw it.
         clamped: whether the model's box reached outside the image and was cut.
         skipped: whether an intervention kept the pixels from the model.
         rows, columns: the crop's own grid of visual tokens.

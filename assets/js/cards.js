@@ -188,7 +188,6 @@ class Cards {
     card.status.replaceWith(el('div', { class: 'lb-crop-row' }, figure, text));
     card.node.dataset.crop = n;
     this.spans.set(index, figure);
-    this.app.zoomFactor(box);
   }
 
   belief(card, index, item) {

@@ -144,14 +144,14 @@ class Inspector {
   crop(item) {
     const [, n, box, source, seen, [clamped, skipped], , grid] = item;
     const rounded = (values) => values.map((v) => Math.round(v)).join(', ');
-    const factor = this.app.zoomFactor(box);
+    const factor = this.app.zoomFactor(source);
     clear(this.step,
       el('p', { class: 'lb-picked' }, el('span', { class: 'lb-picked-word lb-blue',
         text: 'Crop ' + n }), el('span', { class: 'lb-quiet', text: skipped ? 'withheld' : '' })),
       el('img', { class: 'lb-inspect-picture', alt: 'Crop ' + n + ' as the model saw it',
         src: fileUrl(this.app.run.folder, 'crop-' + n + '.png') }),
       el('dl', { class: 'lb-facts' },
-        ...facts('In the original', rounded(source) + ' px'),
+        ...facts('Cut from the original', rounded(source) + ' px'),
         ...facts('In what it saw', rounded(seen) + ' px'),
         ...facts('Enlarged', number(factor, 1) + ' ×'),
         ...facts('Patches', grid[0] + ' × ' + grid[1]),

@@ -468,18 +468,20 @@ class App {
     return item[0] === 't' && item[4] === 0 && item[2] >= this.limit();
   }
 
-  zoomFactor(box) {
-    const seen = this.run.facts.image;
-    const across = Math.max((box[2] - box[0]) * seen.source[0], (box[3] - box[1]) * seen.source[1]);
-    return Math.max(seen.source[0], seen.source[1]) / across;
+  // How much larger a crop is shown than the whole image was; from the pixels that were cut.
+  zoomFactor(cut) {
+    const [width, height] = this.run.facts.image.source;
+    return Math.max(width, height) / Math.max(cut[2] - cut[0], cut[3] - cut[1]);
   }
 
   boxes() {
+    const [width, height] = this.run.facts ? this.run.facts.image.source : [1, 1];
     const crops = this.run.items.map((item, index) => [item, index])
       .filter(([item]) => item[0] === 'c');
     this.viewer.setBoxes(crops.filter(([, index]) => index < this.cursor || this.follow)
       .map(([item, index]) => ({
         number: item[1], box: item[2], skipped: Boolean(item[5][1]),
+        shown: item[3].map((value, edge) => value / (edge % 2 ? height : width)),
         active: index === this.selected,
       })));
   }

@@ -558,10 +558,11 @@ class Viewer {
     };
   }
 
-  // The box of an image of the run, in pixels of the picture: the view, or crop n.
+  // What an image of the run shows, in pixels of the picture: the view, or crop n, whose pixels
+  // reach beyond the box that was asked for.
   boxOf(image) {
     const crop = this.boxes.find((box) => box.number === image);
-    const [x0, y0, x1, y1] = image === 0 || !crop ? [0, 0, 1, 1] : crop.box;
+    const [x0, y0, x1, y1] = image === 0 || !crop ? [0, 0, 1, 1] : crop.shown;
     return [x0 * this.image.width, y0 * this.image.height,
       (x1 - x0) * this.image.width, (y1 - y0) * this.image.height];
   }
