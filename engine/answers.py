@@ -19,7 +19,7 @@ _TAGGED: Final = re.compile(
 _BOXED: Final = re.compile(r"\\boxed\{([^{}]*)\}")
 _SAID: Final = re.compile(r"(?:final answer|answer)(?:\s+is|\s*:)\s*:?\s*([^\n]+)", re.IGNORECASE)
 _LETTER: Final = re.compile(r"^\W*([A-Za-z])\W*$", re.DOTALL)
-_LETTER_AND_TEXT: Final = re.compile(r"^\W*([A-Z])(?:\s*[.):,\]-]+\s*|\)\s*)(\S.*)$", re.DOTALL)
+_LETTER_AND_TEXT: Final = re.compile(r"^\W*([A-Z])(?:\s*[.):,\]]+\s*|\s+-\s+)(\S.*)$", re.DOTALL)
 _LETTER_SPACE_TEXT: Final = re.compile(r"^\W*([A-Z])\s+(\S.*)$", re.DOTALL)
 
 

@@ -95,3 +95,8 @@ def test_any_text_is_read_without_an_error(text: str, options: list[str]) -> Non
 
     assert reading.valid == (reading.option is not None)
     assert reading.option is None or reading.text == options[reading.option]
+
+
+def test_a_hyphenated_word_names_no_letter() -> None:
+    assert read_answer("<answer>A-lines</answer>", ("B-lines", "A-lines")).option == 1
+    assert read_answer("<answer>A - B-lines</answer>", ("B-lines", "A-lines")).option == 0
