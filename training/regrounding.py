@@ -2,7 +2,8 @@
 
 MedVR (arXiv 2604.08203) compares the entropy of the tokens that write the coordinates of a zoom
 with the entropy of the opening tokens of the same trajectory; where the model is less sure of
-where to look, it looks at several places. The rollouts themselves are in `training.rollouts`.
+where to look, it looks at several places. The forks themselves are in `engine.forking` and
+`training.trajectories`.
 """
 
 from __future__ import annotations

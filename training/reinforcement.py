@@ -331,6 +331,8 @@ def export(config: ReinforcementConfig, policy: Policy, unseen: PromptPool) -> P
     entropies have, and their threshold is set anew.
     """
     loaded = policy.engine.loaded
+    # What is read off validation phantoms is read where their batches lie.
+    loaded.model.to("cpu")  # type: ignore[arg-type]
     thresholds = None
     if config.export.embedded:
         if loaded.detector is None:
