@@ -50,7 +50,7 @@ TEXTURE_GAIN = 2.0
 # Discrete cosines of a patch with fewer half-waves than this are slow: shading, edges of organs.
 SLOW_HALF_WAVES = 2.5
 # Standard deviation of text embeddings; transformers' own 0.02 is lost beside the first layers.
-EMBEDDING_DEVIATION = 0.1
+EMBEDDING_DEVIATION = 0.2
 # Of the projections that write into the residual stream, against one over the square root of
 # their inputs: what a token is must not be drowned by what the first layers add to it.
 RESIDUAL_GAIN = 0.3

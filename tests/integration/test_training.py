@@ -15,10 +15,14 @@ PART = """
   steps: {steps: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}
   mix: {views: 1, view_windows: 1, crops: 1, fine_crops: 1, fine_windows: 1}
   weights: {cover: 1.0, attributes: 1.0, edges: 1.0}
+  image: {places: 1.0, centres: 1.0, answers: 1.0, boxes: 1.0}
 """
 STEPS = "{steps: 2, batch: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}"
 WORLD = "{count: 29, seed: 3, split: SPLIT, crops_per_target: 1, shard: 29, workers: 1}"
-MIX = "{zoom: 0.5, probe: 0.2, auto: 0.1, real: 0.0, report: 0.2, conversation: 0.3}"
+MIX = (
+    "{zoom: 0.5, probe: 0.2, auto: 0.1, real: 0.0, report: 0.2, conversation: 0.2, short: 0.2, "
+    "letters: 1}"
+)
 
 
 def config(folder: Path, extra: str) -> str:
