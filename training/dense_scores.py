@@ -9,6 +9,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from engine.geometry import Box, BoxError, PatchGrid, clamped_box
+from training.image_labels import centres_of
 from training.real_images import RealRadiograph, real_picture
 from training.vision import DenseHeads, visual_tokens
 from training.world import (
@@ -36,9 +37,7 @@ def read_picture(
 
 def box_from_edges(weights: torch.Tensor, edges: torch.Tensor, grid: PatchGrid) -> Box | None:
     """The box that cells agree on: the mean of their boxes, weighted by their coverage."""
-    index = torch.arange(grid.cells)
-    x = (index % grid.columns + 0.5) / grid.columns
-    y = (index // grid.columns + 0.5) / grid.rows
+    x, y = centres_of(grid).unbind(-1)
     boxes = torch.stack([x - edges[:, 0], y - edges[:, 1], x + edges[:, 2], y + edges[:, 3]], -1)
     mean = (boxes * weights[:, None]).sum(0) / weights.sum().clamp_min(1e-6)
     try:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from training.vision import augmented, grid_thw_of, patches_of
+from training.vision import augmented, visual_tokens
 from training.world import Picture
 
 Seen = tuple[Picture, int]
@@ -81,7 +81,7 @@ class FeatureBank:
         """Encodes same-sized pictures in one go."""
         images = [self._exposed(picture, variant) for (_, variant), picture in group.items()]
         with torch.no_grad():
-            tokens = encoded(self._model, [torch.from_numpy(np.stack(images))])
+            tokens = visual_tokens(self._model, [torch.from_numpy(np.stack(images))])
         cells = [picture.grid.cells for picture in group.values()]
         kept = tokens.to("cpu", torch.float16)
         for key, part in zip(group, torch.split(kept, cells), strict=True):
@@ -105,14 +105,4 @@ class TrainedTower(FeatureBank):
             return []
         images = [torch.from_numpy(self._exposed(*seen))[None] for seen in chosen]
         cells = [picture.grid.cells for picture, _ in chosen]
-        return list(torch.split(encoded(self._model, images), cells))
-
-
-def encoded(
-    model: Qwen2_5_VLForConditionalGeneration, groups: Sequence[torch.Tensor]
-) -> torch.Tensor:
-    """`training.vision.visual_tokens` on the device of the model: `(sum of cells, D)`."""
-    pixel_values = torch.cat([patches_of(group) for group in groups]).to(model.device)
-    grid_thw = torch.cat([grid_thw_of(group) for group in groups]).to(model.device)
-    features = model.model.get_image_features(pixel_values, grid_thw, return_dict=True)
-    return torch.cat(list(features.pooler_output))
+        return list(torch.split(visual_tokens(self._model, images), cells))

@@ -60,9 +60,12 @@ def grid_thw_of(pixels: torch.Tensor) -> torch.Tensor:
 def visual_tokens(
     model: Qwen2_5_VLForConditionalGeneration, groups: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """Visual tokens of groups of same-sized grey images, in order: `(sum of cells, D)`."""
-    pixel_values = torch.cat([patches_of(group) for group in groups])
-    grid_thw = torch.cat([grid_thw_of(group) for group in groups])
+    """Visual tokens of groups of same-sized grey images, in order: `(sum of cells, D)`.
+
+    On the device of the model, wherever the images lie.
+    """
+    pixel_values = torch.cat([patches_of(group) for group in groups]).to(model.device)
+    grid_thw = torch.cat([grid_thw_of(group) for group in groups]).to(model.device)
     features = model.model.get_image_features(pixel_values, grid_thw, return_dict=True)
     return torch.cat(list(features.pooler_output))
 
