@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from tokenizers import AddedToken
 from transformers import (
     AutoConfig,
@@ -23,8 +25,9 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from engine.attention import register_row_attention
-from engine.manifest import Manifest, ManifestError, read_manifest
-from engine.out_of_distribution import Detector, DetectorError, read_detector
+from engine.hub import fetch_snapshot
+from engine.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
+from engine.out_of_distribution import DETECTOR_FILE, Detector, DetectorError, read_detector
 from engine.processor import ImageProcessor
 from engine.prompt import IM_END, IM_START, IMAGE_PAD, LATENT_TOKENS
 from engine.trace import ModelFacts
@@ -35,8 +38,17 @@ logger = logging.getLogger(__name__)
 MODEL_TYPE: Final = "qwen2_5_vl"
 ADAPTER_FILE: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
+PROCESSOR_FILE: Final = "preprocessor_config.json"
 NO_LATENT_NOTICE: Final = (
     "This checkpoint was not trained for latent steps: what they show here is noise."
+)
+UNKNOWN_MANIFEST_NOTICE: Final = (
+    "Without a connection it could not be found out whether this checkpoint has settings of its "
+    "own: it runs as any Qwen2.5-VL model does."
+)
+UNKNOWN_DETECTOR_NOTICE: Final = (
+    "Without a connection it could not be found out whether this checkpoint can tell images that "
+    "it does not know: none is marked."
 )
 
 
@@ -70,7 +82,10 @@ class LoadedModel:
 
 
 def load_checkpoint(
-    id_or_dir: str | Path, device: str | None = None, dtype: torch.dtype | None = None
+    id_or_dir: str | Path,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    cache_dir: Path | None = None,
 ) -> LoadedModel:
     """Loads a checkpoint and makes it ready to run.
 
@@ -78,6 +93,7 @@ def load_checkpoint(
         id_or_dir: hub id, local folder, or folder of a peft adapter.
         device: torch device; CUDA when there is one and none is named.
         dtype: of the weights; bf16 on CUDA and fp32 elsewhere by default.
+        cache_dir: folder of the hub's cache; its own default when None.
 
     Raises:
         CheckpointError: when it is missing, broken or of another architecture.
@@ -87,8 +103,13 @@ def load_checkpoint(
     folder = _local_folder(name)
     try:
         if folder is not None and (folder / ADAPTER_FILE).is_file():
-            return _load_adapter(folder, chosen, dtype)
-        return _load_base(name, folder, chosen, dtype)
+            return _load_adapter(folder, chosen, dtype, cache_dir)
+        if folder is None and _looks_like_a_path(name):
+            raise CheckpointError(
+                f"There is no checkpoint {_label(name)}: give a folder that exists, or a hub id."
+            )
+        files = _fetched(name, cache_dir) if folder is None else _Files(folder, str(folder))
+        return _load_base(name, files, chosen, dtype)
     except CheckpointError:
         raise
     except (ManifestError, DetectorError) as error:
@@ -99,7 +120,7 @@ def load_checkpoint(
         ) from error
     except Exception as error:
         logger.info("loading a checkpoint failed: %s", type(error).__name__)
-        if folder is None and isinstance(error, OSError):
+        if folder is None and isinstance(error, OSError | HFValidationError):
             raise CheckpointError(
                 f"The checkpoint {_label(name)} cannot be fetched: check its name and the "
                 "network, or give a local folder."
@@ -166,6 +187,7 @@ def assembled(
         layers=int(text.num_hidden_layers),
         embedded=manifest.embedded,
         trained_methods=manifest.trained_methods,
+        entropy_threshold=manifest.entropy_threshold,
     )
     return LoadedModel(
         model=model,
@@ -200,28 +222,62 @@ def add_latent_tokens(
     return (NO_LATENT_NOTICE,)
 
 
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Where the files of a checkpoint lie.
+
+    Attributes:
+        folder: of the small ones: the checkpoint's own folder, or its snapshot in the hub's cache.
+        source: what transformers is asked for: that folder's path, or the hub id.
+        options: how transformers finds the source.
+        commit: of a hub checkpoint.
+        unknown: our own files that could not be looked for.
+    """
+
+    folder: Path
+    source: str
+    options: Mapping[str, Any] = field(default_factory=lambda: {"local_files_only": True})
+    commit: str = ""
+    unknown: tuple[str, ...] = ()
+
+    def manifest(self) -> Manifest:
+        """What the checkpoint says of itself, and what could not be found out of it."""
+        known = (self.folder / MANIFEST_FILE).is_file()
+        manifest = read_manifest(self.folder)
+        if not known and self.commit:
+            manifest = replace(manifest, name=self.source)
+        notices = {
+            MANIFEST_FILE: UNKNOWN_MANIFEST_NOTICE,
+            DETECTOR_FILE: UNKNOWN_DETECTOR_NOTICE,
+        }
+        unknown = tuple(text for name, text in notices.items() if name in self.unknown)
+        return replace(manifest, notices=manifest.notices + unknown)
+
+
+def _fetched(name: str, cache_dir: Path | None) -> _Files:
+    """The files of a checkpoint on the hub, all of one commit."""
+    own = (MANIFEST_FILE, DETECTOR_FILE, PROCESSOR_FILE)
+    snapshot = fetch_snapshot(name, "config.json", own, cache_dir)
+    options = {"revision": snapshot.commit, "cache_dir": cache_dir}
+    return _Files(snapshot.folder, name, options, snapshot.commit, snapshot.unknown)
+
+
 def _load_base(
-    name: str, folder: Path | None, device: torch.device, dtype: torch.dtype | None
+    name: str, files: _Files, device: torch.device, dtype: torch.dtype | None
 ) -> LoadedModel:
-    if folder is None and _looks_like_a_path(name):
-        raise CheckpointError(
-            f"There is no checkpoint {_label(name)}: give a folder that exists, or a hub id."
-        )
-    source = str(folder) if folder is not None else name
-    local = folder is not None
-    config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(files.source, trust_remote_code=False, **files.options)
     if config.model_type != MODEL_TYPE:
         raise CheckpointError(
             f"The checkpoint {_label(name)} is of the type {config.model_type}; "
             "only Qwen2.5-VL models can be used."
         )
     loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        source,
+        files.source,
         dtype=dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32),
         use_safetensors=True,
         trust_remote_code=False,
-        local_files_only=local,
         output_loading_info=True,
+        **files.options,
     )
     model, report = loaded
     if report["missing_keys"] or report.get("mismatched_keys"):
@@ -230,21 +286,23 @@ def _load_base(
             f"{len(report['missing_keys'])} of its weights are missing or of the wrong shape."
         )
     tokenizer = AutoTokenizer.from_pretrained(
-        source, local_files_only=local, trust_remote_code=False
+        files.source, trust_remote_code=False, **files.options
     )
-    manifest = read_manifest(folder) if folder is not None else Manifest(name=name)
+    manifest = files.manifest()
     return assembled(
         model=model.to(device).eval(),
         tokenizer=tokenizer,
-        image_processor=_image_processor(source, folder),
+        image_processor=_image_processor(files.folder),
         manifest=manifest,
-        revision=str(getattr(config, "_commit_hash", None) or ""),
-        name=_model_id(name, folder, manifest),
-        detector=None if folder is None else read_detector(folder),
+        revision=files.commit,
+        name=name if files.commit else _model_id(files.folder, manifest),
+        detector=read_detector(files.folder),
     )
 
 
-def _load_adapter(folder: Path, device: torch.device, dtype: torch.dtype | None) -> LoadedModel:
+def _load_adapter(
+    folder: Path, device: torch.device, dtype: torch.dtype | None, cache_dir: Path | None
+) -> LoadedModel:
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -255,10 +313,10 @@ def _load_adapter(folder: Path, device: torch.device, dtype: torch.dtype | None)
         # peft would fall back to a pickled file.
         raise CheckpointError(f"The adapter has no {ADAPTER_WEIGHTS}: save it as safetensors.")
     base_name = _adapter_base(folder)
-    base = load_checkpoint(base_name, str(device), dtype)
+    base = load_checkpoint(base_name, str(device), dtype, cache_dir)
     wrapped: Any = PeftModel.from_pretrained(base.model, str(folder), use_safetensors=True)
     merged = wrapped.merge_and_unload()
-    manifest = read_manifest(folder) if (folder / "lightbox.json").is_file() else base.manifest
+    manifest = read_manifest(folder) if (folder / MANIFEST_FILE).is_file() else base.manifest
     return replace(
         assembled(
             model=merged.eval(),
@@ -266,7 +324,7 @@ def _load_adapter(folder: Path, device: torch.device, dtype: torch.dtype | None)
             image_processor=base.image_processor,
             manifest=manifest,
             revision=base.facts.revision,
-            name=_model_id(str(folder), folder, manifest),
+            name=_model_id(folder, manifest),
             detector=read_detector(folder) or base.detector,
         ),
     )
@@ -281,11 +339,11 @@ def _adapter_base(folder: Path) -> str:
     return str(relative) if not Path(base).is_absolute() and relative.is_dir() else base
 
 
-def _image_processor(source: str, folder: Path | None) -> ImageProcessor:
-    if folder is not None and not (folder / "preprocessor_config.json").is_file():
+def _image_processor(folder: Path) -> ImageProcessor:
+    if not (folder / PROCESSOR_FILE).is_file():
         return ImageProcessor()
     return ImageProcessor(
-        Qwen2VLImageProcessorPil.from_pretrained(source, local_files_only=folder is not None)
+        Qwen2VLImageProcessorPil.from_pretrained(str(folder), local_files_only=True)
     )
 
 
@@ -304,7 +362,5 @@ def _label(name: str) -> str:
     return Path(name).name if _looks_like_a_path(name) or _local_folder(name) else name
 
 
-def _model_id(name: str, folder: Path | None, manifest: Manifest) -> str:
-    if folder is None:
-        return name
-    return manifest.name if (folder / "lightbox.json").is_file() else folder.resolve().name
+def _model_id(folder: Path, manifest: Manifest) -> str:
+    return manifest.name if (folder / MANIFEST_FILE).is_file() else folder.resolve().name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from engine.engine import Engine
-from engine.loading import NO_LATENT_NOTICE, CheckpointError, LoadedModel, load_checkpoint
+from engine.loading import (
+    NO_LATENT_NOTICE,
+    UNKNOWN_DETECTOR_NOTICE,
+    UNKNOWN_MANIFEST_NOTICE,
+    CheckpointError,
+    LoadedModel,
+    load_checkpoint,
+)
 from engine.manifest import Manifest
 from engine.prompt import LATENT_TOKENS
 from engine.tiny import tiny_model
@@ -112,6 +120,93 @@ def test_what_was_trained_for_latents_says_nothing(checkpoint: Path, tmp_path: P
     assert NO_LATENT_NOTICE not in load_checkpoint(folder).notices
 
 
+# --- the hub, without a connection ---------------------------------------------------------
+
+HUB_ID = "somebody/tiny"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+UNKNOWN_NOTICES = {UNKNOWN_MANIFEST_NOTICE, UNKNOWN_DETECTOR_NOTICE}
+
+
+@pytest.fixture
+def repository(checkpoint: Path, tmp_path: Path) -> Path:
+    """The hub's cache after one commit of a repository was fetched: `refs` and `snapshots`."""
+    folder = tmp_path / "cache" / "models--somebody--tiny"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT, encoding="utf-8")
+    copied(checkpoint, folder / "snapshots" / COMMIT)
+    return folder
+
+
+def from_hub(repository: Path) -> LoadedModel:
+    return load_checkpoint(HUB_ID, cache_dir=repository.parent)
+
+
+def test_a_hub_checkpoint_brings_its_manifest_and_its_detector(
+    repository: Path, loaded: LoadedModel, make_request: MakeRequest
+) -> None:
+    snapshot = repository / "snapshots" / COMMIT
+    manifest = replace(loaded.manifest, name="From the hub", notices=("Knows phantoms only.",))
+    (snapshot / "lightbox.json").write_text(manifest.to_json(), encoding="utf-8")
+    detector = {"mean": torch.zeros(4), "precision": torch.eye(4), "threshold": torch.tensor(2.0)}
+    save_file(detector, snapshot / "ood.safetensors")
+
+    opened = from_hub(repository)
+
+    assert opened.manifest == manifest
+    assert opened.detector is not None
+    assert opened.detector.threshold == 2.0
+    assert (opened.facts.id, opened.facts.revision) == (HUB_ID, COMMIT)
+    assert written(opened, make_request) == written(loaded, make_request)
+
+
+def marked_as_absent(repository: Path, *names: str) -> None:
+    """What the cache keeps when the hub has said that a commit has no such files."""
+    folder = repository / ".no_exist" / COMMIT
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def listed(repository: Path, *names: str) -> None:
+    """What the cache keeps when a whole repository was downloaded: the names of its files."""
+    files = {name: {"size": 1, "blob_id": "0" * 40} for name in names}
+    (repository / "trees").mkdir()
+    (repository / "trees" / f"{COMMIT}.json").write_text(
+        json.dumps({"format_version": 1, "files": files}), encoding="utf-8"
+    )
+
+
+@pytest.mark.parametrize("known_by", ["marks", "listing"])
+def test_a_hub_checkpoint_without_a_manifest_is_a_plain_one(
+    repository: Path, known_by: str
+) -> None:
+    (repository / "snapshots" / COMMIT / "lightbox.json").unlink()
+    if known_by == "marks":
+        marked_as_absent(repository, "lightbox.json", "ood.safetensors")
+    else:
+        listed(repository, "config.json", "model.safetensors")
+
+    opened = from_hub(repository)
+
+    assert opened.manifest == Manifest(name=HUB_ID)
+    assert opened.detector is None
+    assert not UNKNOWN_NOTICES & set(opened.notices)
+
+
+def test_what_could_not_be_looked_for_on_the_hub_is_said(repository: Path) -> None:
+    (repository / "snapshots" / COMMIT / "lightbox.json").unlink()
+    listed(repository, "config.json", "lightbox.json", "ood.safetensors")
+
+    assert set(from_hub(repository).notices) >= UNKNOWN_NOTICES
+
+
+def test_a_hub_checkpoint_whose_manifest_makes_no_sense_is_refused(repository: Path) -> None:
+    (repository / "snapshots" / COMMIT / "lightbox.json").write_text("{", encoding="utf-8")
+
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        from_hub(repository)
+
+
 # --- adapters -----------------------------------------------------------------------------
 
 
@@ -196,8 +291,9 @@ def test_a_folder_that_is_not_there(name: str) -> None:
     assert "There is no checkpoint" in complaint(name)
 
 
-def test_a_hub_id_that_cannot_be_fetched() -> None:
-    assert "cannot be fetched" in complaint("nobody/nothing-of-this-name")
+@pytest.mark.parametrize("name", ["nobody/nothing-of-this-name", "no body/--"])
+def test_a_hub_id_that_cannot_be_fetched(name: str) -> None:
+    assert "cannot be fetched" in complaint(name)
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
