@@ -7,10 +7,8 @@ from typing import Final
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from app.view import UNSURE_NATS, unsure_above
 from engine.trace import Belief, Reground, Trace
-
-# Nats from which a word is marked as unsure where a run has no limit of its own.
-UNSURE_NATS: Final = 1.5
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 OPTION_COLORS: Final = (
@@ -75,13 +73,13 @@ def _add_entropy(figure: go.Figure, trace: Trace) -> None:
     tokens = trace.tokens
     started = trace.started
     threshold = started.request.entropy_threshold if started else None
-    limit = threshold or UNSURE_NATS
+    limit = unsure_above(started) if started else UNSURE_NATS
     figure.add_trace(
         go.Bar(
             x=[token.index for token in tokens],
             y=[token.entropy_nats for token in tokens],
             marker_color=[
-                _ABOVE if token.segment == "reasoning" and token.entropy_nats >= limit else _BELOW
+                _ABOVE if token.segment == "reasoning" and token.entropy_nats > limit else _BELOW
                 for token in tokens
             ],
             hovertext=[plain(token.text) for token in tokens],

@@ -46,7 +46,9 @@ def request_from(form: Mapping[str, Any], image: DisplayImage) -> Request:
             max_crops=int(_number(form, "max_crops", default.max_crops)),
             latent_steps=int(_number(form, "latent_steps", default.latent_steps)),
         ),
-        entropy_threshold=_optional_number(form, "threshold"),
+        entropy_threshold="checkpoint"
+        if form.get("threshold") == "checkpoint"
+        else _optional_number(form, "threshold"),
         interventions=_interventions(form.get("changes")),
     )
 

@@ -49,6 +49,8 @@ SEGMENTS: Final = ("reasoning", "tool", "answer")
 LIVE_GRID: Final = 12
 LIVE_SECONDS: Final = 0.4
 MAX_TEXT: Final = 400
+# Nats above which a word is marked as unsure where neither the run nor its checkpoint says.
+UNSURE_NATS: Final = 1.5
 _MARKUP: Final = re.compile(r"\s*(<[^<>]{1,40}>\s*)?")
 
 
@@ -164,7 +166,7 @@ class RunView:
             and last is not None
             and last[0] == "t"
             and last[4] == 0
-            and last[2] >= self._threshold
+            and last[2] > self._threshold
         )
         if peaked:
             # It holds no item of its own: the doubtful word is the item before it.
@@ -310,6 +312,12 @@ def _maybe(value: float | None) -> float | None:
     return None if value is None else _short(value)
 
 
+def unsure_above(event: RunStarted) -> float:
+    """Nats above which a word of the run is marked as unsure: of the run, else the checkpoint."""
+    limits = (event.request.entropy_threshold, event.model.entropy_threshold)
+    return next((limit for limit in limits if limit is not None), UNSURE_NATS)
+
+
 def _start_facts(event: RunStarted) -> Json:
     request, image, model = event.request, event.image, event.model
     distance = event.out_of_distribution
@@ -325,6 +333,7 @@ def _start_facts(event: RunStarted) -> Json:
         "max_crops": request.max_crops,
         "latent_steps": request.latent_steps,
         "threshold": _maybe(request.entropy_threshold),
+        "unsure": _short(unsure_above(event)),
         "changes": {
             "latents": changes.latents,
             "skip_crops": list(changes.skip_crops),

@@ -312,7 +312,7 @@ class Branch:
                 kind="entropy",
                 token_index=written.index,
                 entropy_nats=entropy,
-                threshold=self.request.entropy_threshold,
+                threshold=self.request.entropy_limit,
             )
         elif self._writer_waits and not self._forced:
             self._writer_waits = False
@@ -338,7 +338,7 @@ class Branch:
 
     def _peaks(self, token: int, written: Written, entropy: float) -> bool:
         """Whether a token is an entropy peak that opens a zoom."""
-        threshold = self.request.entropy_threshold
+        threshold = self.request.entropy_limit
         return (
             threshold is not None
             and entropy > threshold

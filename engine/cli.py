@@ -116,7 +116,12 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--max-crops", type=int, default=2)
     parser.add_argument("--latent-steps", type=int, default=8)
-    parser.add_argument("--entropy-threshold", type=float, metavar="NATS")
+    parser.add_argument(
+        "--entropy-threshold",
+        type=_nats,
+        metavar="NATS",
+        help="look closer after a word less sure than this; checkpoint: its own limit",
+    )
     _add_interventions(parser)
     parser.add_argument("--out", type=Path, metavar=f"FILE{SUFFIX}")
     parser.add_argument("--jsonl", action="store_true", help="events to stdout as they come")
@@ -233,6 +238,10 @@ def _silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _nats(text: str) -> float | str:
+    return text if text == "checkpoint" else float(text)
 
 
 def _request(options: argparse.Namespace) -> Request:

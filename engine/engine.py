@@ -120,8 +120,10 @@ class Engine:
 
         Raises:
             ImageShapeError: when the model cannot take an image of this shape.
+            RequestError: the checkpoint's own entropy threshold is asked for, and it has none.
         """
         loaded = self.loaded
+        request = request.settled(loaded.manifest.entropy_threshold)
         decoder = Decoder(loaded)
         pixels = occluded(request.image.pixels, request.interventions.occlude)
         seen = loaded.image_processor(pixels, loaded.manifest.view)
@@ -152,7 +154,7 @@ class Engine:
         if loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(loaded.device)
         decoder, seen, start = self.prepare(request)
-        yield self._started(request, seen, start, run_id, clock)
+        yield self._started(start.request, seen, start, run_id, clock)
         run = Rollout(decoder, start, clock=clock, stop=stop)
         rollout.append(run)
         del start
@@ -196,7 +198,7 @@ def request_facts(request: Request) -> RequestFacts:
         max_new_tokens=request.budgets.max_new_tokens,
         max_crops=request.budgets.max_crops,
         latent_steps=request.budgets.latent_steps,
-        entropy_threshold=request.entropy_threshold,
+        entropy_threshold=request.entropy_limit,
         interventions=request.interventions,
         bottleneck=request.bottleneck,
     )

@@ -48,7 +48,8 @@ class Manifest:
         question_first: whether the question stands before the image in the prompt.
         view, crop: pixel budgets of the whole image and of a zoom crop.
         crop_padding: share of the box's own size added on every side of a crop.
-        entropy_threshold: nats; the default of the entropy rule, set on validation images.
+        entropy_threshold: nats above which a reasoning token counts as unsure, set on validation
+            images; None: nobody set one.
         notices: sentences for the user about what the checkpoint does not know.
     """
 
@@ -61,7 +62,7 @@ class Manifest:
     view: PixelBudget = PixelBudget(least=256 * 28 * 28, most=1280 * 28 * 28)
     crop: PixelBudget = PixelBudget(least=256 * 28 * 28, most=1280 * 28 * 28)
     crop_padding: float = 0.0
-    entropy_threshold: float = 1.0
+    entropy_threshold: float | None = None
     notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

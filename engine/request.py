@@ -5,7 +5,7 @@ Everything here is per request; what belongs to a process (model, device) is els
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -160,7 +160,8 @@ class Request:
 
     Attributes:
         entropy_threshold: nats; a reasoning token above it opens a zoom while crops are left
-            (methods `zoom` and `auto`); None switches the rule off.
+            (methods `zoom` and `auto`). `checkpoint` takes the number that was set for the
+            checkpoint on validation images; None switches the rule off.
         bottleneck: once a latent segment has been closed, nothing written attends to an image
             that came before it, nor to the text between: the evidence passes through the
             latents or not at all.
@@ -173,7 +174,7 @@ class Request:
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     budgets: Budgets = field(default_factory=Budgets)
-    entropy_threshold: float | None = None
+    entropy_threshold: float | Literal["checkpoint"] | None = None
     bottleneck: bool = False
     interventions: Interventions = field(default_factory=Interventions)
     tracing: Tracing = field(default_factory=Tracing)
@@ -198,6 +199,34 @@ class Request:
             )
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"seed must lie in 0 to 2**63 - 1, not {self.seed}.")
+        self._check_threshold()
+
+    def _check_threshold(self) -> None:
         threshold = self.entropy_threshold
-        if threshold is not None and not 0.0 <= threshold <= 100.0:
+        if isinstance(threshold, str):
+            if threshold != "checkpoint":
+                raise RequestError(
+                    f"entropy_threshold must be nats or 'checkpoint', not {threshold!r}."
+                )
+        elif threshold is not None and not 0.0 <= threshold <= 100.0:
             raise RequestError(f"entropy_threshold must lie in 0 to 100 nats, not {threshold}.")
+
+    @property
+    def entropy_limit(self) -> float | None:
+        """Nats of the entropy rule, once the engine has looked up what `checkpoint` means."""
+        return None if isinstance(self.entropy_threshold, str) else self.entropy_threshold
+
+    def settled(self, entropy_threshold: float | None) -> Request:
+        """The request with the checkpoint's own entropy threshold where it asks for it.
+
+        Raises:
+            RequestError: when it asks and the checkpoint has none.
+        """
+        if self.entropy_threshold != "checkpoint":
+            return self
+        if entropy_threshold is None:
+            raise RequestError(
+                "This checkpoint names no limit of its own from which a word is unsure: "
+                "give a number of nats."
+            )
+        return replace(self, entropy_threshold=entropy_threshold)

@@ -84,6 +84,8 @@ class ModelFacts:
         stage: the training stage (`base`, `medlvr`, ...), or `unknown`.
         embedded: whether it is the small model shipped with the project.
         trained_methods: the methods that the checkpoint was trained for; empty if unknown.
+        entropy_threshold: nats above which a reasoning token counts as unsure, set on validation
+            images; None if nobody set one.
     """
 
     id: str
@@ -95,6 +97,7 @@ class ModelFacts:
     layers: int
     embedded: bool
     trained_methods: tuple[str, ...]
+    entropy_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -182,7 +182,7 @@ class _Script:
                 kind="entropy" if self.crops == 1 else "tool_call",
                 token_index=self.index - 1,
                 entropy_nats=1.9 if self.crops == 1 else None,
-                threshold=self.request.entropy_threshold if self.crops == 1 else None,
+                threshold=self.request.entropy_limit if self.crops == 1 else None,
             ),
             rows=GRID,
             columns=GRID,
@@ -216,6 +216,7 @@ def started(request: Request, run_id: str, *, flagged: bool = False) -> RunStart
             layers=6,
             embedded=True,
             trained_methods=("direct", "zoom"),
+            entropy_threshold=0.4,
         ),
         request=RequestFacts(
             question=request.question,
@@ -226,7 +227,7 @@ def started(request: Request, run_id: str, *, flagged: bool = False) -> RunStart
             max_new_tokens=request.budgets.max_new_tokens,
             max_crops=request.budgets.max_crops,
             latent_steps=request.budgets.latent_steps,
-            entropy_threshold=request.entropy_threshold,
+            entropy_threshold=request.entropy_limit,
             interventions=request.interventions,
         ),
         image=ImageFacts(

@@ -68,10 +68,17 @@ class Composer {
       seed: this.field('Seed', { min: '0', step: '1', value: '0' },
         'The same seed gives the same run again.'),
     };
+    // Checked, the limit is the checkpoint's own and no number is asked for.
+    this.ownLimit = el('input', { type: 'checkbox', id: 'lb-own-limit' });
+    this.ownLimit.addEventListener('change', () => {
+      this.fields.threshold.input.disabled = this.ownLimit.checked;
+    });
     return el('details', { class: 'lb-fold lb-pop', name: 'lb-pop' },
       el('summary', { text: 'Settings' }),
       el('div', { class: 'lb-pop-body' },
         el('p', { class: 'lb-quiet', text: 'Applies to the next run.' }),
+        el('label', { class: 'lb-check' }, this.ownLimit,
+          'Look again at every unsure word (limit of the model)'),
         el('div', { class: 'lb-fields' }, ...Object.values(this.fields).map((f) => f.node))));
   }
 
@@ -198,6 +205,7 @@ class Composer {
     for (const [name, { input }] of Object.entries(this.fields)) {
       form[name] = input.value === '' ? null : Number(input.value);
     }
+    if (this.ownLimit.checked) form.threshold = 'checkpoint';
     return form;
   }
 
@@ -205,7 +213,8 @@ class Composer {
     const app = this.app;
     this.options.rows = clamp(this.options.value.split('\n').length, 2, 5);
     const running = app.busy();
-    const ready = app.live && app.hasImage() && this.question.value.trim() !== '' && !running;
+    const ready = app.live && app.hasImage() && this.question.value.trim() !== '' && !running
+      && !app.pending;
     this.explain.disabled = !ready;
     this.explain.hidden = running;
     this.stop.hidden = !running;

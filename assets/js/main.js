@@ -18,11 +18,13 @@ class App {
     this.playing = false;
     this.live = false;
     this.pending = null;
+    // Counts what the user asks for, so that the server knows which came last.
+    this.turn = 0;
     this.marks = new Set();
     this.truth = '';
     this.details = new Details();
     this.viewer = new Viewer({
-      onFrame: (frame) => this.send('set_frame', { frame }),
+      onFrame: (frame) => this.setFrame(frame),
       onWindow: () => this.stale && this.checkStale(),
       onDraw: (box) => this.composer.drawn(box),
       onTool: (name) => { if (this.viewer) this.root.dataset.tool = name; },
@@ -123,6 +125,11 @@ class App {
     senders[name]();
   }
 
+  next() {
+    this.turn += 1;
+    return this.turn;
+  }
+
   pickFile() {
     this.file.value = '';
     this.file.click();
@@ -136,13 +143,15 @@ class App {
     }
     this.say(LB.text.checking);
     this.wait('checking');
+    const turn = this.next();
     try {
       // The name stays here: it may be a patient's.
       const name = Array.from(window.crypto.getRandomValues(new Uint8Array(8)),
         (byte) => byte.toString(16).padStart(2, '0')).join('') + '.bin';
       const { path } = await upload(new File([file], name));
-      this.send('open_image', { path });
+      this.send('open_image', { turn, path });
     } catch (error) {
+      if (turn !== this.turn) return;
       this.wait(null);
       this.say('The file could not be sent to the program.', 'error');
     }
@@ -151,7 +160,12 @@ class App {
   openSample(index) {
     this.say(LB.text.checking);
     this.wait('checking');
-    this.send('open_sample', { index });
+    this.send('open_sample', { turn: this.next(), index });
+  }
+
+  setFrame(frame) {
+    this.wait('checking');
+    this.send('set_frame', { turn: this.next(), frame });
   }
 
   explain(compare) {
@@ -162,14 +176,14 @@ class App {
     this.say('Starting…');
     this.wait('running');
     this.follow = true;
-    this.send('explain', { form: { ...this.composer.values(), compare,
-      window: this.viewer.requestWindow() } });
+    this.send('explain', { turn: this.next(), image: this.shownImage,
+      form: { ...this.composer.values(), compare, window: this.viewer.requestWindow() } });
   }
 
   stop() {
     if (!this.busy()) return;
     this.say('Stopping…');
-    this.send('stop_run', {});
+    this.send('stop_run', { turn: this.turn });
   }
 
   save() {
@@ -178,7 +192,6 @@ class App {
 
   wait(what) {
     this.pending = what;
-    this.pendingKey = this.run && this.run.key;
     this.root.dataset.state = what || this.stateName();
     this.composer.update();
   }
@@ -188,7 +201,7 @@ class App {
   }
 
   finished() {
-    return Boolean(this.run && this.run.items.length && !this.busy());
+    return Boolean(this.run && this.run.facts && !this.busy());
   }
 
   hasImage() {
@@ -203,9 +216,7 @@ class App {
     this.state = state;
     this.live = state.live;
     const run = state.run;
-    const acted = this.pending && (this.pending !== 'running' || state.error
-      || (run && run.key !== this.pendingKey));
-    if (acted) this.pending = null;
+    if (state.error || state.turn >= this.turn) this.pending = null;
     this.once(state.form, (form) => {
       this.truth = form.truth || '';
       this.composer.fill(form);
@@ -318,9 +329,10 @@ class App {
               : words ? 'Reading… word ' + words : 'Looking at the image…', 'busy');
       } else {
         const words = run.items.filter((item) => item[0] === 't').length;
-        const end = run.status === 'stopped' && words
-          ? 'Stopped at word ' + words + '. The partial trace is kept.'
-          : END_TEXTS[run.status] || 'Done.';
+        const end = run.status === 'stopped' && !run.facts ? 'Stopped before it began.'
+          : run.status === 'stopped' && words
+            ? 'Stopped at word ' + words + '. The partial trace is kept.'
+            : END_TEXTS[run.status] || 'Done.';
         this.say((run.replay ? 'Recorded run. ' : '') + end,
           run.status === 'failed' ? 'error' : '');
       }
@@ -459,13 +471,8 @@ class App {
 
   // ---- cursor ----------------------------------------------------------------------------
 
-  // The entropy from which a word is marked: the limit of the run, or the page's own.
-  limit() {
-    return (this.run.facts && this.run.facts.threshold) || LB.unsure;
-  }
-
   above(item) {
-    return item[0] === 't' && item[4] === 0 && item[2] >= this.limit();
+    return item[0] === 't' && item[4] === 0 && this.run.facts && item[2] > this.run.facts.unsure;
   }
 
   // How much larger a crop is shown than the whole image was; from the pixels that were cut.

@@ -82,9 +82,8 @@ class Strip {
       if (kind === 't' || kind === 'l' || kind === 'c') this.columns.push(this.known);
       if (kind === 't') this.highest = Math.max(this.highest, items[this.known][2]);
     }
-    const limit = facts && facts.threshold;
-    this.limitKey.hidden = !limit;
-    if (limit) this.highest = Math.max(this.highest, limit * 1.25);
+    this.limitKey.hidden = !facts;
+    if (facts) this.highest = Math.max(this.highest, facts.unsure * 1.25);
     if (facts && facts.options.length && !this.legendNodes.length) {
       this.legendNodes = facts.options.map((option, i) => {
         const value = el('span', { class: 'lb-strip-value' });
@@ -143,8 +142,7 @@ class Strip {
   describe(item) {
     if (!item) return 'start';
     if (item[0] === 't') {
-      const above = !this.app.above(item) ? ''
-        : this.app.run.facts && this.app.run.facts.threshold ? ', above the limit' : ', unsure';
+      const above = this.app.above(item) ? ', unsure' : '';
       return 'word “' + item[1].trim() + '”, entropy ' + number(item[2], 2) + ' nats' + above;
     }
     if (item[0] === 'l') return 'inner step ' + item[1] + ' of ' + item[2];
@@ -222,8 +220,8 @@ class Strip {
     context.globalAlpha = 1;
     context.fillStyle = '#2A323B';
     context.fillRect(STRIP.left, base, width - STRIP.left - STRIP.right, 1);
-    if (facts && facts.threshold) {
-      const y = base - (facts.threshold / this.highest) * STRIP.entropy;
+    if (facts) {
+      const y = base - (facts.unsure / this.highest) * STRIP.entropy;
       context.strokeStyle = '#9AA4AE';
       context.setLineDash([4, 4]);
       context.lineWidth = 1;

@@ -195,6 +195,25 @@ def test_a_run_that_ends_early_lets_go_of_its_cache(
     assert run(engine, make_request()).tokens
 
 
+@pytest.mark.parametrize("own", [0.0, None])
+def test_the_entropy_rule_can_take_the_limit_of_the_checkpoint(
+    engine: Engine, make_request: MakeRequest, own: float | None
+) -> None:
+    manifest = dataclasses.replace(engine.loaded.manifest, entropy_threshold=own)
+    loaded = dataclasses.replace(engine.loaded, manifest=manifest)
+
+    wanted = make_request(method="zoom", entropy_threshold="checkpoint", max_crops=1)
+    trace = Trace.from_events(Engine(loaded).stream(wanted))
+
+    if own is None:
+        assert isinstance(trace.events[0], Failed)
+        assert "give a number" in trace.events[0].message
+    else:
+        assert trace.started is not None
+        assert trace.started.request.entropy_threshold == own
+        assert trace.regrounds[0].trigger.threshold == own
+
+
 def test_a_run_that_waits_for_its_turn_can_be_stopped(
     engine: Engine, make_request: MakeRequest
 ) -> None:

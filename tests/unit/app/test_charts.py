@@ -22,7 +22,7 @@ def test_words_above_the_threshold_stand_out() -> None:
     events = trace()
     colors = run_chart(events).data[0].marker.color
 
-    above = [token.entropy_nats >= 1.5 for token in events.tokens]
+    above = [token.entropy_nats > 1.5 for token in events.tokens]
 
     assert len(set(colors)) == 2
     assert [color == colors[above.index(True)] for color in colors] == above

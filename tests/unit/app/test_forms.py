@@ -51,6 +51,10 @@ def test_what_is_left_empty_takes_its_default() -> None:
     assert (request.seed, request.entropy_threshold, request.options) == (0, None, ())
 
 
+def test_the_checkpoint_s_own_threshold_can_be_asked_for() -> None:
+    assert made(threshold="checkpoint").entropy_threshold == "checkpoint"
+
+
 def test_blank_options_are_dropped_and_others_trimmed() -> None:
     assert made(options=["  yes ", "", " ", "no"]).options == ("yes", "no")
 

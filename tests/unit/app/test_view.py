@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.view import LIVE_GRID, RunView, coarse
+from app.view import LIVE_GRID, RunView, coarse, unsure_above
 from engine.trace import Failed, TokenStep, Trace, quantised_map
 from tests.factories import blob, long_events, request, started, trace
 
@@ -52,6 +52,19 @@ def test_an_unsure_card_points_at_the_word_before_it() -> None:
 
 def test_a_crop_without_an_entropy_rule_has_no_unsure_card() -> None:
     assert "unsure" not in kinds(RunView.from_events(trace(entropy_threshold=None)))
+
+
+@pytest.mark.parametrize(
+    ("of_the_run", "of_the_checkpoint", "expected"),
+    [(0.0, 0.4, 0.0), (2.0, 0.4, 2.0), (None, 0.4, 0.4), (None, 0.0, 0.0), (None, None, 1.5)],
+)
+def test_words_are_unsure_above_the_limit_of_the_run_or_else_of_the_checkpoint(
+    of_the_run: float | None, of_the_checkpoint: float | None, expected: float
+) -> None:
+    first = started(request(entropy_threshold=of_the_run), "r")
+    first = replace(first, model=replace(first.model, entropy_threshold=of_the_checkpoint))
+
+    assert unsure_above(first) == expected
 
 
 def test_every_state_extends_the_one_before() -> None:
