@@ -24,7 +24,7 @@ from training.pretrain import PretrainConfig, pretrain
 from training.prompts import PromptPool
 from training.reinforcement import ReinforcementConfig
 from training.sft import FinetuneConfig, finetune
-from training.world import WorldConfig, load_world, shard_path
+from training.world import WorldConfig, check_world, load_world, shard_path
 
 StepsT = TypeVar("StepsT", bound=StepsConfig)
 
@@ -234,7 +234,12 @@ def seconds_of_step(path: Path) -> float:
 
 
 def missing_phantoms(config: WorldConfig, folder: Path) -> int:
-    """How many phantoms of a world have not been drawn yet."""
+    """How many phantoms of a world have not been drawn yet.
+
+    Raises:
+        ValueError: the folder holds phantoms of other settings.
+    """
+    check_world(folder, config)
     starts = range(0, config.count, config.shard)
     return sum(
         min(config.shard, config.count - first)

@@ -4,7 +4,8 @@ A `World` is a list of phantoms, each with the picture of it that the model sees
 places that its questions point to, and per visual token what is there: coverage of each
 structure and finding, attributes, and distances to the edges of the box that the token
 belongs to. It is built in shards, each written whole or not at all, so that an interrupted
-build goes on where it stopped.
+build goes on where it stopped. Beside the shards lies the fingerprint of what decided their
+content, so that phantoms of other settings or of an older generator are refused.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from engine.geometry import FULL_IMAGE, Box, PatchGrid, clamped_box
 from engine.manifest import PixelBudget
 from engine.processor import TOKEN_SIZE, crop_pixels
+from training.checkpoints import write_whole
 from training.phantoms import to_view8
 from training.phantoms.truth import Truth, seed_for
 from training.questions import FAMILIES, Question, QuestionCase, case_for, questions_for
@@ -62,6 +64,9 @@ ATTRIBUTES: Final = {
 }
 FINE_ATTRIBUTES: Final = ("margin", "calcification", "air bronchogram")
 UNKNOWN: Final = -1
+# To be raised with every change to phantoms, questions or pictures that changes what a shard
+# holds.
+GENERATOR_VERSION: Final = 1
 
 ZoomBoxes = Literal["targets", "random"]
 
@@ -324,6 +329,19 @@ class WorldConfig:
     shard: int = 125
     workers: int = 2
 
+    @property
+    def name(self) -> str:
+        """What the names of the world's files begin with."""
+        kind = "" if self.boxes == "targets" else f"-{self.boxes}"
+        return f"{self.split}-{self.seed}{kind}"
+
+    @property
+    def fingerprint(self) -> dict[str, int | str]:
+        """All that decides what the shards hold."""
+        settings = dataclasses.asdict(self)
+        del settings["workers"]
+        return {"generator": GENERATOR_VERSION, **settings}
+
 
 def balanced_case(config: WorldConfig, index: int) -> QuestionCase:
     """The `index`-th question of a world: families in turn, answers in turn inside a family."""
@@ -442,8 +460,12 @@ def load_cases(path: Path) -> list[Case]:
 def load_world(
     folder: Path, config: WorldConfig, report: Callable[[str], None] = lambda _: None
 ) -> list[Case]:
-    """The phantoms of a configuration: built where shards are missing, then loaded."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The phantoms of a configuration: built where shards are missing, then loaded.
+
+    Raises:
+        ValueError: as `check_world`.
+    """
+    claim_world(folder, config)
     paths = [shard_path(folder, config, first) for first in _starts(config)]
     missing = [
         (config, first, path)
@@ -458,10 +480,53 @@ def load_world(
     return [case for path in paths for case in load_cases(path)]
 
 
+def check_world(folder: Path, config: WorldConfig) -> None:
+    """Checks that the shards in a folder, if any, are those of a configuration.
+
+    Raises:
+        ValueError: they are of other settings or of another generator, or nothing tells.
+    """
+    path = _fingerprint_path(folder, config)
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        wanted = config.fingerprint
+        other = [
+            f"{name}: {kept.get(name)} there, {value} here"
+            for name, value in wanted.items()
+            if kept.get(name) != value
+        ]
+        reason = "; ".join(other)
+    else:
+        shards = any(folder.glob(f"{config.name}-[0-9]*.npz"))
+        reason = f"{path.name} is missing" if shards else ""
+    if reason:
+        raise ValueError(
+            f"The folder {folder} holds phantoms of other or unknown settings ({reason}): delete "
+            "it, or choose another folder."
+        )
+
+
+def claim_world(folder: Path, config: WorldConfig) -> None:
+    """Makes a folder one for the shards of a configuration, beside those of other worlds.
+
+    Raises:
+        ValueError: as `check_world`.
+    """
+    check_world(folder, config)
+    path = _fingerprint_path(folder, config)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(config.fingerprint, indent=2) + "\n"
+        write_whole(path, lambda file: file.write(text.encode()))
+
+
+def _fingerprint_path(folder: Path, config: WorldConfig) -> Path:
+    return folder / f"{config.name}.json"
+
+
 def shard_path(folder: Path, config: WorldConfig, first: int) -> Path:
     """The file of the shard that begins with the phantom `first`."""
-    kind = "" if config.boxes == "targets" else f"-{config.boxes}"
-    return folder / f"{config.split}-{config.seed}{kind}-{first:06d}.npz"
+    return folder / f"{config.name}-{first:06d}.npz"
 
 
 def _starts(config: WorldConfig) -> range:

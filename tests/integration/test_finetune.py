@@ -18,7 +18,7 @@ from tests.integration.test_loading import save
 from tests.source_tree import ROOT
 from training.config import ConfigError, load_config
 from training.sft import FinetuneConfig, finetune, tuned_model
-from training.world import WorldConfig, balanced_case, build_case, save_cases
+from training.world import WorldConfig, balanced_case, build_case, claim_world, save_cases
 
 # peft 0.21 still asks for a property that transformers 5.23 has renamed.
 pytestmark = [
@@ -34,9 +34,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights, and a world of a few phantoms."""
     folder = tmp_path_factory.mktemp("finetune")
     save(tiny_model(), folder / "base")
-    (folder / "world").mkdir()
     for split in ("train", "validation"):
-        config = WorldConfig(count=CASES, seed=3, split=split)
+        config = WorldConfig(
+            count=CASES, seed=3, split=split, crops_per_target=1, shard=CASES, workers=1
+        )
+        claim_world(folder / "world", config)
         cases = [build_case(balanced_case(config, index), 1) for index in range(CASES)]
         save_cases(folder / "world" / f"{split}-3-000000.npz", cases)
     return folder

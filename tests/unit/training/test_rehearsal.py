@@ -7,7 +7,7 @@ import pytest
 
 from training.language import LanguageConfig
 from training.rehearsal import Estimate, few, missing_phantoms, seconds_of_step, three_steps
-from training.world import WorldConfig
+from training.world import WorldConfig, claim_world
 
 
 def test_the_faster_of_the_later_steps_counts(tmp_path: Path) -> None:
@@ -31,6 +31,7 @@ def test_only_the_schedule_is_cut() -> None:
 def test_phantoms_that_are_there_are_not_drawn_again(tmp_path: Path) -> None:
     config = WorldConfig(count=10, seed=2, split="test", shard=4)
     assert missing_phantoms(config, tmp_path) == 10
+    claim_world(tmp_path, config)
     (tmp_path / "test-2-000004.npz").touch()
     assert missing_phantoms(config, tmp_path) == 6
     (tmp_path / "test-2-000008.npz").touch()

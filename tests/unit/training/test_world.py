@@ -1,5 +1,8 @@
 """The prepared images: resizing, coverage, edges, and their file."""
 
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +13,21 @@ from engine.processor import ImageProcessor
 from training.world import (
     BOX_GROUPS,
     COVER_NAMES,
+    GENERATOR_VERSION,
     VIEW_BUDGET,
     Case,
     WorldConfig,
     balanced_case,
     build_case,
+    claim_world,
     cover_of,
     fill_edges,
     jittered,
     load_cases,
+    load_world,
     resized,
     save_cases,
+    shard_path,
 )
 
 
@@ -93,6 +100,63 @@ def test_file_round_trip(case: Case, tmp_path: Path) -> None:
                 assert np.array_equal(one.edges, other.edges, equal_nan=True)
                 assert one.region == other.region
     assert [path.name for path in tmp_path.iterdir()] == ["shard.npz"]
+
+
+def test_a_world_is_built_once_and_then_read(tmp_path: Path) -> None:
+    config = WorldConfig(count=1, shard=1, crops_per_target=1, workers=1)
+    said: list[str] = []
+    (built,) = load_world(tmp_path, config, said.append)
+    assert {path.name for path in tmp_path.iterdir()} == {"train-0.json", "train-0-000000.npz"}
+    (read,) = load_world(tmp_path, replace(config, workers=2), said.append)
+    assert np.array_equal(built.view.pixels, read.view.pixels)
+    assert said == ["train phantoms: shard 1 of 1"]
+
+
+def world_of(folder: Path, config: WorldConfig, case: Case) -> None:
+    """A folder with one shard of a world."""
+    claim_world(folder, config)
+    save_cases(shard_path(folder, config, 0), [case] * config.count)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("count", 2), ("crops_per_target", 1), ("shard", 124)]
+)
+def test_phantoms_of_other_settings_are_refused(
+    case: Case, tmp_path: Path, setting: str, value: int
+) -> None:
+    kept = WorldConfig(count=1)
+    world_of(tmp_path, kept, case)
+    assert len(load_world(tmp_path, kept)) == 1
+    was = getattr(kept, setting)
+    said = re.escape(f"({setting}: {was} there, {value} here): delete it, or choose another")
+    with pytest.raises(ValueError, match=said):
+        load_world(tmp_path, replace(kept, **{setting: value}))
+
+
+def test_phantoms_of_an_older_generator_are_refused(case: Case, tmp_path: Path) -> None:
+    config = WorldConfig(count=1)
+    world_of(tmp_path, config, case)
+    older = {**config.fingerprint, "generator": GENERATOR_VERSION - 1}
+    (tmp_path / "train-0.json").write_text(json.dumps(older), encoding="utf-8")
+    with pytest.raises(ValueError, match="generator: 0 there, 1 here"):
+        load_world(tmp_path, config)
+
+
+def test_phantoms_of_unknown_settings_are_refused(case: Case, tmp_path: Path) -> None:
+    config = WorldConfig(count=1)
+    world_of(tmp_path, config, case)
+    (tmp_path / "train-0.json").unlink()
+    with pytest.raises(ValueError, match=r"train-0\.json is missing"):
+        load_world(tmp_path, config)
+    assert not (tmp_path / "train-0.json").exists()
+
+
+def test_worlds_of_several_names_share_a_folder(case: Case, tmp_path: Path) -> None:
+    configs = [WorldConfig(count=1, seed=seed) for seed in (1, 11)]
+    configs += [replace(configs[0], boxes="random"), replace(configs[0], split="validation")]
+    for config in configs:
+        world_of(tmp_path, config, case)
+    assert [len(load_world(tmp_path, config)) for config in configs] == [1, 1, 1, 1]
 
 
 def test_jitter_keeps_most_of_the_box() -> None:
