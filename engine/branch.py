@@ -300,7 +300,7 @@ class Branch:
         if self._looks_ahead:
             self.reason = "answered"
         elif token in self.vocabulary.stop_ids:
-            self._force_answer("no_answer")
+            self._force_answer("no_answer", in_new_turn=True)
             self._answer_turn = not self.finished
         elif self.transcript.answers_closed:
             self._looks_ahead = True
@@ -318,8 +318,14 @@ class Branch:
             self._writer_waits = False
             self._writer = CoordinateWriter(self.vocabulary, CoordinateGrammar(self.sizes))
 
-    def _force_answer(self, reason: FinishReason) -> None:
-        """Makes the model answer once; text-only runs end as any other decoder ends them."""
+    def _force_answer(self, reason: FinishReason, *, in_new_turn: bool = False) -> None:
+        """Makes the model answer once; text-only runs end as any other decoder ends them.
+
+        Args:
+            reason: why the branch ends if it was made to answer before.
+            in_new_turn: whether the answer begins a turn of its own, so that nothing of this one
+                needs to be closed.
+        """
         if self._answer_forced or self.request.method == "direct":
             self.reason = reason
             return
@@ -327,12 +333,13 @@ class Branch:
         self._forced.clear()
         self._writer, self._writer_waits = None, False
         self.trigger = self._opening = None
-        if self.transcript.segment == "answer":
+        if self.transcript.segment == "answer" and not in_new_turn:
             self._budget = self.tokens + ANSWER_TOKENS
             return
         if self.transcript.segment == "tool":
             self.transcript.leave_segment()
-        words = leading_text(self.transcript.text, self.transcript.thinking)
+        before = ("", False) if in_new_turn else (self.transcript.text, self.transcript.thinking)
+        words = leading_text(*before)
         self._forced.extend(self.vocabulary.encode(words))
         self._budget = self.tokens + len(self._forced) + ANSWER_TOKENS
 

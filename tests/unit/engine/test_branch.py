@@ -1,0 +1,66 @@
+"""What a branch does next, followed without a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from engine.branch import Branch
+from engine.request import DisplayImage, Request
+from engine.sampling import Draw
+from engine.tiny import tiny_tokenizer
+from engine.tool_call import ImageSizes
+from engine.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    tokenizer = tiny_tokenizer()
+    return Vocabulary(tokenizer, len(tokenizer))
+
+
+def branch_of(vocabulary: Vocabulary) -> Branch:
+    image = DisplayImage(pixels=np.zeros((56, 56), dtype=np.uint8))
+    request = Request(image=image, question="Where?", options=("left", "right"), method="zoom")
+    return Branch(request, ImageSizes(56, 56, 56, 56), vocabulary, torch.device("cpu"))
+
+
+def write(branch: Branch, token: int) -> None:
+    """The branch is told that it has drawn a token, and that it has been fed."""
+    column = len(branch.ids)
+    branch.write(Draw(token, -0.1, 0.0, (), torch.empty(0)), column)
+    if branch.pending is not None:
+        branch.fed(column + 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Both lungs are clear.",
+        "<think>\nBoth lungs are clear.",
+        "<think>\nBoth lungs are clear.</think>",
+        "Both lungs are clear.\n",
+        "<tool_call>{",
+        "<answer>A",
+        "",
+    ],
+)
+def test_an_answer_in_a_turn_of_its_own_begins_that_turn(vocabulary: Vocabulary, text: str) -> None:
+    branch = branch_of(vocabulary)
+    for token in vocabulary.encode(text):
+        write(branch, token)
+
+    write(branch, vocabulary.im_end)
+    assert branch.take_answer_turn()
+    branch.begin_turn()
+    forced = []
+    logits = torch.zeros(vocabulary.head_size)
+    while "<answer>" not in branch.transcript.text:
+        assert len(forced) < 10
+        forced.append(int(branch.choose(logits)))
+        write(branch, forced[-1])
+
+    assert forced == vocabulary.encode("<answer>")
+    assert branch.transcript.segment == "answer"
+    assert branch.text == f"{text}\n<answer>"
