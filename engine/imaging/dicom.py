@@ -51,6 +51,7 @@ from engine.imaging.tags import TechnicalTags, count_hidden
 from engine.imaging.window import (
     Window,
     WindowSource,
+    bounded,
     full_range_window,
     percentile_window,
 )
@@ -229,6 +230,7 @@ def _read_grey(opened: _OpenedFile, stored: Pixels, facts: _Facts) -> SourceImag
     full, percentile = _computed_windows(
         without_padding(values, stored, image), blank_ok=layout.frames > 1
     )
+    values = bounded(values)
     windows, rejected = read_windows(tags)
     table = read_voi_table(tags, values, little_endian=little, signed=layout.signed)
     default, source = _default_window(table, windows, percentile)

@@ -33,8 +33,8 @@ class SourceImage:
 
     Attributes:
         pixels: greyscale: int32 or float32 `(H, W)` modality values (after the modality LUT
-            or rescale), or uint8 `(H, W)` for 8-bit PNG and JPEG; colour: uint8 `(H, W, 3)`
-            RGB. Read-only.
+            or rescale; NaN where there is none, never infinite), or uint8 `(H, W)` for 8-bit
+            PNG and JPEG; colour: uint8 `(H, W, 3)` RGB. Read-only.
         is_color: whether `pixels` has three channels.
         inverted: low values are bright, as in MONOCHROME1 or with an inverse Presentation
             LUT Shape; `render` inverts, `pixels` are as stored.

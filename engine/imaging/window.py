@@ -159,3 +159,17 @@ def finite_values(values: Pixels) -> Pixels:
     if finite.size == 0:
         raise UnusableImageError("No pixel of this image holds a finite number.")
     return finite
+
+
+def bounded(values: Pixels) -> Pixels:
+    """The values with each infinity as the largest or the smallest finite value.
+
+    So a viewer can scale them into any number of levels. NaN stays, but where there is no finite
+    value at all every value becomes 0. Integers come back as they are.
+    """
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return values
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return np.zeros_like(values)
+    return np.clip(values, finite.min(), finite.max())

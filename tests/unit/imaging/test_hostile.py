@@ -200,6 +200,39 @@ def test_9_all_nan() -> None:
     refuse(save(dataset), UnusableImageError)
 
 
+def float_file(values: np.ndarray) -> bytes:
+    """A file of Float Pixel Data `(H, W)` or `(N, H, W)`."""
+    dataset = make_dataset(values, BitsAllocated=32)
+    del dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation
+    dataset.FloatPixelData = values.astype("<f4").tobytes()
+    return save(dataset)
+
+
+def test_infinities_cost_nothing_of_what_is_finite() -> None:
+    values = np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8)
+    values[0, :3] = np.nan, np.inf, -np.inf
+    source = open_here(float_file(values))
+    assert np.isnan(source.pixels[0, 0])
+    assert source.pixels[0, 1:3].tolist() == [1.0, source.pixels[0, 3]]
+    assert np.array_equal(source.pixels[1:], values[1:])
+
+
+@pytest.mark.parametrize(("slope", "largest"), [("1e35", 63), ("1e38", 3)])
+def test_a_slope_beyond_32_bits_keeps_what_fits(slope: str, largest: int) -> None:
+    pixels = open_here(to_file(RAMP, RescaleSlope=slope, RescaleIntercept="0")).pixels
+    assert pixels.max() == np.float32(largest * float(slope))
+    assert pixels.tolist()[0][:4] == [np.float32(n * float(slope)) for n in range(4)]
+
+
+def test_a_slope_beyond_every_number_leaves_a_blank_image() -> None:
+    refuse(to_file(RAMP, RescaleSlope="1e308", RescaleIntercept="0"), UnusableImageError)
+
+
+def test_a_frame_without_a_number_is_dark_among_others() -> None:
+    frames = np.stack([np.full((8, 8), np.nan), np.eye(8)]).astype(np.float32)
+    assert open_here(float_file(frames)).pixels.tolist() == np.zeros((8, 8)).tolist()
+
+
 def test_sequences_nested_without_end_are_a_typed_error() -> None:
     data = to_file(RAMP)
     start = data.index(b"\x28\x00\x02\x00US")

@@ -16,6 +16,7 @@ from engine.imaging.window import (
     Window,
     WindowFunction,
     apply_window,
+    bounded,
     full_range_window,
     percentile_window,
     window_between,
@@ -135,3 +136,13 @@ def test_blank_images_have_no_window(values: np.ndarray) -> None:
 def test_window_between_has_these_bounds(low: float, width: float) -> None:
     bounds = window_between(low, low + width).bounds
     assert bounds == pytest.approx((low, low + width), abs=1e-6)
+
+
+def test_infinities_become_the_ends_of_what_is_finite() -> None:
+    values = np.array([[np.inf, 2.0], [-np.inf, -1.0], [np.nan, 0.5]], dtype=np.float32)
+    ends = bounded(values)
+    assert ends.dtype == np.float32
+    np.testing.assert_array_equal(ends, [[2, 2], [-1, -1], [np.nan, 0.5]])
+    assert bounded(np.full((2, 2), np.nan)).tolist() == [[0, 0], [0, 0]]
+    whole = np.array([[1, 2]], dtype=np.int32)
+    assert bounded(whole) is whole
