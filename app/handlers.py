@@ -7,7 +7,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import gradio as gr
 import plotly.graph_objects as go
@@ -18,15 +18,19 @@ from app.live import LiveRun, StreamEngine, Turns
 from app.pictures import describe, display_image, picture_files
 from app.samples import Sample
 from app.security import UploadError, claim_upload
-from app.session import OpenImage, Session, Sessions
-from app.texts import FAULT, NO_ENGINE
+from app.session import CrowdedError, OpenImage, Session, Sessions
+from app.texts import CROWDED, FAULT, IMAGE_GONE, NO_ENGINE, NO_TAB, OTHER_IMAGE, TAB_ENDED
 from app.view import RunView
-from engine.imaging import ImagingError, open_image
+from engine.imaging import ImagingError, SourceImage, open_image
 from engine.request import Request, RequestError
 from engine.trace import Trace
 from engine.trace_io import SUFFIX, TraceFileError, read_trace, to_zip
 
 Json = dict[str, Any]
+
+# Gradio's page makes up a key of about eleven characters. One that is far shorter is none, but
+# a word such as "none" of a program that has no session.
+MIN_KEY_LENGTH: Final = 6
 
 logger = logging.getLogger(__name__)
 
@@ -67,103 +71,133 @@ class Handlers:
         Args:
             session: whose image and run it shows; None for a page that was just opened.
             more: `form`, `error` or `download`, acted on once, or `queued` and `loading`.
+
+        Returns:
+            With `turn`, the number of the newest thing that was done, of those that the page
+            counts as its user asks for them.
         """
-        state: Json = {"live": self._engine is not None, "image": None, "run": None}
+        state: Json = {"live": self._engine is not None, "turn": 0, "image": None, "run": None}
+        state.update(more or {})
         if session is None:
             return state
-        state.update(more or {})
-        state["image"] = session.image.facts if session.image else None
-        if session.view is not None and session.run_folder is not None:
-            state["run"] = {
-                "key": session.run_folder.name,
-                "folder": str(session.run_folder),
-                "replay": session.replay,
-                "image": session.run_image,
-                **session.view.to_json(),
-            }
-            state["before"] = session.before
+        with session.lock:
+            state["turn"] = session.turn
+            state["image"] = session.image.facts if session.image else None
+            if session.view is not None and session.run_folder is not None:
+                state["run"] = {
+                    "key": session.run_folder.name,
+                    "folder": str(session.run_folder),
+                    "replay": session.replay,
+                    "image": session.run_image,
+                    **session.view.to_json(),
+                }
+                state["before"] = session.before
         return state
 
     def open_image(self, data: gr.EventData, request: gr.Request) -> Json:
         """An uploaded image or saved trace; which of the two, its content tells."""
         session = self._session(request)
+        if session is None:
+            return self._failed(None, "E110", CROWDED)
         try:
             content = claim_upload(_get(data, "path"), self._upload_root, self._served_root)
         except UploadError as error:
             return self._failed(session, "E100", str(error))
         if content[:4] == b"PK\x03\x04":
-            return self._open_trace(session, content)
-        return self._open_image(session, content)
+            return self._open_trace(session, _turn(data), content)
+        return self._open_image(session, _turn(data), content)
 
     def open_sample(self, data: gr.EventData, request: gr.Request) -> Json:
         """One of the samples, with its question filled in."""
         session = self._session(request)
+        if session is None:
+            return self._failed(None, "E110", CROWDED)
         index = _get(data, "index")
         if type(index) is not int or not 0 <= index < len(self._samples):
             return self._failed(session, "E100", "There is no such sample.")
         sample = self._samples[index]
         content = sample.path.read_bytes()
         if sample.kind == "recorded":
-            return self._open_trace(session, content)
-        return self._open_image(session, content, form=_stamped(sample.form()))
+            return self._open_trace(session, _turn(data), content)
+        return self._open_image(session, _turn(data), content, form=_stamped(sample.form()))
 
     def set_frame(self, data: gr.EventData, request: gr.Request) -> Json:
         """Another frame of the open image."""
         session = self._session(request)
-        frame = _get(data, "frame")
-        if session.image is None or type(frame) is not int:
+        if session is None:
+            return self._failed(None, "E110", CROWDED)
+        frame, image = _get(data, "frame"), session.image
+        if image is None or type(frame) is not int:
             return self.page(session)
-        return self._open_image(session, session.image.file, frame=frame)
+        return self._open_image(session, _turn(data), image.file, frame=frame)
 
     def explain(self, data: gr.EventData, request: gr.Request) -> Iterator[Json]:
-        """Runs the model and streams what it does."""
+        """Runs the model on the image that the page shows and streams what it does."""
         session = self._session(request)
         form = _get(data, "form")
+        if session is None:
+            yield self._failed(None, "E110", CROWDED)
+            return
         if self._engine is None:
             yield self._failed(session, "E300", NO_ENGINE)
             return
         try:
-            if session.image is None or not isinstance(form, Mapping):
-                raise RequestError("Open an image first.")
+            image = session.image
+            if image is None or not isinstance(form, Mapping):
+                raise RequestError(IMAGE_GONE if _get(data, "image") else "Open an image first.")
             window, source = window_from(form)
-            shown = display_image(session.image.source, window, source)
-            wanted = request_from(form, shown)
+            wanted = request_from(form, display_image(image.source, window, source))
+            with session.lock:
+                # What the user sees must be what the model sees, also after the rendering.
+                if session.image is not image or _get(data, "image") != image.id:
+                    raise RequestError(OTHER_IMAGE)
+                view = self._begun(session, _turn(data), wanted, form.get("compare") is True)
+                stop = session.stop
         except RequestError as error:
             yield self._failed(session, "E200", str(error))
             return
-        session.stop.set()
-        # Beliefs compare only where the same was asked about the same picture.
-        same_image = session.run_image == session.image.id
-        before = _summary(session.view) if form.get("compare") is True and same_image else None
-        session.before = before if before and _asks_the_same(before, wanted) else None
-        session.stop = threading.Event()
-        session.new_run(replay=False)
-        run = LiveRun(self._engine, wanted, self._turns, session.stop)
-        yield from self._streamed(session, run, session.stop)
+        if view is None:
+            yield self._overtaken(session)
+            return
+        run = LiveRun(self._engine, wanted, self._turns, stop)
+        yield from self._streamed(session, view, run, stop)
 
-    def stop(self, request: gr.Request) -> None:
+    def stop(self, data: gr.EventData, request: gr.Request) -> None:
         """Ends the run of this tab; its stream then ends by itself."""
-        self._session(request).stop.set()
+        session = self._session(request)
+        if session is not None:
+            session.end_run(_turn(data))
 
     def save_trace(self, request: gr.Request) -> Json:
         """The run as a file to download."""
         session = self._session(request)
-        if session.view is None or session.run_folder is None or not session.events:
+        if session is None:
+            return self._failed(None, "E110", CROWDED)
+        with session.lock:
+            view, folder, events = session.view, session.run_folder, tuple(session.events)
+        if folder is None or view is None or view.run is None:
             return self._failed(session, "E400", "There is no run to save yet.")
         try:
-            content = to_zip(session.events, app_version=self._version)
+            content = to_zip(events, app_version=self._version)
         except TraceFileError as error:
             return self._failed(session, "E401", str(error))
-        name = f"lightbox-{session.run_folder.name[:8]}{SUFFIX}"
-        (session.run_folder / name).write_bytes(content)
-        return self.page(session, {"download": _stamped({"name": name})})
+        name = f"lightbox-{folder.name[:8]}{SUFFIX}"
+        with session.lock:
+            if session.view is not view:
+                return self._overtaken(session)
+            (folder / name).write_bytes(content)
+            return self.page(session, {"download": _stamped({"name": name})})
 
     def chart(self, request: gr.Request) -> tuple[Any, Any]:
         """The chart of a run that is over, and whether its panel shows."""
         session = self._session(request)
-        if session.view is None or session.view.status == "running":
+        if session is None:
             return gr.skip(), gr.skip()
-        figure: go.Figure = run_chart(Trace.from_events(session.events))
+        with session.lock:
+            events = tuple(session.events)
+            if session.view is None or session.view.status == "running":
+                return gr.skip(), gr.skip()
+        figure: go.Figure = run_chart(Trace.from_events(events))
         return figure, gr.update(visible=True)
 
     def close(self, request: gr.Request) -> None:
@@ -171,68 +205,134 @@ class Handlers:
         if request.session_hash:
             self._sessions.drop(request.session_hash)
 
-    def _session(self, request: gr.Request) -> Session:
-        return self._sessions.get(request.session_hash or "none")
+    def _session(self, request: gr.Request) -> Session | None:
+        """The session of the tab; None when there is room for no other.
 
-    def _failed(self, session: Session, code: str, message: str) -> Json:
+        Raises:
+            gr.Error: for a caller without a tab of its own; two of them would share one.
+        """
+        key = request.session_hash
+        if not key or len(key) < MIN_KEY_LENGTH:
+            raise gr.Error(NO_TAB)
+        try:
+            return self._sessions.get(key)
+        except CrowdedError:
+            return None
+
+    def _failed(self, session: Session | None, code: str, message: str) -> Json:
         logger.info("refused: %s", code)
         return self.page(session, {"error": _stamped({"code": code, "message": message})})
 
-    def _streamed(self, session: Session, run: LiveRun, stop: threading.Event) -> Iterator[Json]:
-        view = session.view
+    def _overtaken(self, session: Session) -> Json:
+        """What stands now, because something newer came first or the tab is gone."""
+        return self._failed(session, "E111", TAB_ENDED) if session.closed else self.page(session)
+
+    def _begun(
+        self, session: Session, turn: int | None, wanted: Request, compare: bool
+    ) -> RunView | None:
+        """The view of a new run, or None when something newer came first; holds the lock."""
+        if not session.lands(turn):
+            return None
+        # Beliefs compare only where the same was asked about the same picture.
+        same_image = session.image is not None and session.run_image == session.image.id
+        before = _summary(session.view) if compare and same_image else None
+        session.before = before if before and _asks_the_same(before, wanted) else None
+        return session.new_run(replay=False)
+
+    def _streamed(
+        self, session: Session, view: RunView, run: LiveRun, stop: threading.Event
+    ) -> Iterator[Json]:
         batches = run.batches()
         try:
             for batch in batches:
-                if session.view is not view:
-                    # Another run or image has taken its place: end on what is shown now.
-                    yield self.page(session)
+                with session.lock:
+                    goes_on = session.take(view, batch)
+                    session.touch()
+                    loading = not getattr(self._engine, "ready", True)
+                    state = self.page(session, {"queued": run.ahead, "loading": loading})
+                # Where another run or image has taken its place, it ends on what is shown now.
+                yield state if goes_on else self._overtaken(session)
+                if not goes_on:
                     return
-                session.touch()
-                session.take(batch)
-                loading = not getattr(self._engine, "ready", True)
-                yield self.page(session, {"queued": run.ahead, "loading": loading})
-            if session.end_open_run():
+            if session.end_open_run(view):
                 yield self.page(session)
         finally:
             stop.set()
             batches.close()
-            if view is not None:
-                logger.info("run over: %s, %d steps", view.status, len(view.items))
+            session.end_open_run(view)
+            logger.info("run over: %s, %d steps", view.status, len(view.items))
 
-    def _open_trace(self, session: Session, content: bytes) -> Json:
+    def _open_trace(self, session: Session, turn: int | None, content: bytes) -> Json:
         try:
             trace = read_trace(content)
         except TraceFileError as error:
             return self._failed(session, "E402", str(error))
-        session.stop.set()
-        session.set_image(None)
-        session.before = None
-        session.new_run(replay=True)
-        session.take(trace)
-        return self.page(session, {"form": _stamped(_form_of(trace))})
+        with session.lock:
+            if not session.lands(turn):
+                return self._overtaken(session)
+            session.set_image(None)
+            session.before = None
+            view = session.new_run(replay=True)
+            session.take(view, trace)
+            session.end_open_run(view)
+            return self.page(session, {"form": _stamped(_form_of(trace))})
 
     def _open_image(
-        self, session: Session, content: bytes | Path, *, frame: int = 0, form: Json | None = None
+        self,
+        session: Session,
+        turn: int | None,
+        content: bytes | Path,
+        *,
+        frame: int = 0,
+        form: Json | None = None,
     ) -> Json:
+        """Opens an image, or with the path of the one that is open, another frame of it."""
         try:
-            source = open_image(content, frame=frame)
+            source, files, facts = _decoded(content, frame)
+            failure = None
         except ImagingError as error:
-            return self._failed(session, error.code, error.message)
-        except Exception as error:  # noqa: BLE001 -- the page stays alive, whatever the file did
-            logger.error("opening failed: %s", type(error).__name__)
-            return self._failed(session, "E100", FAULT)
-        session.stop.set()
-        file = content if isinstance(content, Path) else session.private / secrets.token_hex(16)
-        if isinstance(content, bytes):
-            file.write_bytes(content)
-            session.forget_run()
-        folder = session.new_folder()
+            failure = error
+        with session.lock:
+            # A frame of an image that is no longer open comes too late as well.
+            replaced = isinstance(content, Path) and not session.shows(content)
+            if not session.lands(turn) or replaced:
+                return self._overtaken(session)
+            if failure is not None:
+                return self._failed(session, failure.code, failure.message)
+            session.stop.set()
+            file = content if isinstance(content, Path) else session.private / secrets.token_hex(16)
+            if isinstance(content, bytes):
+                file.write_bytes(content)
+                session.forget_run()
+            folder = session.new_folder()
+            for name, data in files.items():
+                (folder / name).write_bytes(data)
+            facts = {"id": folder.name, "folder": str(folder), **facts}
+            session.set_image(OpenImage(folder.name, file, source, facts))
+            return self.page(session, {"form": form} if form else None)
+
+
+def _decoded(content: bytes | Path, frame: int) -> tuple[SourceImage, dict[str, bytes], Json]:
+    """An image, the files that the viewer fetches, and the facts that the page may show.
+
+    Raises:
+        ImagingError: with a sentence for the user, whatever is wrong with it.
+    """
+    try:
+        source = open_image(content, frame=frame)
         files, raw = picture_files(source)
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-        facts = {"id": folder.name, "folder": str(folder), **describe(source, raw)}
-        session.set_image(OpenImage(folder.name, file, source, facts))
-        return self.page(session, {"form": form} if form else None)
+        return source, files, describe(source, raw)
+    except ImagingError:
+        raise
+    except Exception as error:  # noqa: BLE001 -- the page stays alive, whatever the file did
+        logger.error("opening failed: %s", type(error).__name__)
+        raise ImagingError(FAULT) from None
+
+
+def _turn(data: gr.EventData) -> int | None:
+    """The number that the page gave to what its user asks for; None for a caller without."""
+    turn = _get(data, "turn")
+    return turn if type(turn) is int and turn > 0 else None
 
 
 def _get(data: gr.EventData, name: str) -> object:

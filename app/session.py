@@ -15,9 +15,14 @@ from app.view import RunView
 from engine.imaging import SourceImage
 from engine.trace import Event
 
-IDLE_SECONDS: Final = 1800
 SWEEP_SECONDS: Final = 60
+# With the wait for the next sweep, nothing outlives half an hour without use.
+IDLE_SECONDS: Final = 1800 - SWEEP_SECONDS
 MAX_SESSIONS: Final = 64
+
+
+class CrowdedError(RuntimeError):
+    """Every session is running the model, so that there is no room for another one."""
 
 
 @dataclass(slots=True)
@@ -40,14 +45,23 @@ class OpenImage:
 class Session:
     """Everything that belongs to one tab.
 
+    Its handlers work in threads of their own: what reads or changes more than one field, or
+    calls a method that does, holds `lock` for as long as they must belong together.
+
     Attributes:
         private: a folder that no URL reaches: uploaded files.
         served: a folder whose files the page fetches; its name cannot be guessed.
+        turn: the page numbers what its user asks for, from 1; this is the newest that was done.
+        stopped: the newest of these numbers that was stopped, perhaps before it began.
         stop: of the run in progress; set to end it.
+        closed: whether the tab is gone; nothing is done for it any more.
     """
 
     private: Path
     served: Path
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    turn: int = 0
+    stopped: int = 0
     image: OpenImage | None = None
     events: list[Event] = field(default_factory=list)
     view: RunView | None = None
@@ -56,6 +70,7 @@ class Session:
     replay: bool = False
     before: dict[str, Any] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+    closed: bool = False
     used: float = field(default_factory=time.monotonic)
 
     @property
@@ -67,6 +82,27 @@ class Session:
         """Notes that the tab is in use."""
         self.used = time.monotonic()
 
+    def lands(self, turn: int | None) -> bool:
+        """Whether what the user asked for may still take effect; if so, it has from here on.
+
+        What took longer than something that was asked for later comes too late.
+
+        Args:
+            turn: its number; None for a caller that does not count: the newest.
+        """
+        if self.closed or (turn is not None and turn <= self.turn):
+            return False
+        self.turn = self.turn + 1 if turn is None else turn
+        return True
+
+    def end_run(self, turn: int | None) -> None:
+        """Ends the run of that number, also when it has yet to begin, and no later one."""
+        with self.lock:
+            if turn is not None:
+                self.stopped = max(self.stopped, turn)
+            if turn is None or turn >= self.turn:
+                self.stop.set()
+
     def new_folder(self) -> Path:
         """An empty served folder."""
         folder = self.served / secrets.token_hex(8)
@@ -74,7 +110,11 @@ class Session:
         return folder
 
     def new_run(self, *, replay: bool) -> RunView:
-        """Forgets the run before and starts an empty one."""
+        """Ends and forgets the run before and starts an empty one."""
+        self.stop.set()
+        self.stop = threading.Event()
+        if 0 < self.turn <= self.stopped:
+            self.stop.set()
         before = self.before
         self.forget_run()
         self.before = before
@@ -92,26 +132,42 @@ class Session:
         self.events = []
         self.replay = False
 
-    def take(self, events: Iterable[Event]) -> None:
-        """Folds events into the view and writes the files that the page may fetch."""
-        if self.view is None or self.run_folder is None:
-            return
-        known = set(self.view.pictures)
-        first = len(self.view.details)
-        for event in events:
-            self.events.append(event)
-            self.view.apply(event)
-        for name in self.view.pictures.keys() - known:
-            (self.run_folder / name).write_bytes(self.view.pictures[name])
-        with (self.run_folder / "details.jsonl").open("ab") as stream:
-            stream.writelines(self.view.details[first:])
+    def take(self, view: RunView, events: Iterable[Event]) -> bool:
+        """Folds events into the view and writes the files that the page may fetch.
 
-    def end_open_run(self) -> bool:
+        Args:
+            view: of the run that the events belong to.
+            events: what has happened in it.
+
+        Returns:
+            False, with nothing taken, when another run or image has taken its place.
+        """
+        with self.lock:
+            if self.view is not view or self.run_folder is None:
+                return False
+            known = set(view.pictures)
+            first = len(view.details)
+            for event in events:
+                self.events.append(event)
+                view.apply(event)
+            for name in view.pictures.keys() - known:
+                (self.run_folder / name).write_bytes(view.pictures[name])
+            with (self.run_folder / "details.jsonl").open("ab") as stream:
+                stream.writelines(view.details[first:])
+            return True
+
+    def end_open_run(self, view: RunView) -> bool:
         """Marks a run as stopped whose stream ended without saying so; whether it had to."""
-        if self.view is None or self.view.status != "running":
-            return False
-        self.view.status = "stopped"
-        return True
+        with self.lock:
+            if view.status != "running":
+                return False
+            view.status = "stopped"
+            return self.view is view
+
+    def shows(self, file: Path) -> bool:
+        """Whether the open image, or a frame of it, came from the file."""
+        image = self.image
+        return image is not None and image.file == file
 
     def set_image(self, image: OpenImage | None) -> None:
         """Replaces the image; the files of the one before are deleted."""
@@ -124,10 +180,12 @@ class Session:
 
     def close(self) -> None:
         """Stops the run and deletes every file."""
-        self.stop.set()
-        self.view = None
-        shutil.rmtree(self.private, ignore_errors=True)
-        shutil.rmtree(self.served, ignore_errors=True)
+        with self.lock:
+            self.closed = True
+            self.stop.set()
+            self.image, self.view = None, None
+            shutil.rmtree(self.private, ignore_errors=True)
+            shutil.rmtree(self.served, ignore_errors=True)
 
 
 class Sessions:
@@ -149,13 +207,21 @@ class Sessions:
         return len(self._sessions)
 
     def get(self, key: str) -> Session:
-        """The session of a tab, made on its first call; idle ones are swept on the way."""
+        """The session of a tab, made on its first call; idle ones are swept on the way.
+
+        Raises:
+            CrowdedError: for a new tab, when all the others are running the model.
+        """
+        pushed_out = None
         with self._lock:
             session = self._sessions.get(key)
             if session is None:
+                pushed_out = self._make_room()
                 session = self._made()
                 self._sessions[key] = session
             session.touch()
+        if pushed_out is not None:
+            pushed_out.close()
         self.sweep(keep=key)
         return session
 
@@ -187,13 +253,20 @@ class Sessions:
             folder.mkdir(mode=0o700, parents=True)
         return Session(private=folders[0], served=folders[1])
 
+    def _make_room(self) -> Session | None:
+        """Takes out the session that was idle for the longest time, if there are too many."""
+        if len(self._sessions) < MAX_SESSIONS:
+            return None
+        idle = [key for key, session in self._sessions.items() if not session.running]
+        if not idle:
+            raise CrowdedError
+        return self._sessions.pop(min(idle, key=lambda key: self._sessions[key].used))
+
     def _expired(self, keep: str | None) -> list[Session]:
         now = time.monotonic()
-        by_age = sorted(self._sessions, key=lambda key: self._sessions[key].used)
-        too_many = max(0, len(by_age) - MAX_SESSIONS)
         gone = [
             key
-            for rank, key in enumerate(by_age)
-            if key != keep and (rank < too_many or now - self._sessions[key].used > IDLE_SECONDS)
+            for key, session in self._sessions.items()
+            if key != keep and now - session.used > IDLE_SECONDS and not session.running
         ]
         return [self._sessions.pop(key) for key in gone]

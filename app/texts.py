@@ -24,7 +24,8 @@ ANSWER_NOTE: Final = "Model's answer - may be wrong. Check the image yourself."
 EMPTY: Final = "Drop a PNG, JPEG or DICOM image, or start with a sample. De-identified images only."
 CHECKING: Final = "Checking file... nothing leaves this computer."
 CHECKING_ON_SPACE: Final = (
-    "Checking file... it is uploaded to this Space and deleted within 30 min."
+    "Checking file... it is uploaded to this Space and deleted when you close the tab, or after "
+    "30 min without use."
 )
 READY: Final = "Ask one question. Example: Is there a pleural effusion?"
 NO_ENGINE: Final = "No GPU/engine: live runs are off. Recorded sessions play normally."
@@ -37,6 +38,11 @@ BURNED_IN: Final = (
     "This kind of image often has text burned into the picture. Make sure that it shows no name, "
     "date or number of a patient."
 )
+CROWDED: Final = "Everybody's run goes on and there is no room for one more: try again in a minute."
+NO_TAB: Final = "This request belongs to no tab: open the page in a browser."
+TAB_ENDED: Final = "This tab was closed or not used for half an hour: reload the page."
+OTHER_IMAGE: Final = "Another image was opened meanwhile: press Explain again."
+IMAGE_GONE: Final = "The image was deleted after half an hour without use: open it again."
 FAULT: Final = "The run broke off because of a fault in the program; your image is still loaded."
 
 METHOD_TEXTS: Final = {
@@ -81,8 +87,9 @@ at every word, where it looks again and why, and what each step does to its answ
 
 ### Your data
 Images are decoded on the machine that runs this program. Nothing is sent anywhere else, and there
-is no telemetry. The name of a file never leaves the browser. Uploaded files are
-deleted when the tab is closed, or after 30 minutes. The browser stores display preferences only.
+is no telemetry. The name of a file never leaves the browser. Uploaded files are deleted when the
+tab is closed, after 30 minutes without use, or when the program ends. The browser stores display
+preferences only.
 A saved trace holds the 8-bit picture, the question and the model's steps, and no tag of the
 original: check for burned-in text before you share it.
 

@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import re
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app import handlers as handlers_module
+from app import session as session_module
 from app.handlers import Handlers
 from app.live import StreamEngine
 from app.samples import Sample
 from app.session import Sessions
+from app.texts import CROWDED, IMAGE_GONE, NO_TAB, OTHER_IMAGE
+from engine.trace import RunStarted
 from engine.trace_io import read_trace, to_zip
 from tests.factories import FakeEngine, chest, png, trace
 
@@ -30,26 +36,42 @@ FORM = {
 
 
 class Page:
-    """One tab: calls the handlers as Gradio would."""
+    """One tab: calls the handlers as Gradio would, and counts what it asks for as the page does."""
 
     def __init__(self, handlers: Handlers, upload_root: Path, key: str) -> None:
         self.handlers = handlers
         self.upload_root = upload_root
         self.request = gr.Request(session_hash=key)
+        self.turn = 0
+        self.shown: str | None = None
 
     def event(self, **payload: object) -> gr.EventData:
         return gr.EventData(None, payload)
 
-    def upload(self, data: bytes) -> dict[str, Any]:
-        folder = self.upload_root / "abcdef"
+    def next(self) -> int:
+        self.turn += 1
+        return self.turn
+
+    def upload(self, data: bytes, turn: int | None = None) -> dict[str, Any]:
+        turn = turn or self.next()
+        folder = self.upload_root / f"abcdef{turn}"
         folder.mkdir(exist_ok=True)
         file = folder / "0011.bin"
         file.write_bytes(data)
-        return self.handlers.open_image(self.event(path=str(file)), self.request)
+        state = self.handlers.open_image(self.event(turn=turn, path=str(file)), self.request)
+        self.shown = state["image"] and state["image"]["id"]
+        return state
+
+    def stream(self, **changes: object) -> Iterator[dict[str, Any]]:
+        asked = self.event(turn=self.next(), image=self.shown, form={**FORM, **changes})
+        return self.handlers.explain(asked, self.request)
 
     def explain(self, **changes: object) -> list[dict[str, Any]]:
-        form = {**FORM, **changes}
-        return list(self.handlers.explain(self.event(form=form), self.request))
+        return list(self.stream(**changes))
+
+    def frame(self, frame: int, turn: int | None = None) -> dict[str, Any]:
+        asked = self.event(turn=turn or self.next(), frame=frame)
+        return self.handlers.set_frame(asked, self.request)
 
 
 class Bench:
@@ -77,7 +99,7 @@ class Bench:
         )
 
     def page(self, key: str = "tab") -> Page:
-        return Page(self.handlers, self.upload_root, key)
+        return Page(self.handlers, self.upload_root, f"session-{key}")
 
 
 @pytest.fixture
@@ -91,7 +113,7 @@ def test_an_image_opens_with_its_facts_and_files(bench: Bench) -> None:
     facts = state["image"]
     assert (facts["width"], facts["height"], facts["kind"]) == (64, 64, "grey16")
     assert len((Path(facts["folder"]) / "image.raw").read_bytes()) == 64 * 64 * 2
-    assert not (bench.upload_root / "abcdef").exists()
+    assert [file for file in bench.upload_root.rglob("*") if file.suffix == ".bin"] == []
 
 
 def test_every_state_is_json_without_paths_of_the_private_folder(bench: Bench) -> None:
@@ -213,7 +235,7 @@ def test_only_the_same_question_is_compared(bench: Bench, changes: dict[str, Any
 def test_opening_an_image_ends_the_run_in_progress(bench: Bench) -> None:
     page = bench.page()
     page.upload(png(chest(64)))
-    stream = page.handlers.explain(page.event(form=FORM), page.request)
+    stream = page.stream()
     next(stream)
 
     opened = page.upload(png(chest(64, 2)))
@@ -226,12 +248,14 @@ def test_opening_an_image_ends_the_run_in_progress(bench: Bench) -> None:
 def test_closing_the_tab_in_a_run_ends_it_quietly(bench: Bench) -> None:
     page = bench.page()
     page.upload(png(chest(64)))
-    stream = page.handlers.explain(page.event(form=FORM), page.request)
+    stream = page.stream()
     next(stream)
 
     page.handlers.close(page.request)
 
-    assert list(stream)[-1]["run"] is None
+    (last,) = list(stream)
+    assert last["run"] is None
+    assert last["error"]["code"] == "E111"
     assert len(bench.sessions) == 0
 
 
@@ -270,8 +294,8 @@ def test_a_frame_replaces_the_one_before(bench: Bench) -> None:
     page = bench.page()
     first = page.upload(png(chest(64)))
 
-    same = page.handlers.set_frame(page.event(frame=0), page.request)
-    beyond = page.handlers.set_frame(page.event(frame=5), page.request)
+    same = page.frame(0)
+    beyond = page.frame(5)
 
     assert same["image"]["id"] != first["image"]["id"]
     assert not Path(first["image"]["folder"]).exists()
@@ -317,3 +341,277 @@ def test_logs_hold_no_question_answer_or_option(
     assert "run over: answered" in caplog.text
     assert "secret" not in caplog.text
     assert "Hidden" not in caplog.text
+
+
+# --- two things at once ------------------------------------------------------------------------
+
+
+class Gate:
+    """Holds the calls of a function whose first argument it was given, until it is opened."""
+
+    def __init__(self, function: Callable[..., Any], held: Callable[[object], bool]) -> None:
+        self._function = function
+        self._held = held
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self, first: object, *others: object, **named: object) -> Any:
+        if self._held(first):
+            self.reached.set()
+            assert self.opened.wait(60.0)
+        return self._function(first, *others, **named)
+
+
+class Background:
+    """Calls a function in a thread of its own."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.result: Any = None
+        self._thread = threading.Thread(target=self._work, args=(function,))
+        self._thread.start()
+
+    def _work(self, function: Callable[[], Any]) -> None:
+        self.result = function()
+
+    def join(self) -> Any:
+        self._thread.join()
+        return self.result
+
+
+def folders_of(page: Page, bench: Bench) -> set[str]:
+    """The folders that the tab can fetch from."""
+    session = bench.sessions.get(page.request.session_hash or "")
+    return {folder.name for folder in session.served.iterdir()}
+
+
+def test_a_second_run_takes_the_place_of_the_first(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(png(chest(64)))
+    first = page.stream()
+    for _ in range(2):
+        began = next(first)
+
+    second = page.explain(question="Another question?")
+    rest = list(first)
+
+    assert second[-1]["run"]["key"] != began["run"]["key"]
+    assert [state["run"]["key"] for state in rest] == [second[-1]["run"]["key"]]
+    saved = page.handlers.save_trace(page.request)
+    kept = read_trace(Path(saved["run"]["folder"]) / saved["download"]["name"])
+    assert kept.started is not None
+    assert kept.started.request.question == "Another question?"
+    assert len([event for event in kept if isinstance(event, RunStarted)]) == 1
+
+
+def test_a_slow_image_does_not_land_after_a_later_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = png(chest(64, 1)), png(chest(96, 2))
+    gate = Gate(handlers_module.open_image, lambda content: content == slow)
+    monkeypatch.setattr(handlers_module, "open_image", gate)
+    page = bench.page()
+    late = Background(lambda: page.upload(slow))
+    assert gate.reached.wait(60.0)
+
+    shown = page.upload(quick)
+    gate.opened.set()
+    after = late.join()
+
+    assert shown["image"]["width"] == after["image"]["width"] == 96
+    assert shown["image"]["id"] == after["image"]["id"]
+    assert folders_of(page, bench) == {shown["image"]["id"]}
+
+
+def test_an_upload_that_took_long_to_arrive_does_not_land_after_a_later_sample(
+    bench: Bench,
+) -> None:
+    page = bench.page()
+    page.handlers.open_sample(page.event(turn=2, index=0), page.request)
+
+    state = page.upload(png(chest(96)), turn=1)
+    trace_state = page.upload(to_zip(trace()), turn=1)
+
+    assert state["image"]["width"] == trace_state["image"]["width"] == 64
+    assert trace_state["run"] is None
+
+
+def test_a_file_that_failed_too_late_says_nothing(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(png(chest(64)), turn=2)
+
+    state = page.upload(b"not an image", turn=1)
+
+    assert "error" not in state
+    assert state["image"]["width"] == 64
+
+
+def test_a_frame_of_an_image_that_is_gone_does_not_land(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = bench.page()
+    page.upload(png(chest(64)))
+    gate = Gate(handlers_module.open_image, lambda content: isinstance(content, Path))
+    monkeypatch.setattr(handlers_module, "open_image", gate)
+    late = Background(lambda: page.frame(0, turn=9))
+    assert gate.reached.wait(60.0)
+
+    shown = page.upload(png(chest(96)), turn=8)
+    gate.opened.set()
+    after = late.join()
+
+    assert after["image"]["id"] == shown["image"]["id"]
+    assert after["turn"] == 9
+    assert "error" not in after
+    assert folders_of(page, bench) == {shown["image"]["id"]}
+
+
+def test_only_the_image_that_the_page_shows_is_explained(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(png(chest(64, 1)))
+    shown = page.shown
+    page.upload(png(chest(64, 2)))
+    page.shown = shown
+
+    (old,) = page.explain()
+    page.shown = None
+    (none,) = page.explain()
+
+    assert old["error"]["message"] == none["error"]["message"] == OTHER_IMAGE
+    assert old["run"] is None
+
+
+def test_an_image_that_opens_while_a_run_is_prepared_is_not_explained_unseen(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = bench.page()
+    page.upload(png(chest(64, 1)))
+    gate = Gate(handlers_module.display_image, lambda _: True)
+    monkeypatch.setattr(handlers_module, "display_image", gate)
+    asked = Background(page.explain)
+    assert gate.reached.wait(60.0)
+
+    shown = page.upload(png(chest(96, 2)), turn=1_000)
+    gate.opened.set()
+    (refused,) = asked.join()
+
+    assert refused["error"]["message"] == OTHER_IMAGE
+    assert refused["image"]["id"] == shown["image"]["id"]
+    assert refused["run"] is None
+
+
+def test_an_image_that_was_deleted_meanwhile_is_asked_for_again(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(png(chest(64)))
+    page.handlers.close(page.request)
+
+    (state,) = page.explain()
+
+    assert state["error"]["message"] == IMAGE_GONE
+
+
+def test_a_stop_that_comes_before_its_run_is_not_lost(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    bench = Bench(tmp_path, engine)
+    page = bench.page()
+    page.upload(png(chest(64)))
+    page.handlers.stop(page.event(turn=2), page.request)
+
+    stopped = page.explain()[-1]
+    saved = page.handlers.save_trace(page.request)
+    again = page.explain()[-1]
+
+    assert stopped["turn"] == 2
+    assert stopped["run"]["status"] == "stopped"
+    assert stopped["run"]["items"] == ""
+    assert saved["error"]["code"] == "E400"
+    assert again["run"]["status"] == "answered"
+    assert engine.runs == 1
+
+
+def test_a_stop_that_comes_too_late_spares_the_next_run(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(png(chest(64)))
+    page.explain()
+    stream = page.stream()
+    next(stream)
+
+    page.handlers.stop(page.event(turn=2), page.request)
+
+    assert list(stream)[-1]["run"]["status"] == "answered"
+
+
+def test_a_run_that_was_stopped_before_its_first_event_cannot_be_saved(tmp_path: Path) -> None:
+    # With a pause before each event, this engine ends without having said what it runs.
+    bench = Bench(tmp_path, FakeEngine(delay=60.0))
+    page = bench.page()
+    page.upload(png(chest(64)))
+    stream = page.stream()
+    next(stream)
+    page.handlers.stop(page.event(turn=page.turn), page.request)
+
+    last = list(stream)[-1]
+    saved = page.handlers.save_trace(page.request)
+
+    assert last["run"]["status"] == "stopped"
+    assert last["run"]["facts"] is None
+    assert saved["error"]["message"] == "There is no run to save yet."
+    assert "download" not in saved
+
+
+def test_a_stream_that_is_given_up_is_no_longer_running(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(png(chest(64)))
+    stream = page.stream()
+    next(stream)
+    session = bench.sessions.get(page.request.session_hash or "")
+    assert session.running
+
+    stream.close()  # type: ignore[attr-defined]
+
+    assert not session.running
+
+
+def test_a_trace_without_an_end_replays_as_stopped(bench: Bench) -> None:
+    events = trace().events[:9]
+
+    state = bench.page().upload(to_zip(events))
+
+    assert state["run"]["status"] == "stopped"
+
+
+# --- whose session it is -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [None, "", "none", "null"])
+def test_a_caller_without_a_tab_is_refused(bench: Bench, key: str | None) -> None:
+    page = bench.page()
+    page.request = gr.Request(session_hash=key)
+
+    for call in (page.explain, lambda: page.upload(png(chest(64))), lambda: page.frame(0)):
+        with pytest.raises(gr.Error, match=NO_TAB):
+            call()
+    assert len(bench.sessions) == 0
+
+
+def test_a_tab_without_room_gets_one_sentence(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "MAX_SESSIONS", 1)
+    busy, new = bench.page("busy"), bench.page("new")
+    busy.upload(png(chest(64)))
+    stream = busy.stream()
+    next(stream)
+
+    states = [
+        new.upload(png(chest(64))),
+        new.handlers.open_sample(new.event(turn=1, index=0), new.request),
+        new.frame(1),
+        *new.explain(),
+        new.handlers.save_trace(new.request),
+    ]
+    new.handlers.stop(new.event(turn=9), new.request)
+
+    assert {state["error"]["message"] for state in states} == {CROWDED}
+    assert {state["error"]["code"] for state in states} == {"E110"}
+    assert new.handlers.chart(new.request) == (gr.skip(), gr.skip())
+    assert list(stream)[-1]["run"]["status"] == "answered"
+    assert new.upload(png(chest(64)))["image"]["width"] == 64
