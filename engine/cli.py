@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from engine.geometry import Box, BoxError
-from engine.imaging import ImagingError, Window, open_image, render
+from engine.imaging import ImagingError, SourceImage, Window, open_image, render
 from engine.rasters import encoded_png
 from engine.request import (
     LATENT_INTERVENTIONS,
@@ -263,8 +263,8 @@ def _request(options: argparse.Namespace) -> Request:
 
 
 def _display_image(options: argparse.Namespace) -> DisplayImage:
-    window = _window(options.window)
     source = open_image(options.image, frame=options.frame)
+    window = _window(options.window, source)
     shown = window or source.default_window
     return DisplayImage(
         pixels=render(source, window),
@@ -277,11 +277,16 @@ def _display_image(options: argparse.Namespace) -> DisplayImage:
     )
 
 
-def _window(values: Sequence[float] | None) -> Window | None:
+def _window(values: Sequence[float] | None, source: SourceImage) -> Window | None:
+    """The window that was asked for, of the image's own VOI LUT function (PS3.3 C.11.2.1.3).
+
+    As in the viewer, where dragging changes center and width alone.
+    """
     if values is None:
         return None
+    own = source.default_window
     try:
-        return Window(values[0], values[1])
+        return Window(values[0], values[1], "LINEAR" if own is None else own.function)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -308,7 +313,8 @@ def _show(options: argparse.Namespace) -> int:
 
 def _render(options: argparse.Namespace) -> int:
     _check_target(options.out)
-    pixels = render(open_image(options.image, frame=options.frame), _window(options.window))
+    source = open_image(options.image, frame=options.frame)
+    pixels = render(source, _window(options.window, source))
     try:
         options.out.write_bytes(encoded_png(pixels))
     except OSError as error:

@@ -22,6 +22,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from engine.cli import main
 from engine.geometry import Box
 from engine.imaging import Window, open_image, render
+from engine.imaging.window import WindowFunction
 from engine.tiny import tiny_model
 from engine.trace import EVENT_TYPES, LatentStep, RunStarted
 from engine.trace_io import loads, read_trace, to_zip, write_trace
@@ -156,6 +157,27 @@ def test_the_image_is_rendered_as_the_viewer_shows_it(
 
     assert call("render", image, "--out", out, "--window", "-10.5", "99") == (0, "", "")
     windowed = render(open_image(Path(image)), Window(-10.5, 99.0))
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), windowed)
+
+
+@pytest.mark.parametrize(
+    ("elements", "function"),
+    [
+        ({"VOILUTFunction": "SIGMOID"}, "SIGMOID"),
+        ({"VOILUTFunction": "LINEAR_EXACT"}, "LINEAR_EXACT"),
+        ({"VOILUTFunction": "LINEAR"}, "LINEAR"),
+        ({}, "LINEAR"),
+        ({"WindowCenter": None, "WindowWidth": None}, "LINEAR_EXACT"),
+    ],
+)
+def test_an_own_window_has_the_function_that_dragging_keeps(
+    call: Run, tmp_path: Path, elements: dict[str, object], function: WindowFunction
+) -> None:
+    path, out = tmp_path / "a.dcm", tmp_path / "a.png"
+    path.write_bytes(to_file(RAMP, **{"WindowCenter": 9, "WindowWidth": 99, **elements}))
+
+    assert call("render", path, "--out", out, "--window", "2000", "40") == (0, "", "")
+    windowed = render(open_image(path), Window(2000.0, 40.0, function))
     np.testing.assert_array_equal(np.asarray(Image.open(out)), windowed)
 
 
