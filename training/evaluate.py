@@ -48,6 +48,11 @@ MAX_NEW_TOKENS: Final = 160
 # and their accuracy is nearly as sure as that of the others.
 ASKED_FAMILIES: Final = (*FAMILIES, *FINE_FAMILIES, *FINE_FAMILIES)
 
+# Families that anyone answers who has read the question: no image is needed for them.
+TEXT_ONLY_FAMILIES: Final = ("modality", "body_part", "lung", "lung_name")
+# Families whose target is a part of the body; that of all others is a finding.
+ANATOMY_FAMILIES: Final = ("lung", "lung_name", "heart_size")
+
 
 class EvaluationError(ValueError):
     """An evaluation that cannot be run; the message is one sentence."""
@@ -70,7 +75,8 @@ class Outcome:
 
     Attributes:
         overlap: intersection over union of the first zoom box with the nearest target; 0 for a
-            fine question without a zoom; None where that says nothing.
+            question that needs a zoom and got none (a fine one, or one that asks for a lung);
+            None where that says nothing.
         pointed: whether the reasoning's attention peaks in a target; None without targets.
         latent_attended, latent_alike: whether the latent steps' attention, and their similarity
             to the visual tokens, averaged over the steps, peak in a target; None without
@@ -117,10 +123,11 @@ def outcome_of(question: Question, trace: Trace, seconds: float) -> Outcome:
 
 
 def _overlap(question: Question, trace: Trace, targets: Sequence[Box]) -> float | None:
-    if not targets:
+    started = trace.started
+    if not targets or started is None or started.request.method not in ("zoom", "auto"):
         return None
     if not trace.regrounds:
-        return 0.0 if question.kind == "fine" else None
+        return 0.0 if question.kind == "fine" or question.family == "lung" else None
     box = Box(*trace.regrounds[0].box)
     return max(box.intersection_over_union(target) for target in targets)
 
@@ -152,15 +159,23 @@ def _peak_in(
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The machine-readable table."""
+    """The machine-readable table.
+
+    `coarse_from_image` is `coarse` without the families that the question itself answers;
+    `mean_iou` is over questions about findings, `anatomy_mean_iou` over lungs and hearts.
+    """
     groups: dict[str, list[Outcome]] = {"overall": list(outcomes)}
     for kind in ("coarse", "fine"):
         groups[kind] = [outcome for outcome in outcomes if outcome.kind == kind]
+    groups["coarse_from_image"] = [
+        outcome for outcome in groups["coarse"] if outcome.family not in TEXT_ONLY_FAMILIES
+    ]
     for outcome in outcomes:
         groups.setdefault(outcome.family, []).append(outcome)
     groups = {name: group for name, group in groups.items() if group}
     right = {name: sum(outcome.right for outcome in group) for name, group in groups.items()}
-    overlaps = [outcome.overlap for outcome in outcomes if outcome.overlap is not None]
+    overlaps = _overlaps(outcomes, of_anatomy=False)
+    anatomy = _overlaps(outcomes, of_anatomy=True)
     pointed = [outcome.pointed for outcome in outcomes if outcome.pointed is not None]
     return {
         "accuracy": {name: right[name] / len(group) for name, group in groups.items()},
@@ -172,6 +187,9 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "mean_iou": _mean(overlaps),
         "mean_iou_count": len(overlaps),
         "mean_iou_ci95": _bootstrap(overlaps),
+        "anatomy_mean_iou": _mean(anatomy),
+        "anatomy_mean_iou_count": len(anatomy),
+        "anatomy_mean_iou_ci95": _bootstrap(anatomy),
         "pointing_game": _mean(pointed),
         "latent_attention_pointing_game": _mean(
             outcome.latent_attended for outcome in outcomes if outcome.latent_attended is not None
@@ -182,6 +200,14 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "zooms_per_question": _mean(outcome.zooms for outcome in outcomes),
         "seconds_per_question": _mean(outcome.seconds for outcome in outcomes),
     }
+
+
+def _overlaps(outcomes: Sequence[Outcome], *, of_anatomy: bool) -> list[float]:
+    return [
+        outcome.overlap
+        for outcome in outcomes
+        if outcome.overlap is not None and (outcome.family in ANATOMY_FAMILIES) is of_anatomy
+    ]
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -306,7 +332,8 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
 
 def _phantoms(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question]]:
     for case in balanced_questions(options.limit, options.seed, options.split, ASKED_FAMILIES):
-        yield DisplayImage(pixels=to_view8(case.phantom()), modality="DX"), case.question
+        pixels = to_view8(case.phantom())
+        yield DisplayImage(pixels=pixels, modality="DX", left_edge="right"), case.question
 
 
 def _lungs(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question]]:

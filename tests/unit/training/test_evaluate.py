@@ -34,6 +34,9 @@ def test_table_counts_each_group() -> None:
         [
             outcome(),
             outcome(right=False, family="nodule_side", latent_attended=True, latent_alike=False),
+            outcome(family="lung", overlap=0.5, zooms=1),
+            outcome(family="heart_size", overlap=0.7),
+            outcome(family="modality"),
             outcome(kind="fine", family="nodule_margin", overlap=0.8, zooms=1, pointed=True),
             outcome(
                 kind="fine",
@@ -46,21 +49,28 @@ def test_table_counts_each_group() -> None:
         ]
     )
     assert table["accuracy"] == {
-        "overall": 0.5,
-        "coarse": 0.5,
+        "overall": 5 / 7,
+        "coarse": 4 / 5,
+        "coarse_from_image": 2 / 3,
         "fine": 0.5,
+        "lung": 1.0,
+        "heart_size": 1.0,
+        "modality": 1.0,
         "nodule_zone": 1.0,
         "nodule_side": 0.0,
         "nodule_margin": 0.5,
     }
-    assert table["counts"]["overall"] == 4
+    assert table["counts"]["overall"] == 7
     assert set(table["ci95"]) == set(table["accuracy"])
-    assert table["invalid_rate"] == 0.25
+    assert table["invalid_rate"] == pytest.approx(1 / 7)
     assert table["mean_iou"] == pytest.approx(0.4)
+    assert table["mean_iou_count"] == 2
+    assert table["anatomy_mean_iou"] == pytest.approx(0.6)
+    assert table["anatomy_mean_iou_count"] == 2
     assert table["pointing_game"] == 0.5
     assert table["latent_attention_pointing_game"] == 1.0
     assert table["latent_similarity_pointing_game"] == 0.0
-    assert table["zooms_per_question"] == 0.25
+    assert table["zooms_per_question"] == pytest.approx(2 / 7)
     assert table["seconds_per_question"] == 1.0
 
 
