@@ -1,8 +1,8 @@
 """Reading an answer out of what the model wrote.
 
 Order (methods notes, 6.9): the last `<answer>`, then a box as mathematics models write it,
-then "the answer is", then a leading letter, then an option that is named and no other. What
-none of these can read is invalid; there is no credit for similar strings.
+then "the answer is", then a leading letter, then an option that is named, not denied, and no
+other. What none of these can read is invalid; there is no credit for similar strings.
 """
 
 from __future__ import annotations
@@ -21,6 +21,14 @@ _SAID: Final = re.compile(r"(?:final answer|answer)(?:\s+is|\s*:)\s*:?\s*([^\n]+
 _LETTER: Final = re.compile(r"^\W*([A-Za-z])\W*$", re.DOTALL)
 _LETTER_AND_TEXT: Final = re.compile(r"^\W*([A-Z])(?:\s*[.):,\]]+\s*|\s+-\s+)(\S.*)$", re.DOTALL)
 _LETTER_SPACE_TEXT: Final = re.compile(r"^\W*([A-Z])\s+(\S.*)$", re.DOTALL)
+# Generous: a denial that is no denial costs an answer, one that is missed makes it wrong.
+_DENIAL: Final = re.compile(
+    r"\b(?:no|not|non|none|nor|neither|never|nothing|without|cannot|absen(?:t|ce)|negative"
+    r"|denie[ds]|lack(?:s|ing)?|free of|exclude[sd]?|rule[sd]? out|unlikely|rather than"
+    r"|instead of)\b|n['’]t\b"
+)
+# No comma and no colon: a denial reaches over "no nodule, effusion or fracture", "nodule: none".
+_CLAUSE_END: Final = re.compile(r"[.;!](?:\s|$)|\b(?:but|however)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +92,41 @@ def _option_in(content: str, options: tuple[str, ...]) -> int | None:
 
 
 def _only_named(content: str, options: tuple[str, ...]) -> int | None:
-    """The one option that is named; an option inside a longer named one does not count."""
+    """The one option that is named, if it is not denied.
+
+    An option inside a longer named one does not count. One that is denied does: what else is
+    named beside it may be denied as well, in words that are not known here.
+    """
     named: list[tuple[int, str]] = []
     for index, option in enumerate(options):
         words = _plain(option)
-        if words and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", content):
+        if words and re.search(_whole(words), content):
             named.append((index, words))
     longest = [
         (index, words)
         for index, words in named
         if not any(words != other and words in other for _, other in named)
     ]
-    return longest[0][0] if len(longest) == 1 else None
+    if len(longest) != 1 or _is_denied(content, longest[0][1]):
+        return None
+    return longest[0][0]
+
+
+def _is_denied(content: str, option: str) -> bool:
+    """Whether a clause that names an option holds a denial that is no part of the option."""
+    if _DENIAL.search(option):
+        return False
+    for found in re.finditer(_whole(option), content):
+        before = _CLAUSE_END.split(content[: found.start()])[-1]
+        after = _CLAUSE_END.split(content[found.end() :])[0]
+        if _DENIAL.search(before) or _DENIAL.search(after):
+            return True
+    return False
+
+
+def _whole(words: str) -> str:
+    """A pattern of words that are no part of longer ones."""
+    return rf"(?<!\w){re.escape(words)}(?!\w)"
 
 
 def _plain(text: str) -> str:

@@ -189,17 +189,22 @@ class Request:
             )
         if self.method not in METHODS:
             raise RequestError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}.")
+        self._check_options()
+        if not 0 <= self.seed < 2**63:
+            raise RequestError(f"seed must lie in 0 to 2**63 - 1, not {self.seed}.")
+        self._check_threshold()
+
+    def _check_options(self) -> None:
         if len(self.options) == 1 or len(self.options) > MAX_OPTIONS:
             raise RequestError(f"Give no options, or 2 to {MAX_OPTIONS}, not {len(self.options)}.")
         if any(not option.strip() for option in self.options):
             raise RequestError("An answer option is empty.")
+        if len({" ".join(option.split()) for option in self.options}) < len(self.options):
+            raise RequestError("Two answer options are the same.")
         if any(len(option) > MAX_OPTION_CHARACTERS for option in self.options):
             raise RequestError(
                 f"An answer option is longer than {MAX_OPTION_CHARACTERS} characters."
             )
-        if not 0 <= self.seed < 2**63:
-            raise RequestError(f"seed must lie in 0 to 2**63 - 1, not {self.seed}.")
-        self._check_threshold()
 
     def _check_threshold(self) -> None:
         threshold = self.entropy_threshold

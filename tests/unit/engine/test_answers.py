@@ -67,6 +67,57 @@ def test_what_names_no_single_option_is_invalid(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "no nodule",
+        "There is no evidence of a nodule.",
+        "not a nodule",
+        "I do not see a nodule",
+        "I don't see any nodule",
+        "without a nodule",
+        "no fracture, nodule or mass",
+        "neither a nodule nor a mass",
+        "The nodule is absent.",
+        "nodule: none",
+        "nodule? no.",
+        "A nodule is ruled out",
+        "lungs free of any nodule",
+        "a mass rather than a nodule",
+        "The lungs are clear. No nodule. The heart is large.",
+        "no nodule but an effusion",
+    ],
+)
+def test_an_option_that_is_denied_is_no_answer(text: str) -> None:
+    for written in (text, f"<answer>{text}</answer>", f"The answer is {text}"):
+        assert not read_answer(written, ("nodule", "effusion")).valid
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "option"),
+    [
+        ("a nodule", ("nodule", "effusion"), 0),
+        ("The heart is not enlarged. There is a nodule.", ("nodule", "effusion"), 0),
+        ("no fracture but a nodule", ("nodule", "effusion"), 0),
+        ("There is no nodule", ("no nodule", "nodule"), 0),
+        ("It is not calcified", ("calcified", "not calcified"), 1),
+        ("no nodule", ("yes", "no"), 1),
+        ("No, there is not.", ("yes", "no"), 1),
+        ("none of these is seen", ("nodule", "effusion", "none of these"), 2),
+        ("a nodule in the notch", ("nodule", "effusion"), 0),
+        ("B. no nodule here", ("nodule", "clear lungs"), 1),
+    ],
+)
+def test_a_denial_elsewhere_or_in_the_option_itself_denies_nothing(
+    text: str, options: tuple[str, ...], option: int
+) -> None:
+    assert read_answer(f"<answer>{text}</answer>", options).option == option
+
+
+def test_a_prefix_denies_too() -> None:
+    assert not read_answer("<answer>non-calcified</answer>", ("calcified", "smooth")).valid
+
+
+@pytest.mark.parametrize(
     ("text", "answer"),
     [
         ("<answer>3 cm</answer>", "3 cm"),
