@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
 
 from training.metrics import Metrics, readable_seconds, tensorboard_writer
+from training.muon import MUON_FACTOR, Muon, Paired, inner_matrices
 from training.processes import OneProcess, Processes
 from training.stopping import DivergedError
 
@@ -28,6 +29,7 @@ PartLoss = tuple[torch.Tensor, dict[str, float]]
 """The loss of a part of a step, and numbers to log; those of all parts add up to the step's."""
 
 MOST_GRADIENT_NORM: Final = 1.0
+ADAMW_BETAS: Final = (0.9, 0.98)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +39,14 @@ class StepsConfig:
     Attributes:
         steps: optimiser steps in all.
         learning_rate: peak, reached after `warmup` steps and decayed by a cosine to a tenth.
-        weight_decay: of AdamW, on matrices only.
+        weight_decay: decoupled, on matrices only.
         save_every: steps between checkpoints.
         log_every: steps between lines of progress and metrics, which are means over them.
         divergence: the run stops when a logged loss exceeds the first one by this factor; 0
             leaves it to run (losses near zero, or that are meant to grow).
         tensorboard: whether the metrics are written for TensorBoard, too.
+        optimizer: `adamw`, or `muon` for the matrices inside the network and AdamW for words,
+            biases and scales (`training.muon`).
     """
 
     steps: int
@@ -53,6 +57,7 @@ class StepsConfig:
     log_every: int = 50
     divergence: float = 0.0
     tensorboard: bool = False
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
     def __post_init__(self) -> None:
         for name in ("steps", "save_every", "log_every"):
@@ -76,28 +81,42 @@ def optimizer_for(
     modules: Mapping[str, nn.Module],
     config: StepsConfig,
     rates: Mapping[str, float] | None = None,
-) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and none on vectors.
+) -> torch.optim.Optimizer:
+    """AdamW, or Muon and AdamW, with weight decay on matrices and none on vectors.
 
     Args:
         modules: what is trained, by name.
-        config: peak learning rate and weight decay.
+        config: the optimiser, peak learning rate and weight decay.
         rates: factors of the learning rate by module name; 1 where none is given.
 
     Raises:
         ValueError: nothing is trained.
     """
-    groups = []
+    orthogonal: list[dict[str, Any]] = []
+    groups: list[dict[str, Any]] = []
     for name, module in modules.items():
         factor = (rates or {}).get(name, 1.0)
         parameters = [p for p in module.parameters() if p.requires_grad]
-        for chosen, decay in (
-            ([p for p in parameters if p.ndim > 1], config.weight_decay),
-            ([p for p in parameters if p.ndim <= 1], 0.0),
+        inner = inner_matrices(module) if config.optimizer == "muon" else []
+        taken = {id(p) for p in inner}
+        for into, chosen, decay, own in (
+            (orthogonal, inner, config.weight_decay, MUON_FACTOR),
+            (
+                groups,
+                [p for p in parameters if p.ndim > 1 and id(p) not in taken],
+                config.weight_decay,
+                1.0,
+            ),
+            (groups, [p for p in parameters if p.ndim <= 1], 0.0, 1.0),
         ):
             if chosen:
-                groups.append({"params": chosen, "weight_decay": decay, "factor": factor})
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+                into.append({"params": chosen, "weight_decay": decay, "factor": factor * own})
+    if not orthogonal:
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAMW_BETAS)
+    muon = Muon(orthogonal, lr=config.learning_rate)
+    if not groups:
+        return muon
+    return Paired(muon, torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAMW_BETAS))
 
 
 def prefixed(report: Report, name: str) -> Report:
