@@ -89,6 +89,7 @@ def describe(source: SourceImage, raw: RawGrey | None) -> dict[str, Any]:
         "units": source.units,
         "spacing": None if source.spacing_mm is None else list(source.spacing_mm),
         "spacing_kind": source.spacing_kind,
+        "left_edge": source.left_edge,
         "frame": source.frame,
         "frames": source.frame_count,
         "format": source.format,
@@ -124,4 +125,5 @@ def display_image(source: SourceImage, window: Window | None, preset: str) -> Di
         window_width=width,
         window_source=preset if window else source.window_source,
         spacing_mm=source.spacing_mm,
+        left_edge=source.left_edge,
     )

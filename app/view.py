@@ -360,6 +360,7 @@ def _start_facts(event: RunStarted) -> Json:
             if image.window_center is None or image.window_width is None
             else [_short(image.window_center), _short(image.window_width), image.window_source],
             "spacing": None if image.spacing_mm is None else list(image.spacing_mm),
+            "left_edge": image.left_edge,
         },
         "distance": None
         if distance is None

@@ -274,6 +274,7 @@ def _display_image(options: argparse.Namespace) -> DisplayImage:
         window_width=None if shown is None else shown.width,
         window_source="request" if window else source.window_source,
         spacing_mm=source.spacing_mm,
+        left_edge=source.left_edge,
     )
 
 

@@ -2,13 +2,18 @@
 
 One convention inside the project: a box is `(x0, y0, x1, y1)`, half-open, normalised to
 [0, 1] over the full displayed image; x grows to the right, y grows downwards. Pixel versions
-carry `_px` in their name. The left side of the displayed image is the patient's right.
+carry `_px` in their name. The left side of the displayed image is the patient's right, as
+radiographs hang; a file may say otherwise (`PatientSide`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+# A side of the patient; '' where it is not known.
+PatientSide = Literal["left", "right", ""]
 
 
 class BoxError(ValueError):

@@ -239,6 +239,7 @@ def started(request: Request, run_id: str, *, flagged: bool = False) -> RunStart
             window_width=request.image.window_width,
             window_source=request.image.window_source,
             spacing_mm=request.image.spacing_mm,
+            left_edge=request.image.left_edge,
             seen_width=224,
             seen_height=224,
             rows=GRID,
@@ -306,7 +307,7 @@ def finished(seconds: float, tokens: int, reason: str = "answered") -> Finished:
 def request(**changes: object) -> Request:
     """A request on the drawing of a chest."""
     base = Request(
-        image=DisplayImage(pixels=chest(), sha256="a" * 64, modality="DX"),
+        image=DisplayImage(pixels=chest(), sha256="a" * 64, modality="DX", left_edge="right"),
         question="What is the margin of the nodule?",
         options=("Spiculated", "Smooth", "Lobulated"),
         method="auto",

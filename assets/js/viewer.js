@@ -1,7 +1,6 @@
 // The picture: windowing in the browser, zoom, pan, turns, heat map, boxes, readouts.
 
 const DRAG_PIXELS = 700;
-const RADIOGRAPHS = ['CR', 'DX', 'RG', 'DR', 'PX', 'RF', 'XA'];
 
 class Viewer {
   constructor(callbacks) {
@@ -664,14 +663,14 @@ class Viewer {
     this.sides();
   }
 
-  // The left side of the image is the patient's right, until it is turned or mirrored.
+  // The patient's sides where the file says them, turned and mirrored with the picture.
   sides() {
-    const known = this.image && (RADIOGRAPHS.includes(this.image.modality)
-      || ['CT', 'MR'].includes(this.image.modality));
-    const upright = this.turn === 0 || this.turn === 180;
+    const stored = { right: 'RL', left: 'LR' }[this.image && this.image.left_edge];
+    const upright = this.turn % 180 === 0;
     const swapped = (this.turn === 180) !== this.flipH;
-    this.corner.left.textContent = known && upright ? (swapped ? 'L' : 'R') : '';
-    this.corner.right.textContent = known && upright ? (swapped ? 'R' : 'L') : '';
+    const marks = stored && upright ? [...stored] : ['', ''];
+    if (swapped) marks.reverse();
+    [this.corner.left.textContent, this.corner.right.textContent] = marks;
   }
 
   readProbe(event) {

@@ -20,12 +20,14 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import dcmread, read_dataset
 from pydicom.tag import BaseTag
 
+from engine.geometry import PatientSide
 from engine.imaging.arrays import Bytes, Pixels
 from engine.imaging.codecs import CODECS, check_syntax, decode_frame
 from engine.imaging.dicom_layout import PixelLayout, check_frame_index, read_layout
 from engine.imaging.dicom_values import (
     frame_tags,
     is_inverted,
+    read_left_edge,
     read_spacing,
     read_units,
     read_voi_table,
@@ -297,6 +299,7 @@ class _Facts(TypedDict):
     modality: str
     spacing_mm: tuple[float, float] | None
     spacing_kind: SpacingKind
+    left_edge: PatientSide
     frame: int
     frame_count: int
     sha256: str
@@ -320,6 +323,7 @@ def _read_facts(opened: _OpenedFile, limits: Limits, sha256: str) -> _Facts:
         modality=modality if len(modality) <= 16 and " " not in modality else "",
         spacing_mm=spacing,
         spacing_kind=kind,
+        left_edge=_read_left_edge(tags),
         frame=opened.frame,
         frame_count=count,
         sha256=sha256,
@@ -331,17 +335,23 @@ def _read_facts(opened: _OpenedFile, limits: Limits, sha256: str) -> _Facts:
     )
 
 
+def _read_left_edge(tags: TechnicalTags) -> PatientSide:
+    try:
+        return read_left_edge(tags)
+    except Exception:  # noqa: BLE001 (a damaged orientation must not cost the picture)
+        return ""
+
+
 def has_burned_in_risk(tags: TechnicalTags) -> bool:
     """Whether text in the pixels is declared, or common for this kind of image.
 
-    Burned In Annotation (0028,0301) decides where it is present; no tag can prove absence.
+    Burned In Annotation (0028,0301) can declare it and never rule it out: no tag proves absence,
+    and NO is often written by a machine that did not look.
     """
-    declared = tags.code("BurnedInAnnotation")
-    if declared in ("YES", "NO"):
-        return declared == "YES"
     sop_class = tags.code("SOPClassUID") + "."
     return (
-        tags.code("Modality") in _SCREEN_MODALITIES
+        tags.code("BurnedInAnnotation") == "YES"
+        or tags.code("Modality") in _SCREEN_MODALITIES
         or sop_class.startswith(_SECONDARY_CAPTURE_UID + ".")
         or tags.has("ConversionType")
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from engine.geometry import PatientSide
 from engine.imaging.arrays import Pixels
 from engine.imaging.lut import LookupTable, make_table
 from engine.imaging.source import SpacingKind
@@ -13,6 +15,11 @@ from engine.imaging.tags import TechnicalTags
 from engine.imaging.window import WINDOW_FUNCTIONS, Window, WindowFunction
 
 _INT32 = np.iinfo(np.int32)
+_AXES = {"L": "x", "R": "x", "P": "y", "A": "y", "H": "z", "F": "z"}
+# A row this close to the left-right axis (within 37 degrees) runs from side to side; further off
+# a mark would say more than the edge of the picture shows.
+_LEAST_SIDEWAYS = 0.8
+_UNIT_TOLERANCE = 0.01
 _SPACINGS: tuple[tuple[str, SpacingKind], ...] = (
     ("PixelSpacing", "patient"),
     ("ImagerPixelSpacing", "detector"),
@@ -154,6 +161,47 @@ def read_spacing(tags: FrameTags) -> tuple[tuple[float, float] | None, SpacingKi
         if len(found) == 2 and min(found) > 0:
             return (found[0], found[1]), kind
     return None, ""
+
+
+def read_left_edge(tags: TechnicalTags) -> PatientSide:
+    """The patient's side at the left edge of the image as stored.
+
+    From Patient Orientation (PS3.3 C.7.6.1.1.1), whose first value is the direction of the rows
+    from left to right, and from Image Orientation Patient (C.7.6.2.1.1), whose x grows towards
+    the patient's left. '' where neither is there, where one is malformed or runs elsewhere than
+    from side to side, where the two contradict each other, and for animals, of which the same
+    letters mean other directions.
+    """
+    if tags.codes("AnatomicalOrientationType") not in ((), ("BIPED",)):
+        return ""
+    found = set()
+    if tags.codes("PatientOrientation"):
+        found.add(_side_by_letters(tags.codes("PatientOrientation")))
+    if tags.has("ImageOrientationPatient"):
+        found.add(_side_by_cosines(tags.numbers("ImageOrientationPatient")))
+    return found.pop() if len(found) == 1 else ""
+
+
+def _side_by_letters(directions: tuple[str, ...]) -> PatientSide:
+    """Of the rows' and the columns' direction, each with its main letter first."""
+    axes = [[_AXES.get(letter) for letter in direction] for direction in directions]
+    sound = all(None not in named and len({*named}) == len(named) for named in axes)
+    if len(axes) != 2 or not all(axes) or not sound or axes[0][0] == axes[1][0]:
+        return ""
+    main = directions[0][0]
+    return "right" if main == "L" else "left" if main == "R" else ""
+
+
+def _side_by_cosines(cosines: tuple[float, ...]) -> PatientSide:
+    """Of the unit vectors along the rows and the columns, at right angles to each other."""
+    if len(cosines) != 6:
+        return ""
+    rows, columns = cosines[:3], cosines[3:]
+    product = sum(one * other for one, other in zip(rows, columns, strict=True))
+    faults = (math.hypot(*rows) - 1, math.hypot(*columns) - 1, product)
+    if max(abs(fault) for fault in faults) > _UNIT_TOLERANCE or abs(rows[0]) < _LEAST_SIDEWAYS:
+        return ""
+    return "right" if rows[0] > 0 else "left"
 
 
 def is_inverted(tags: TechnicalTags, photometric: str) -> bool:

@@ -132,6 +132,7 @@ def _describe(
         modality="",
         spacing_mm=None,
         spacing_kind="",
+        left_edge="",
         units="",
         frame=0,
         frame_count=1,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from engine.geometry import PatientSide
 from engine.imaging.arrays import Bytes, Pixels
 from engine.imaging.lut import LookupTable
 from engine.imaging.sniff import ImageFormat
@@ -22,6 +23,7 @@ from engine.imaging.window import (
 
 SpacingKind = Literal["patient", "detector", "nominal", ""]
 SPACING_KINDS: tuple[str, ...] = ("patient", "detector", "nominal", "")
+PATIENT_SIDES: tuple[str, ...] = get_args(PatientSide)
 
 _TABLE_SPAN = 1 << 18
 _ROWS_PER_BLOCK = 256
@@ -43,6 +45,9 @@ class SourceImage:
         spacing_mm: `(row, column)`: millimetres between rows and between columns.
         spacing_kind: 'patient' (Pixel Spacing), 'detector' (Imager Pixel Spacing, larger than
             the patient by the magnification), 'nominal' (a scanned film), '' when unknown.
+        left_edge: the patient's side at the left edge of the stored image: 'right' as
+            radiographs hang, 'left' where it is the other way round, '' where the file does not
+            say, or where the rows do not run from side to side.
         units: 'HU', or '' when the values have no known unit.
         frame: index of this frame, from 0.
         frame_count: frames that can be asked for.
@@ -69,6 +74,7 @@ class SourceImage:
     modality: str
     spacing_mm: tuple[float, float] | None
     spacing_kind: SpacingKind
+    left_edge: PatientSide
     units: str
     frame: int
     frame_count: int

@@ -50,6 +50,10 @@ ALLOWED_KEYWORDS: frozenset[str] = frozenset(
         "PixelSpacing",
         "ImagerPixelSpacing",
         "NominalScannedPixelSpacing",
+        # Which side of the patient is where: C.7.6.1.1.1, C.7.6.2.1.1
+        "PatientOrientation",
+        "ImageOrientationPatient",
+        "AnatomicalOrientationType",
         # The same facts per frame: C.7.6.16
         "SharedFunctionalGroupsSequence",
         "PerFrameFunctionalGroupsSequence",
@@ -125,10 +129,11 @@ class TechnicalTags:
 
         Free text that someone put in the place of a code is dropped.
         """
-        items = _as_items(self._value(keyword))
-        text = str(items[0]).strip().upper() if items else ""
-        plain = text.replace("_", "").replace(" ", "").replace(".", "")
-        return text if len(text) <= 64 and plain.isascii() and plain.isalnum() else ""
+        return next(iter(self.codes(keyword)), "")
+
+    def codes(self, keyword: str) -> tuple[str, ...]:
+        """All values of an element as `code` gives the first; '' for each that is no code."""
+        return tuple(_plain_code(value) for value in _as_items(self._value(keyword)))
 
     def raw(self, keyword: str) -> bytes | None:
         """The bytes of an element of VR OW or OB; None when it holds something else."""
@@ -158,6 +163,12 @@ def count_hidden(dataset: Dataset) -> int:
     known = ALLOWED_KEYWORDS | _DECODER_KEYWORDS
     tags = list(dataset.keys())
     return sum(keyword_for_tag(tag) not in known for tag in tags)
+
+
+def _plain_code(value: object) -> str:
+    text = str(value).strip().upper()
+    plain = text.replace("_", "").replace(" ", "").replace(".", "")
+    return text if len(text) <= 64 and plain.isascii() and plain.isalnum() else ""
 
 
 def _as_items(value: object) -> tuple[object, ...]:

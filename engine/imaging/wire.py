@@ -20,13 +20,18 @@ from engine.imaging.errors import (
 )
 from engine.imaging.limits import Limits
 from engine.imaging.lut import LookupTable
-from engine.imaging.source import SPACING_KINDS, SourceImage
+from engine.imaging.source import PATIENT_SIDES, SPACING_KINDS, SourceImage
 from engine.imaging.window import WINDOW_FUNCTIONS, WINDOW_SOURCES, Window
 
 _HEADER_BYTES = 1 << 20
 _MESSAGE_CHARACTERS = 400
 _DTYPES = ("uint8", "int32", "float32")
 _ARRAYS = ("pixels", "voi_lut")
+_VOCABULARIES = {
+    "window_source": WINDOW_SOURCES,
+    "spacing_kind": SPACING_KINDS,
+    "left_edge": PATIENT_SIDES,
+}
 
 # JSON values; strict enough for `_decode`, which checks each one.
 Json = dict[str, object]
@@ -86,8 +91,9 @@ def _read(stream: IO[bytes], limits: Limits) -> SourceImage:
     if facts["spacing_mm"] is not None:
         row, column = facts["spacing_mm"]
         facts["spacing_mm"] = (float(row), float(column))
-    if facts["window_source"] not in WINDOW_SOURCES or facts["spacing_kind"] not in SPACING_KINDS:
-        raise ValueError("A word that is not of the vocabulary.")
+    for name, words in _VOCABULARIES.items():
+        if facts[name] not in words:
+            raise ValueError("A word that is not of the vocabulary.")
     return SourceImage(pixels=pixels, voi_lut=table, **facts)
 
 

@@ -25,8 +25,9 @@ def series(frames: int = 3) -> bytes:
     """A multi-frame DICOM whose frames grow brighter."""
     values = chest(128).astype(np.uint16)
     stack = np.stack([values * 8 + 100 * frame for frame in range(frames)])
+    windows = {"WindowCenter": [1000, 500], "WindowWidth": [2000, 400]}
     return to_file(
-        stack, Modality="CT", WindowCenter=[1000, 500], WindowWidth=[2000, 400], BitsStored=12
+        stack, Modality="CT", BitsStored=12, ImageOrientationPatient=[1, 0, 0, 0, 1, 0], **windows
     )
 
 
@@ -94,6 +95,25 @@ def test_zoom_pan_and_turns_show_in_the_readouts(page_server: Served, open_page:
     canvas.press(" ")
     expect(left).to_have_text("R")
     expect(page.locator(".lb-readout")).to_have_text(fitted, use_inner_text=True)
+
+
+def test_the_patients_sides_are_those_of_the_file(page_server: Served, open_page: OpenPage) -> None:
+    page = open_page(page_server)
+    left, right = page.locator(".lb-mark-left"), page.locator(".lb-mark-right")
+    values = chest(64).astype(np.uint16)
+    open_image(page, to_file(values, Modality="CR", PatientOrientation=["R", "F"]))
+    expect(left).to_have_text("L")
+    expect(right).to_have_text("R")
+    page.locator(".lb-canvas").press("h")
+    expect(left).to_have_text("R")
+
+    sagittal = [0.569486, 0.822001, 0, 0, 0, -1]
+    open_image(page, to_file(values, Modality="MR", ImageOrientationPatient=sagittal))
+    expect(left).to_have_text("")
+    expect(right).to_have_text("")
+    upload(page, to_zip(events_of(request())), "x.radtrace.zip")
+    wait_for(page, "done")
+    expect(left).to_have_text("R")
 
 
 def test_another_frame_keeps_the_window_and_the_zoom(

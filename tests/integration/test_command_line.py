@@ -44,7 +44,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("images") / "DOE_JOHN_1960.dcm"
-    path.write_bytes(to_file(RAMP, WindowCenter=2000, WindowWidth=3000, PatientName="DOE^JOHN"))
+    window = {"WindowCenter": 2000, "WindowWidth": 3000}
+    path.write_bytes(to_file(RAMP, PatientName="DOE^JOHN", PatientOrientation=["R", "F"], **window))
     return str(path)
 
 
@@ -133,6 +134,7 @@ def test_the_window_of_the_run_is_in_its_facts(call: Run, checkpoint: str, image
     assert isinstance(other, RunStarted)
     facts = [(i.window_center, i.window_width, i.window_source) for i in (own.image, other.image)]
     assert facts == [(2000.0, 3000.0, "file"), (100.0, 50.0, "request")]
+    assert own.image.left_edge == "left"
 
 
 def test_text_of_a_saved_trace_cannot_drive_the_terminal(call: Run, tmp_path: Path) -> None:

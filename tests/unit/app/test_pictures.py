@@ -15,6 +15,7 @@ from pydicom.data import get_testdata_file
 from app.pictures import describe, display_image, picture_files, raw_grey
 from engine.imaging import SourceImage, Window, open_image, render
 from tests.factories import png
+from tests.unit.imaging.dicom_files import to_file
 
 
 @pytest.fixture
@@ -101,6 +102,16 @@ def test_a_chosen_window_is_part_of_the_request(ramp: SourceImage) -> None:
     np.testing.assert_array_equal(shown.pixels, render(ramp, window))
     assert (shown.window_center, shown.window_width) == (10_000.0, 4_000.0)
     assert shown.window_source == "request"
+
+
+def test_the_sides_of_the_patient_travel_with_the_picture() -> None:
+    pixels = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    mirrored = open_image(to_file(pixels, PatientOrientation=["R", "F"]))
+    unknown = open_image(png(pixels.astype(np.uint8)))
+
+    for source, side in ((mirrored, "left"), (unknown, "")):
+        assert describe(source, None)["left_edge"] == side
+        assert display_image(source, None, "").left_edge == side
 
 
 def test_a_table_of_the_file_reaches_the_browser() -> None:

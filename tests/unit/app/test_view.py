@@ -132,6 +132,12 @@ def test_pictures_are_kept_under_names_of_our_own() -> None:
     assert view.pictures["crop-1.png"] == events.regrounds[0].crop_png
 
 
+def test_the_sides_of_the_patient_reach_the_page() -> None:
+    run = RunView.from_events(trace()).to_json()["facts"]
+
+    assert run["image"]["left_edge"] == "right"
+
+
 def test_markup_opens_no_card_of_its_own() -> None:
     events = list(trace(method="direct"))
     first = next(i for i, event in enumerate(events) if isinstance(event, TokenStep))

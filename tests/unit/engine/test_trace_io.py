@@ -140,6 +140,7 @@ starts = st.builds(
         window_center=st.none() | finite,
         window_width=st.none() | finite,
         window_source=text,
+        left_edge=st.sampled_from(["left", "right", ""]),
         spacing_mm=st.none() | st.tuples(finite, finite),
         seen_width=count,
         seen_height=count,
@@ -260,6 +261,18 @@ def test_every_kind_of_event_is_covered_here() -> None:
 
 
 # --- what a line looks like ------------------------------------------------------------------
+
+
+def test_a_start_from_before_sides_were_kept_has_none() -> None:
+    start = trace().events[0]
+    assert isinstance(start, RunStarted)
+    assert start.image.left_edge == "right"
+    old = to_json(start)
+    del old["image"]["left_edge"]
+
+    assert from_json(old) == replace(start, image=replace(start.image, left_edge=""))
+    with pytest.raises(TraceFileError, match=r"field image\.left_edge"):
+        from_json({**old, "image": {**old["image"], "left_edge": "<b>"}})
 
 
 def test_an_event_names_its_type_and_its_seconds_first() -> None:

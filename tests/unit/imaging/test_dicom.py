@@ -197,7 +197,9 @@ def test_a_modality_that_is_no_code_is_dropped(modality: str) -> None:
         ({"Modality": "CR"}, False),
         ({"Modality": "US"}, True),
         ({"Modality": "CR", "BurnedInAnnotation": "YES"}, True),
-        ({"Modality": "US", "BurnedInAnnotation": "NO"}, False),
+        ({"Modality": "CR", "BurnedInAnnotation": "NO"}, False),
+        # No tag proves absence: what is usually written into such pictures is still looked for.
+        ({"Modality": "US", "BurnedInAnnotation": "NO"}, True),
         ({"Modality": "CR", "ConversionType": "WSD"}, True),
         ({"Modality": "CT", "SOPClassUID": UID("1.2.840.10008.5.1.4.1.1.7")}, True),
         ({"Modality": "CT", "SOPClassUID": UID("1.2.840.10008.5.1.4.1.1.77.1")}, False),

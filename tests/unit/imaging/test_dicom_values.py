@@ -294,3 +294,97 @@ def test_rendering_equals_a_naive_twin(
         unit = 0.0 if value <= low else 1.0 if value > high else (value - low) / (high - low)
         expected = (1 - unit if inverted else unit) * 255
         assert abs(int(shown[row, column]) - expected) <= 0.5 + 1e-9
+
+
+AXIAL = [1, 0, 0, 0, 1, 0]
+SAGITTAL = [0, 1, 0, 0, 0, -1]
+OBLIQUE = [0.569486, 0.822001, 0, 0, 0, -1]
+
+
+@pytest.mark.parametrize(
+    ("elements", "side"),
+    [
+        pytest.param({}, "", id="nothing"),
+        pytest.param({"PatientOrientation": ["L", "F"]}, "right", id="as radiographs hang"),
+        pytest.param({"PatientOrientation": ["R", "F"]}, "left", id="the other way round"),
+        pytest.param({"PatientOrientation": ["LP", "F"]}, "right", id="compound"),
+        pytest.param({"PatientOrientation": ["L", "FP"]}, "right", id="compound columns"),
+        pytest.param({"PatientOrientation": ["A", "F"]}, "", id="lateral"),
+        pytest.param({"PatientOrientation": ["AL", "F"]}, "", id="mainly lateral"),
+        pytest.param({"PatientOrientation": "L"}, "", id="one value"),
+        pytest.param({"PatientOrientation": ["L", "F", "P"]}, "", id="three values"),
+        pytest.param({"PatientOrientation": ["L", "R"]}, "", id="one axis twice"),
+        pytest.param({"PatientOrientation": ["LR", "F"]}, "", id="left and right"),
+        pytest.param({"PatientOrientation": ["LEFT", "F"]}, "", id="no direction"),
+        pytest.param({"PatientOrientation": ["L", "<b>"]}, "", id="no code"),
+        pytest.param({"PatientOrientation": ""}, "", id="empty"),
+        pytest.param({"ImageOrientationPatient": AXIAL}, "right", id="axial"),
+        pytest.param({"ImageOrientationPatient": [-1, 0, 0, 0, 1, 0]}, "left", id="mirrored"),
+        pytest.param({"ImageOrientationPatient": SAGITTAL}, "", id="sagittal"),
+        pytest.param({"ImageOrientationPatient": OBLIQUE}, "", id="oblique sagittal"),
+        pytest.param({"ImageOrientationPatient": [0.75, 0.6614378, 0, 0, 0, -1]}, "", id="oblique"),
+        pytest.param(
+            {"ImageOrientationPatient": [0.9, 0.4358899, 0, 0, 0, -1]}, "right", id="near"
+        ),
+        pytest.param({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "", id="parallel"),
+        pytest.param({"ImageOrientationPatient": [9, 0, 0, 0, 9, 0]}, "", id="no unit vectors"),
+        pytest.param({"ImageOrientationPatient": [1e300] * 6}, "", id="huge"),
+        pytest.param({"ImageOrientationPatient": [0] * 6}, "", id="zeros"),
+        pytest.param({"ImageOrientationPatient": [1, 0, 0]}, "", id="three numbers"),
+        pytest.param(
+            {"PatientOrientation": ["L", "P"], "ImageOrientationPatient": AXIAL}, "right", id="both"
+        ),
+        pytest.param(
+            {"PatientOrientation": ["R", "P"], "ImageOrientationPatient": AXIAL},
+            "",
+            id="contradiction",
+        ),
+        pytest.param(
+            {"PatientOrientation": ["L", "F"], "ImageOrientationPatient": SAGITTAL},
+            "",
+            id="letters against cosines",
+        ),
+        pytest.param(
+            {"PatientOrientation": ["L", "F"], "AnatomicalOrientationType": "BIPED"},
+            "right",
+            id="biped",
+        ),
+        pytest.param(
+            {"PatientOrientation": ["R", "F"], "AnatomicalOrientationType": "QUADRUPED"},
+            "",
+            id="R is rostral",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_the_side_at_the_left_edge(elements: dict[str, object], side: str) -> None:
+    assert open_here(to_file(RAMP, **elements)).left_edge == side
+
+
+@pytest.mark.parametrize("vr", [b"FD", b"XX"])
+def test_a_damaged_orientation_costs_neither_the_picture_nor_a_wrong_mark(vr: bytes) -> None:
+    data = to_file(RAMP, PatientOrientation=["L", "F"], ImageOrientationPatient=AXIAL)
+    assert open_here(data).left_edge == "right"
+    element = b"\x20\x00\x20\x00"
+    assert data.count(element + b"CS") == 1
+
+    source = open_here(data.replace(element + b"CS", element + vr))
+
+    assert source.left_edge == ""
+    np.testing.assert_array_equal(source.pixels, RAMP)
+
+
+def test_the_orientation_of_single_frames_gives_no_side() -> None:
+    group = item(PlaneOrientationSequence=[item(ImageOrientationPatient=AXIAL)])
+    frames = np.stack([RAMP, RAMP + 1])
+
+    source = open_here(to_file(frames, SharedFunctionalGroupsSequence=[group]))
+
+    assert source.left_edge == ""
+
+
+def test_a_mirrored_image_is_shown_as_it_is_stored() -> None:
+    mirrored = open_here(to_file(RAMP, PatientOrientation=["R", "H"]))
+
+    np.testing.assert_array_equal(mirrored.pixels, RAMP)
+    np.testing.assert_array_equal(render(mirrored), render(open_here(to_file(RAMP))))

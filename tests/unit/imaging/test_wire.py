@@ -27,7 +27,15 @@ def sample_sources() -> list[SourceImage]:
     table = lut_item([64, 0, 12], list(range(64)))
     return [
         open_here(to_file(RAMP, PixelSpacing=[0.5, 0.25], Modality="CT", RescaleSlope=1)),
-        open_here(to_file(RAMP, RescaleSlope=0.1, WindowCenter=[1, 2], WindowWidth=[3, 4])),
+        open_here(
+            to_file(
+                RAMP,
+                PatientOrientation=["R", "F"],
+                RescaleSlope=0.1,
+                WindowCenter=[1, 2],
+                WindowWidth=[3, 4],
+            )
+        ),
         open_here(to_file(RAMP, VOILUTSequence=[table])),
         open_here(to_file(color)),
     ]
@@ -77,6 +85,8 @@ def test_errors_keep_their_type(code: str) -> None:
         ("shape", [8, 9]),
         ("window_source", "<b>"),
         ("spacing_kind", "other"),
+        ("left_edge", "<b>"),
+        ("left_edge", ["left"]),
         ("spacing_mm", [1]),
         ("windows", [[1, 2, "eval"]]),
         ("windows", [[1, 0, "LINEAR"]]),

@@ -8,6 +8,7 @@ import pydicom
 import pytest
 from pydicom.pixels import apply_voi_lut
 
+from engine.imaging import open_image
 from training.phantoms import (
     PhantomConfig,
     Truth,
@@ -47,6 +48,11 @@ def test_pixels_and_geometry_come_back(phantom, data):
     assert list(data.PixelSpacing) == [phantom.truth.pixel_spacing] * 2
     assert list(data.ImagerPixelSpacing) == [phantom.truth.pixel_spacing] * 2
     assert data.PhotometricInterpretation == phantom.truth.photometric
+
+
+def test_the_right_of_the_patient_is_on_the_left(phantom):
+    source = open_image(to_dicom(phantom), sandboxed=False)
+    assert source.left_edge == "right"
 
 
 def test_rendering_with_pydicom_gives_the_view(phantom, data):
