@@ -42,6 +42,7 @@ class Handlers:
         engine: what runs requests, or None to replay only.
         sessions: the data of every tab.
         samples: what can be opened without a file.
+        turns: the line in which runs wait.
         upload_root: where Gradio puts uploads.
         served_root: where the files of our own lie.
         version: of the app, written into saved traces.
@@ -52,6 +53,7 @@ class Handlers:
         engine: StreamEngine | None,
         sessions: Sessions,
         samples: tuple[Sample, ...],
+        turns: Turns,
         *,
         upload_root: Path,
         served_root: Path,
@@ -63,7 +65,7 @@ class Handlers:
         self._upload_root = upload_root
         self._served_root = served_root
         self._version = version
-        self._turns = Turns()
+        self._turns = turns
 
     def page(self, session: Session | None = None, more: Json | None = None) -> Json:
         """The page state: cumulative, and small enough to be sent whole.

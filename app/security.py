@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -163,14 +162,13 @@ def claim_upload(path: object, upload_root: Path, served_root: Path) -> bytes:
     return data
 
 
-def private_folder(prefix: str = "lightbox-") -> Path:
-    """A new temporary folder that only this user can enter, deleted when the program ends."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
-    os.chmod(folder, 0o700)
-    delete_at_exit(folder)
-    return folder
+def private_folder(prefix: str = "lightbox-", parent: Path | None = None) -> Path:
+    """A new temporary folder that only this user can enter, deleted when the program ends.
 
-
-def delete_at_exit(folder: Path) -> None:
-    """Deletes the folder with all files when the program ends."""
+    Args:
+        prefix: of its name, which cannot be guessed.
+        parent: the folder to make it in; None takes the system's folder for temporary files.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).resolve()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

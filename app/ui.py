@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, Final
 
 import gradio as gr
+from gradio.events import api
 from starlette.middleware import Middleware
 
-from app.charts import UNSURE_NATS
+from app.api import Api
 from app.frontend import page_script, style_sheet
 from app.handlers import Handlers
-from app.live import StreamEngine
+from app.live import StreamEngine, Turns
 from app.samples import Sample, list_samples
 from app.security import (
     LOOPBACK,
     PrivateHeaders,
     SameOriginGuard,
-    delete_at_exit,
     private_folder,
 )
-from app.session import Sessions
+from app.session import IDLE_SECONDS, SWEEP_SECONDS, Sessions
 from app.startup import is_loopback
 from app.texts import (
     ABOUT,
@@ -69,17 +70,17 @@ def build(
     upload_root = _upload_root()
     served_root = upload_root / SERVED
     shown = list_samples(ASSETS / "samples") if samples is None else samples
-    handlers = Handlers(
-        engine,
-        Sessions(private_folder(), served_root),
-        shown,
-        upload_root=upload_root,
-        served_root=served_root,
-        version=VERSION,
-    )
+    folders = {"upload_root": upload_root, "served_root": served_root}
+    turns = Turns()
+    sessions = Sessions(private_folder(), served_root)
+    handlers = Handlers(engine, sessions, shown, turns, **folders, version=VERSION)
     demo: gr.Blocks
     with gr.Blocks(
-        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(300, 1800)
+        title=TITLE,
+        analytics_enabled=False,
+        fill_width=True,
+        # For uploads that no tab has claimed.
+        delete_cache=(SWEEP_SECONDS, IDLE_SECONDS),
     ) as demo:
         # A hot reload would switch the history of runs on again; it keeps questions and
         # file names in the browser.
@@ -98,24 +99,25 @@ def build(
                     chart = gr.Plot(show_label=False, label="Chart of this run")
             with gr.Tab("About & safety"):
                 gr.Markdown(ABOUT, elem_id="lb-about")
+        # Before the page's own listeners, one of which has the same name.
+        programs = Api(engine, turns, **folders)
+        api(programs.explain, api_name="explain", concurrency_limit=16)
+        api(programs.load_trace, api_name="load_trace", concurrency_limit=4)
         _wire(demo, handlers, live, chart, panel)
     return demo
 
 
 def _upload_root() -> Path:
-    """Gradio's temporary folder, made private.
+    """A private folder in Gradio's temporary folder, in which Gradio then works.
 
-    One that is set already stays: `gradio app.py` executes the program a second time, and
-    both must use the same.
+    `gradio app.py` executes the program a second time, and both must use the same, so the
+    folder that this process has made before is taken again.
     """
-    set_before = os.environ.get("GRADIO_TEMP_DIR")
-    if set_before:
-        folder = Path(set_before)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
-        delete_at_exit(folder.resolve() / SERVED)
-    else:
-        folder = private_folder("lightbox-gradio-")
+    prefix = f"lightbox-gradio-{os.getpid()}-"
+    folder = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
+    if not folder.name.startswith(prefix):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder = private_folder(prefix, folder)
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
     return folder.resolve()
 
@@ -168,6 +170,7 @@ def launch_options(host: str | None, *, on_space: bool = False) -> dict[str, Any
         "ssr_mode": False,
         "strict_cors": True,
         "enable_monitoring": False,
+        "mcp_server": False,
         "theme": _theme(),
         "css": style_sheet(ASSETS),
         "app_kwargs": {
@@ -190,7 +193,6 @@ def _constants(samples: tuple[Sample, ...], *, on_space: bool) -> dict[str, Any]
         "samples": [sample.to_json(index) for index, sample in enumerate(samples)],
         "methods": METHOD_TEXTS,
         "latents": LATENT_TEXTS,
-        "unsure": UNSURE_NATS,
         "text": {
             "gate": GATE,
             "accept": GATE_ACCEPT,

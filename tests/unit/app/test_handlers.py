@@ -19,7 +19,7 @@ from PIL import Image
 from app import handlers as handlers_module
 from app import session as session_module
 from app.handlers import Handlers
-from app.live import StreamEngine
+from app.live import StreamEngine, Turns
 from app.samples import Sample
 from app.session import Sessions
 from app.texts import CROWDED, IMAGE_GONE, NO_TAB, OTHER_IMAGE
@@ -93,6 +93,7 @@ class Bench:
                 Sample(path=sample, title="Drawn", kind="phantom", question="Where?", truth="left"),
                 Sample(path=recorded, title="Recorded", kind="recorded"),
             ),
+            Turns(),
             upload_root=self.upload_root,
             served_root=served,
             version="9.9",

@@ -1,0 +1,89 @@
+"""Two endpoints for programs: `/explain` and `/load_trace`.
+
+They keep nothing between calls. A run waits in the same line as those of the page, and its
+events are the JSON objects that `python -m engine trace --jsonl` prints.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import FileData
+
+from app.forms import request_from, window_from
+from app.live import LiveRun, StreamEngine, Turns
+from app.pictures import display_image
+from app.security import UploadError, claim_upload
+from app.texts import NO_ENGINE
+from engine.imaging import ImagingError, open_image
+from engine.request import Request, RequestError
+from engine.trace_io import TraceFileError, read_trace, to_json
+
+Json = dict[str, Any]
+
+
+class Api:
+    """What programs may call; every refusal is a `gr.Error` with one sentence.
+
+    Args:
+        engine: what runs requests, or None to read saved traces only.
+        turns: the line in which runs wait, shared with the page.
+        upload_root: where Gradio puts uploads.
+        served_root: where the files of the page lie.
+    """
+
+    def __init__(
+        self, engine: StreamEngine | None, turns: Turns, *, upload_root: Path, served_root: Path
+    ) -> None:
+        self._engine = engine
+        self._turns = turns
+        self._upload_root = upload_root
+        self._served_root = served_root
+
+    def explain(
+        self,
+        image: FileData,
+        question: str,
+        options: list[str] | None = None,
+        method: str = "auto",
+        settings: dict[str, Any] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Ask one question about an image (DICOM, PNG or JPEG); yields the events of the run.
+
+        The settings are those of the page: `seed`, `temperature`, `max_crops`, `latent_steps`,
+        `max_new_tokens`, `threshold` (nats), `changes`, `window` and `frame`.
+        """
+        if self._engine is None:
+            raise gr.Error(NO_ENGINE)
+        given = settings if isinstance(settings, dict) else {}
+        form = {**given, "question": question, "options": options, "method": method}
+        try:
+            request = _request(self._claimed(image), form)
+        except (UploadError, ImagingError, RequestError) as error:
+            raise gr.Error(str(error)) from None
+        for batch in LiveRun(self._engine, request, self._turns, threading.Event()).batches():
+            for event in batch:
+                yield to_json(event)
+
+    def load_trace(self, file: FileData) -> list[dict[str, Any]]:
+        """Check a saved run (`*.radtrace.zip`) from end to end; returns its events."""
+        try:
+            return [to_json(event) for event in read_trace(self._claimed(file))]
+        except (UploadError, TraceFileError) as error:
+            raise gr.Error(str(error)) from None
+
+    def _claimed(self, file: object) -> bytes:
+        path = file.get("path") if isinstance(file, dict) else None
+        return claim_upload(path, self._upload_root, self._served_root)
+
+
+def _request(content: bytes, form: Json) -> Request:
+    frame = form.get("frame", 0)
+    if type(frame) is not int:
+        raise RequestError("frame must be a whole number, from 0.")
+    window, source = window_from(form)
+    return request_from(form, display_image(open_image(content, frame=frame), window, source))
