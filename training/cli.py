@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true", help="machine-readable")
     bench.add_argument("--repeats", type=int, default=7, help="interleaved rounds")
     bench.set_defaults(command=_bench)
+    _add_ablate(commands.add_parser("ablate", help="train and score the rows of an ablation"))
     score = commands.add_parser(
         "score-group", help="rewards and branch probabilities of a group of trajectories"
     )
@@ -110,6 +111,16 @@ def _add_memory(memory: argparse.ArgumentParser) -> None:
     memory.add_argument("--devices", type=int, default=1)
     memory.add_argument("--sharded", action="store_true", help="weights are spread (FSDP2, ZeRO)")
     memory.set_defaults(command=_memory)
+
+
+def _add_ablate(ablate: argparse.ArgumentParser) -> None:
+    ablate.add_argument("method", choices=("medlvr", "medvr"))
+    ablate.add_argument("overrides", nargs="*", metavar="key=value")
+    ablate.add_argument("--config", type=Path, help="training/configs/ablate-METHOD.yaml")
+    ablate.add_argument("--seeds", type=int, nargs="+", help="instead of the configured ones")
+    ablate.add_argument("--rows", nargs="+", default=[], help="only these and what they need")
+    ablate.add_argument("--json", action="store_true", help="with all that was measured")
+    ablate.set_defaults(command=_ablate)
 
 
 def _report(line: str) -> None:
@@ -178,6 +189,17 @@ def _evaluate(options: argparse.Namespace) -> int:
     from training.evaluate import run_benchmark
 
     sys.stdout.write(run_benchmark(options, _report))
+    return 0
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    from training.ablation import AblationConfig, ablate, printed
+
+    path = options.config or Path(f"training/configs/ablate-{options.method}.yaml")
+    seeds = [f"seeds={options.seeds}"] if options.seeds else []
+    config = load_config(AblationConfig, path, [*options.overrides, *seeds])
+    found = ablate(config, _report, options.rows)
+    sys.stdout.write(printed(found, as_json=options.json))
     return 0
 
 

@@ -1,0 +1,81 @@
+"""The table of an ablation, against cases worked by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.ablation_table import family_means, readable, table
+
+
+def outcome(family: str, right: bool, **more: Any) -> dict[str, Any]:
+    return {"family": family, "kind": "coarse", "right": right, "zooms": 0, "seconds": 1.0, **more}
+
+
+def run(*right: bool) -> list[dict[str, Any]]:
+    """Three questions of one family, one of another."""
+    return [outcome(name, value) for name, value in zip("aaab", right, strict=True)]
+
+
+def test_every_family_counts_the_same() -> None:
+    right = np.array([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+
+    assert family_means(right, ["a", "a", "a", "b"]).tolist() == pytest.approx([1 / 3, 1.0])
+
+
+def test_a_line_is_the_mean_over_seeds_and_a_difference_its_own() -> None:
+    scores = {
+        "plain": [run(True, True, False, False), run(True, False, False, False)],
+        "better": [run(True, True, True, True), run(True, True, False, True)],
+    }
+
+    plain, better = table(scores, {"better": "plain"})
+
+    assert plain["by_seed"] == pytest.approx([1 / 3, 1 / 6])
+    assert plain["accuracy"] == pytest.approx(0.25)
+    assert plain["families"] == {"a": pytest.approx(0.5), "b": 0.0}
+    assert better["accuracy"] == pytest.approx((1.0 + 5 / 6) / 2)
+    assert better["difference"] == pytest.approx(better["accuracy"] - 0.25)
+    assert better["against"] == "plain"
+    assert "difference" not in plain
+
+
+def test_an_interval_of_equal_runs_has_no_width_and_one_of_the_same_answers_no_difference() -> None:
+    always, mixed = run(True, True, True, True), run(True, False, True, False)
+
+    sure, first, second = table(
+        {"sure": [always], "first": [mixed], "second": [mixed]}, {"second": "first"}
+    )
+
+    assert sure["ci95"] == [1.0, 1.0]
+    low, high = first["ci95"]
+    assert low < first["accuracy"] < high
+    # The same questions are drawn for both: what answers alike differs in no round.
+    assert second["difference_ci95"] == [0.0, 0.0]
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    good, bad = run(True, True, True, True), run(False, False, False, False)
+
+    (line,) = table({"row": [good, bad]}, {})
+
+    assert line["ci95"] == [0.0, 1.0]
+
+
+def test_rows_that_answered_other_questions_are_refused() -> None:
+    with pytest.raises(ValueError, match="other questions"):
+        table({"row": [run(True, True, True, True)], "odd": [[outcome("b", True)]]}, {})
+
+
+def test_means_leave_out_what_says_nothing() -> None:
+    answers = [
+        outcome("a", True, overlap=0.5, latent_attended=None),
+        outcome("a", True, overlap=None, latent_attended=None),
+    ]
+
+    (line,) = table({"row": [answers]}, {})
+
+    assert (line["overlap"], line["latent_attended"]) == (0.5, None)
+    assert "IoU 0.50" in readable([line], 1)

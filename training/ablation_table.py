@@ -1,0 +1,152 @@
+"""What the rows of an ablation come to: means over seeds, intervals, differences.
+
+All runs answer the same questions. A bootstrap draws seeds and, inside each family, questions,
+with replacement (2,000 rounds, fixed seed), and takes the 2.5th and 97.5th percentile; a
+difference draws the same seeds and questions for both rows. Three seeds show little of how much
+training varies, so that an interval from three is rather too narrow than too wide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+ROUNDS: Final = 2000
+
+
+def family_means(right: Floats, families: Sequence[str]) -> Floats:
+    """Mean over families of the mean over their questions.
+
+    Args:
+        right: `(..., N)`, one value a question.
+        families: `(N,)`, of each question.
+
+    Returns:
+        `(...)`.
+    """
+    names = sorted(set(families))
+    of = np.asarray(families)
+    means = [right[..., of == name].mean(axis=-1) for name in names]
+    return np.asarray(np.mean(means, axis=0), dtype=np.float64)
+
+
+class Draws:
+    """The questions and seeds of every round of the bootstrap, the same for all rows.
+
+    Args:
+        families: `(N,)`, of each question.
+        seeds: how many runs a row has.
+    """
+
+    def __init__(self, families: Sequence[str], seeds: int) -> None:
+        rng = np.random.default_rng(0)
+        of = np.asarray(families)
+        self.families = list(families)
+        self.seeds = rng.integers(0, seeds, (ROUNDS, seeds))
+        self.questions = np.empty((ROUNDS, len(of)), dtype=np.int64)
+        for name in sorted(set(families)):
+            own = np.flatnonzero(of == name)
+            self.questions[:, own] = own[rng.integers(0, len(own), (ROUNDS, len(own)))]
+
+    def means(self, right: Floats) -> Floats:
+        """Family means of every round, `(ROUNDS,)`, of `right`, `(seeds, N)`."""
+        drawn = [
+            right[chosen][:, asked].mean(axis=0)
+            for chosen, asked in zip(self.seeds, self.questions, strict=True)
+        ]
+        return family_means(np.stack(drawn), self.families)
+
+
+def interval(values: Floats) -> list[float]:
+    """The 2.5th and the 97.5th percentile."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def table(
+    scores: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], against: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """One line for every way that a row was asked.
+
+    Args:
+        scores: by name, for each seed the outcomes of all questions in the same order, each with
+            `family`, `kind`, `right` and whatever else `training.evaluate.Outcome` holds.
+        against: names of the lines that some lines are compared with.
+
+    Returns:
+        For each name, as plain data: `accuracy` (mean of the families' accuracies over the
+        seeds), `ci95`, `by_seed`, `families`, `difference` with `difference_ci95` and `against`
+        where there is one, and means of what else was measured.
+
+    Raises:
+        ValueError: two runs answered different questions.
+    """
+    lines: list[dict[str, Any]] = []
+    drawn: dict[str, Floats] = {}
+    draws: dict[int, Draws] = {}
+    first = next(iter(scores.values()))[0]
+    families = [outcome["family"] for outcome in first]
+    for name, runs in scores.items():
+        if any([outcome["family"] for outcome in run] != families for run in runs):
+            raise ValueError(f"The row {name} has answered other questions than the first.")
+        right = np.array([[float(o["right"]) for o in run] for run in runs])
+        if len(runs) not in draws:
+            draws[len(runs)] = Draws(families, len(runs))
+        drawn[name] = draws[len(runs)].means(right)
+        by_seed = family_means(right, families)
+        line: dict[str, Any] = {
+            "name": name,
+            "accuracy": float(by_seed.mean()),
+            "ci95": interval(drawn[name]),
+            "by_seed": by_seed.tolist(),
+            "families": _by(right, families),
+            "kinds": _by(right, [outcome["kind"] for outcome in first]),
+            **_means(runs),
+        }
+        other = against.get(name, "")
+        if other in scores and len(scores[other]) == len(runs):
+            rival = next(done for done in lines if done["name"] == other)
+            line |= {
+                "against": other,
+                "difference": line["accuracy"] - rival["accuracy"],
+                "difference_ci95": interval(np.subtract(drawn[name], drawn[other])),
+            }
+        lines.append(line)
+    return lines
+
+
+def _by(right: Floats, labels: Sequence[str]) -> dict[str, float]:
+    of = np.asarray(labels)
+    return {name: float(right[:, of == name].mean()) for name in dict.fromkeys(labels)}
+
+
+def _means(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float | None]:
+    """Means over all runs and questions where a number says something."""
+    found: dict[str, float | None] = {}
+    for name in ("overlap", "pointed", "latent_attended", "latent_alike", "zooms", "seconds"):
+        values = [float(o[name]) for run in runs for o in run if o.get(name) is not None]
+        found[name] = sum(values) / len(values) if values else None
+    return found
+
+
+def readable(lines: Sequence[Mapping[str, Any]], seeds: int) -> str:
+    """The table as text."""
+    head = f"{'row':44s} accuracy  95% interval    difference     box IoU  looks"
+    shown = [f"Mean accuracy over families, {seeds} seed(s)", head]
+    for line in lines:
+        low, high = line["ci95"]
+        text = f"{line['name']:44s} {line['accuracy']:7.1%}  [{low:6.1%}, {high:6.1%}]"
+        if "difference" in line:
+            low, high = line["difference_ci95"]
+            text += f"  {100 * line['difference']:+5.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+            text += f" against {line['against']}"
+        for name, words in (("overlap", "IoU"), ("zooms", "zooms"), ("latent_attended", "points")):
+            if line[name]:
+                text += f"  {words} {line[name]:.2f}"
+        shown.append(text)
+    return "\n".join(shown) + "\n"
