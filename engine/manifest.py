@@ -6,10 +6,13 @@ the image first, Qwen's own pixel budgets, and no claim of having been trained f
 
 from __future__ import annotations
 
+import functools
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 MANIFEST_FILE = "lightbox.json"
 MANIFEST_LIMIT_BYTES = 1_000_000
@@ -83,26 +86,33 @@ class Manifest:
             ManifestError: on anything but the known keys with values of the right kind.
         """
         try:
-            raw = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ManifestError(f"{MANIFEST_FILE} is not valid JSON: {error}.") from error
-        if not isinstance(raw, dict):
-            raise ManifestError(f"{MANIFEST_FILE} must hold one JSON object.")
-        unknown = sorted(set(raw) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ManifestError(f"{MANIFEST_FILE} has the unknown key {unknown[0]!r}.")
-        try:
-            for name in ("view", "crop"):
-                if name in raw:
-                    raw[name] = PixelBudget(**raw[name])
-            for name in ("trained_methods", "notices"):
-                if name in raw:
-                    raw[name] = tuple(str(item) for item in raw[name])
-            return cls(**raw)
-        except TypeError as error:
-            raise ManifestError(
-                f"{MANIFEST_FILE} has a value of the wrong kind: {error}."
-            ) from error
+            (manifest,) = _adapter().validate_json(f"[{text}]")
+        except ValidationError as error:
+            raise ManifestError(_sentence(error)) from error
+        return manifest
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[tuple[Manifest]]:
+    # A bare dataclass cannot be given a config; its one-tuple can, and passes it on.
+    one: Any = tuple.__class_getitem__((Manifest,))
+    return TypeAdapter(one, config=ConfigDict(strict=True, extra="forbid"))
+
+
+def _sentence(found: ValidationError) -> str:
+    """What is wrong first, and where, out of what pydantic says of the one-tuple."""
+    error = found.errors()[0]
+    where = ".".join(str(part) for part in error["loc"][1:])
+    if error["type"] == "json_invalid":
+        return f"{MANIFEST_FILE} is not valid JSON."
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{MANIFEST_FILE} has the unknown key {where!r}."
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if not where:
+        return f"{MANIFEST_FILE} must hold one JSON object."
+    says = error["msg"][0].lower() + error["msg"][1:]
+    return f"{MANIFEST_FILE} has a value of the wrong kind at {where!r}: {says}."
 
 
 def read_manifest(folder: Path) -> Manifest:
