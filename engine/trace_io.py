@@ -5,6 +5,7 @@ A saved trace is a zip of `manifest.json`, `trace.jsonl` (one event a line), `di
 no tag of the original. Reading treats the file as hostile: sizes are checked before anything
 is unpacked or decoded, nothing is executed, and every value is decoded against the declared
 type of its field. A file that fails any of this raises `TraceFileError` with one sentence.
+Writing holds the same limits, so that whatever was saved can be opened.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ MAX_UNPACKED_BYTES: Final = 256 * 2**20
 MAX_ENTRIES: Final = 500
 MAX_RATIO: Final = 100
 MAX_EVENTS: Final = 100_000
+# Beside their pictures, a file holds a manifest, the events, and two views of the image.
+MAX_CROPS: Final = MAX_ENTRIES - 4
 MAX_LINE_BYTES: Final = 64 * 2**20
 MAX_MANIFEST_BYTES: Final = 2**20
 MAX_GRID_CELLS: Final = 65_536
@@ -114,18 +117,21 @@ def dumps(event: Event, blob_name: BlobName | None = None) -> str:
         ) from error
 
 
-def from_json(encoded: Mapping[str, Any], blobs: Mapping[str, bytes] | None = None) -> Event:
+def from_json(encoded: Mapping[str, Any], blobs: dict[str, bytes] | None = None) -> Event:
     """The event that `to_json` wrote, decoded strictly against its declared types.
 
     Args:
         encoded: the JSON object.
-        blobs: archive members by name, for pictures that were stored as files.
+        blobs: archive members by name, for pictures that were stored as files. Each is taken
+            out by the event that names it: a file of many events that all name one large
+            picture would otherwise unpack to any size.
 
     Raises:
         TraceFileError: for an unknown type, a field that is missing, unknown or of the wrong
             type, or a picture that is not in `blobs`.
     """
-    fields = {key: _inlined(value, blobs or {}) for key, value in encoded.items() if key != "type"}
+    found = {} if blobs is None else blobs
+    fields = {key: _inlined(value, key, found) for key, value in encoded.items() if key != "type"}
     name = encoded.get("type")
     if not isinstance(name, str) or name not in _EVENT_BY_NAME:
         raise TraceFileError("The trace holds an event of a kind that this version does not know.")
@@ -152,18 +158,19 @@ def _where(error: Exception) -> str:
     return f" (field {'.'.join(known)[:80]})" if known else ""
 
 
-def _inlined(value: object, blobs: Mapping[str, bytes]) -> object:
-    if isinstance(value, dict):
-        if value.keys() == {"file"}:
-            blob = blobs.get(value["file"]) if isinstance(value["file"], str) else None
-            if blob is None:
-                raise TraceFileError("The trace names a picture that is not in the file.")
-            return base64.b64encode(blob).decode("ascii")
-        return {key: _inlined(item, blobs) for key, item in value.items()}
-    return value
+def _inlined(value: object, name: str, blobs: dict[str, bytes]) -> object:
+    if not isinstance(value, dict):
+        return value
+    if name in _PNG_FIELDS:
+        file = value.get("file")
+        blob = blobs.pop(file, None) if isinstance(file, str) else None
+        if blob is None:
+            raise TraceFileError("The trace names a picture that is not in the file, or twice.")
+        return base64.b64encode(blob).decode("ascii")
+    return {key: _inlined(item, key, blobs) for key, item in value.items()}
 
 
-def loads(line: str | bytes, blobs: Mapping[str, bytes] | None = None) -> Event:
+def loads(line: str | bytes, blobs: dict[str, bytes] | None = None) -> Event:
     """The event of one line of JSON.
 
     Raises:
@@ -246,6 +253,7 @@ def check_png(data: bytes) -> tuple[int, int]:
 
 def _check_order(events: Iterable[Event]) -> None:
     grids: dict[int, tuple[int, int]] = {}
+    crops = 0
     ended = False
     for position, event in enumerate(events):
         if ended:
@@ -258,6 +266,9 @@ def _check_order(events: Iterable[Event]) -> None:
             raise TraceFileError("The trace does not begin with the start of a run.")
         elif isinstance(event, Reground):
             grids[event.number] = (event.rows, event.columns)
+            crops += 1
+            if crops > MAX_CROPS:
+                raise TraceFileError(f"The trace has more than {MAX_CROPS} crops.")
         elif isinstance(event, TokenStep | LatentStep):
             _check_maps(event, grids)
         ended = isinstance(event, Finished | Failed)
@@ -276,7 +287,7 @@ def write_trace(path: str | Path, events: Iterable[Event], *, app_version: str =
     """Writes a trace as `*.radtrace.zip`, whole or not at all.
 
     Raises:
-        TraceFileError: when an event holds a number that is not finite.
+        TraceFileError: as `to_zip` does.
         OSError: when the folder cannot be written.
     """
     target = Path(path)
@@ -297,11 +308,24 @@ def to_zip(events: Iterable[Event], *, app_version: str = "") -> bytes:
     """The bytes of a `*.radtrace.zip`; equal events give equal bytes.
 
     Raises:
-        TraceFileError: when an event holds a number that is not finite.
+        TraceFileError: for what `read_trace` would refuse: no start of a run, numbers that are
+            not finite, or more events, crops or bytes than a file may hold.
     """
+    run = tuple(events)
+    _check_order(run)
     members: dict[str, bytes] = {}
-    lines = [dumps(event, functools.partial(_store, event, members)) for event in events]
-    members[_TRACE] = "".join(f"{line}\n" for line in lines).encode("utf-8")
+    lines: list[bytes] = []
+    for event in run:
+        _check_event(event)
+        lines.append(dumps(event, functools.partial(_store, event, members)).encode() + b"\n")
+        _check_line(len(lines), lines[-1])
+    if not lines:
+        raise TraceFileError("The trace is empty.")
+    members[_TRACE] = b"".join(lines)
+    if sum(map(len, members.values())) + MAX_MANIFEST_BYTES > MAX_UNPACKED_BYTES:
+        raise TraceFileError(
+            f"The trace takes more than {MAX_UNPACKED_BYTES // 2**20} MB: it cannot be saved."
+        )
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "app_version": app_version,
@@ -318,6 +342,10 @@ def to_zip(events: Iterable[Event], *, app_version: str = "") -> bytes:
             info.external_attr = 0o644 << 16
             info.compress_type = _compression(name, members[name])
             archive.writestr(info, members[name])
+    if len(buffer.getbuffer()) > MAX_FILE_BYTES:
+        raise TraceFileError(
+            f"The trace takes more than {MAX_FILE_BYTES // 2**20} MB: it cannot be saved."
+        )
     return buffer.getvalue()
 
 
@@ -334,8 +362,9 @@ def _store(event: Event, members: dict[str, bytes], field: str, data: bytes) -> 
         name = f"crops/{event.number}.png"
     else:
         name = {"display_png": "display.png", "seen_png": "seen.png"}[field]
-    if members.setdefault(name, data) != data:
-        return None  # A second picture of that name stays inline.
+    if name in members or not _is_member(name):
+        return None  # It stays inline.
+    members[name] = data
     return name
 
 
@@ -397,8 +426,7 @@ def _members(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
 
 def _check_entry(entry: zipfile.ZipInfo) -> None:
     name = entry.filename
-    known = name in (_TRACE, _MANIFEST, "display.png", "seen.png") or _is_crop(name)
-    if not known or name != entry.orig_filename:
+    if not _is_member(name) or name != entry.orig_filename:
         raise TraceFileError("The file has an entry that does not belong in a trace.")
     mode = entry.external_attr >> 16
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
@@ -409,10 +437,10 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
         raise TraceFileError("The file is compressed more than a trace ever is.")
 
 
-def _is_crop(name: str) -> bool:
+def _is_member(name: str) -> bool:
     folder, _, file = name.partition("/")
     stem = file.removesuffix(".png")
-    return (
+    return name in (_TRACE, _MANIFEST, "display.png", "seen.png") or (
         folder == "crops"
         and file == f"{stem}.png"
         and stem.isascii()
@@ -449,13 +477,17 @@ def _check_manifest(members: Mapping[str, bytes]) -> None:
 
 
 def _events(members: Mapping[str, bytes]) -> Iterator[Event]:
+    pictures = {name: data for name, data in members.items() if name.endswith(".png")}
     count = 0
-    for line in io.BytesIO(members[_TRACE]):
-        count += 1
-        if count > MAX_EVENTS:
-            raise TraceFileError(f"The trace has more than {MAX_EVENTS} events.")
-        if len(line) > MAX_LINE_BYTES:
-            raise TraceFileError("The trace has a line that is too long.")
-        yield loads(line, members)
+    for count, line in enumerate(io.BytesIO(members[_TRACE]), start=1):
+        _check_line(count, line)
+        yield loads(line, pictures)
     if not count:
         raise TraceFileError("The trace is empty.")
+
+
+def _check_line(count: int, line: bytes) -> None:
+    if count > MAX_EVENTS:
+        raise TraceFileError(f"The trace has more than {MAX_EVENTS} events.")
+    if len(line) > MAX_LINE_BYTES:
+        raise TraceFileError("The trace has a line that is too long.")

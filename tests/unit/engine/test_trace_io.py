@@ -337,7 +337,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "run.radtrace.zip"
     write_trace(file, trace())
     before = file.read_bytes()
-    broken = [replace(trace().tokens[0], logprob=float("nan"))]
+    broken = [trace().events[0], replace(trace().tokens[0], logprob=float("nan"))]
 
     with pytest.raises(TraceFileError):
         write_trace(file, broken)
@@ -353,6 +353,56 @@ def test_empty_maps_by_the_thousand_still_read_back() -> None:
     many = Trace((events.events[0], *([token] * 4000)))
 
     assert read_trace(to_zip(many)) == many
+
+
+def test_what_could_not_be_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = trace().events
+    for limit, value, says in (
+        ("MAX_CROPS", 0, "more than 0 crops"),
+        ("MAX_FILE_BYTES", 100, "takes more than 0 MB"),
+        ("MAX_UNPACKED_BYTES", 100, "takes more than 0 MB"),
+        ("MAX_EVENTS", 3, "more than 3 events"),
+        ("MAX_LINE_BYTES", 10, "too long"),
+        ("MAX_PNG_SIDE", 10, "larger than this version accepts"),
+        ("MAX_GRID_CELLS", 10, "patch grid"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(trace_io, limit, value)
+            with pytest.raises(TraceFileError, match=says) as caught:
+                to_zip(events)
+        assert str(caught.value).count(".") == 1
+
+
+@pytest.mark.parametrize(
+    ("events", "says"),
+    [
+        pytest.param((), "empty", id="nothing"),
+        pytest.param(trace().events[-1:], "begin with the start", id="stopped before its start"),
+        pytest.param(trace().events[1:], "begin with the start", id="no start"),
+        pytest.param((*trace().events, trace().events[-1]), "after the end", id="two ends"),
+        pytest.param((trace().events[0],) * 2, "more than one run", id="two runs"),
+    ],
+)
+def test_events_that_are_no_run_are_not_written(events: tuple[Event, ...], says: str) -> None:
+    with pytest.raises(TraceFileError, match=says):
+        to_zip(events)
+
+
+def test_a_failure_before_the_start_is_kept() -> None:
+    failed = Failed(seconds=0.0, code="checkpoint", message="There is no such checkpoint.")
+
+    assert list(read_trace(to_zip([failed]))) == [failed]
+
+
+@pytest.mark.parametrize("numbers", [(1, 1), (1_000_000, 2)])
+def test_crops_that_cannot_be_entries_stay_in_their_events(numbers: tuple[int, int]) -> None:
+    start, crop = trace().events[0], trace().regrounds[0]
+    run = Trace((start, *(replace(crop, number=number) for number in numbers)))
+
+    data = to_zip(run)
+
+    assert read_trace(data) == run
+    assert sum(name.startswith("crops/") for name in members_of(data)) == 1
 
 
 # --- files that nobody should trust ------------------------------------------------------------
@@ -454,15 +504,45 @@ def test_numbers_outside_of_json_are_refused(literal: str) -> None:
     refused(packed(members), "not finite")
 
 
+def test_one_picture_cannot_stand_in_many_events() -> None:
+    def repeat(lines: list[dict[str, Any]]) -> None:
+        crop = next(line for line in lines if line["type"] == "Reground")
+        lines.insert(lines.index(crop), crop)
+
+    refused(edited(repeat), "or twice")
+
+
+def test_a_picture_is_not_put_where_a_text_belongs() -> None:
+    refused(edited(put(-1, ["text"], {"file": "display.png"})), "damaged TokenStep")
+    refused(edited(put(0, ["image", "sha256"], {"file": "display.png"})), "damaged RunStarted")
+
+
+def test_the_events_are_no_picture() -> None:
+    refused(edited(put(0, ["image", "seen_png"], {"file": "trace.jsonl"})), "not in the file")
+
+
+def test_more_crops_than_a_file_has_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, crop = trace().events[0], trace().regrounds[0]
+    good = to_zip([start, *(replace(crop, number=number) for number in range(1, 4))])
+
+    assert len(read_trace(good).regrounds) == 3
+    monkeypatch.setattr(trace_io, "MAX_CROPS", 2)
+    refused(good, "more than 2 crops")
+
+
 def swap_start(lines: list[dict[str, Any]]) -> None:
     lines[0], lines[1] = lines[1], lines[0]
+
+
+def start_again(lines: list[dict[str, Any]]) -> None:
+    lines.insert(1, to_json(trace().events[0]))
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         pytest.param(swap_start, "begin", id="start second"),
-        pytest.param(lambda lines: lines.insert(1, lines[0]), "more than one run", id="two runs"),
+        pytest.param(start_again, "more than one run", id="two runs"),
         pytest.param(lambda lines: lines.append(lines[-1]), "after the end", id="two ends"),
         pytest.param(lambda lines: lines.clear(), "empty", id="no events"),
     ],
