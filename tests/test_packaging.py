@@ -79,6 +79,25 @@ def test_the_configured_python_is_one_the_project_supports() -> None:
     assert str(front_matter()["python_version"]) in {"3.11", "3.12"}
 
 
+def test_the_commit_hooks_take_every_file_that_is_shipped() -> None:
+    text = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    hooks = [hook for repo in yaml.safe_load(text)["repos"] for hook in repo["hooks"]]
+    limits = [hook for hook in hooks if hook["id"] == "check-added-large-files"]
+    folders = ("app", "assets", "docs", "engine", "tests", "tools", "training")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    assert any(path.name == "model.safetensors" for path in paths)
+    for path in paths:
+        name, kilobytes = path.relative_to(ROOT).as_posix(), -(-path.stat().st_size // 1024)
+        caps = [
+            int(hook["args"][0].removeprefix("--maxkb="))
+            for hook in limits
+            if re.search(hook.get("files", ""), name)
+            and not re.search(hook.get("exclude", "^$"), name)
+        ]
+        assert len(caps) == 1, name
+        assert kilobytes <= min(caps[0], 10_000_000 // 1024), name
+
+
 def test_torchvision_is_never_needed() -> None:
     modules: list[Module] = list(MODULES.values())
 
