@@ -7,7 +7,7 @@ from typing import Final
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from app.view import UNSURE_NATS, unsure_above
+from app.view import UNSURE_NATS, is_unsure, unsure_above
 from engine.trace import Belief, Reground, Trace
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
@@ -78,10 +78,7 @@ def _add_entropy(figure: go.Figure, trace: Trace) -> None:
         go.Bar(
             x=[token.index for token in tokens],
             y=[token.entropy_nats for token in tokens],
-            marker_color=[
-                _ABOVE if token.segment == "reasoning" and token.entropy_nats > limit else _BELOW
-                for token in tokens
-            ],
+            marker_color=[_ABOVE if is_unsure(token, limit) else _BELOW for token in tokens],
             hovertext=[plain(token.text) for token in tokens],
             hovertemplate="%{hovertext}: %{y:.2f} nats<extra></extra>",
             showlegend=False,

@@ -8,7 +8,8 @@ byte range when it needs it.
 
 An item is one of (numbers rounded to what can be seen):
 
-- `["t", text, entropy_nats, probability, segment, forced, seconds, detail_length]`
+- `["t", text, entropy_nats, probability, segment, flags, seconds, detail_length]`, where flags
+  are the sum of `FORCED` and `UNSURE`
 - `["l", step, steps, norm, cosine or null, seconds, detail_length]`
 - `["c", number, box, box_source_px, box_seen_px, flags, trigger, grid, seconds]`
 - `["b", moment, crop or null, probabilities, outside, seconds, text]`
@@ -51,6 +52,9 @@ LIVE_SECONDS: Final = 0.4
 MAX_TEXT: Final = 400
 # Nats above which a word is marked as unsure where neither the run nor its checkpoint says.
 UNSURE_NATS: Final = 1.5
+FORCED: Final = 1
+UNSURE: Final = 2
+_TAG: Final = re.compile(r"\s*<[^<>]{1,40}>\s*")
 _MARKUP: Final = re.compile(r"\s*(<[^<>]{1,40}>\s*)?")
 
 
@@ -78,6 +82,7 @@ class RunView:
         self._live: Json | None = None
         self._live_until = -1.0
         self._threshold: float | None = None
+        self._unsure_above = UNSURE_NATS
         self._open_question = False
 
     @classmethod
@@ -133,13 +138,14 @@ class RunView:
     def _start(self, event: RunStarted) -> None:
         self.run = _start_facts(event)
         self._threshold = event.request.entropy_threshold
+        self._unsure_above = unsure_above(event)
         self._open_question = not event.request.options
         self.pictures["display.png"] = event.image.display_png
         self.pictures["seen.png"] = event.image.seen_png
 
     def _token(self, event: TokenStep) -> None:
         if event.segment == "tool":
-            self._open_card_for_tool()
+            self._open_card_for_tool(forced=event.forced)
         elif event.segment == "answer":
             self._open_card("answer")
         elif not (self.cards and _MARKUP.fullmatch(event.text)):
@@ -152,25 +158,22 @@ class RunView:
             _short(event.entropy_nats),
             _short(math.exp(min(event.logprob, 0.0))),
             SEGMENTS.index(event.segment),
-            int(event.forced),
+            FORCED * event.forced + UNSURE * is_unsure(event, self._unsure_above),
             _short(event.seconds, 2),
             length,
         ])  # fmt: skip
 
-    def _open_card_for_tool(self) -> None:
+    def _open_card_for_tool(self, *, forced: bool) -> None:
         if self.cards and self.cards[-1][0] == "crop" and not self._crop_arrived():
             return
-        last = next((item for item in reversed(self.items) if item[0] != "b"), None)
-        peaked = (
-            self._threshold is not None
-            and last is not None
-            and last[0] == "t"
-            and last[4] == 0
-            and last[2] > self._threshold
-        )
-        if peaked:
+        # The program closes the reasoning before it opens a call: the word is further back.
+        end = len(self.items)
+        while end and self.items[end - 1][0] == "t" and self.items[end - 1][5] & FORCED:
+            end -= 1
+        word: list[Any] = self.items[end - 1] if end else [""]
+        if forced and self._threshold is not None and word[0] == "t" and word[5] & UNSURE:
             # It holds no item of its own: the doubtful word is the item before it.
-            self.cards.append(["unsure", len(self.items)])
+            self.cards.append(["unsure", end])
         self.cards.append(["crop", len(self.items)])
 
     def _crop_arrived(self) -> bool:
@@ -316,6 +319,12 @@ def unsure_above(event: RunStarted) -> float:
     """Nats above which a word of the run is marked as unsure: of the run, else the checkpoint."""
     limits = (event.request.entropy_threshold, event.model.entropy_threshold)
     return next((limit for limit in limits if limit is not None), UNSURE_NATS)
+
+
+def is_unsure(token: TokenStep, limit: float) -> bool:
+    """Whether a token is a word above the limit in nats, as the engine's entropy rule counts."""
+    counted = token.segment == "reasoning" and not token.forced and not _TAG.fullmatch(token.text)
+    return counted and token.entropy_nats > limit
 
 
 def _start_facts(event: RunStarted) -> Json:

@@ -111,7 +111,9 @@ class _Script:
         self.seconds += seconds
         return round(self.seconds, 4)
 
-    def token(self, text: str, segment: str, entropy: float | None = None) -> TokenStep:
+    def token(
+        self, text: str, segment: str, entropy: float | None = None, *, forced: bool = False
+    ) -> TokenStep:
         nats = float(self.rng.gamma(1.2, 0.25)) if entropy is None else entropy
         top = math.exp(-nats * 0.7)
         others = [(1 - top) * share for share in (0.5, 0.25, 0.15, 0.06)]
@@ -128,7 +130,7 @@ class _Script:
                 for rank, (word, p) in enumerate(zip(texts, (top, *others), strict=True))
             ),
             segment=segment,  # type: ignore[arg-type]
-            forced=False,
+            forced=forced,
             attention=self.attention(),
         )
         self.index += 1
@@ -268,7 +270,8 @@ def events_of(request: Request, run_id: str = "run", *, flagged: bool = False) -
         yield script.token(word, "reasoning", 1.9 if word == " margin" else None)
     if request.method in ("zoom", "auto") and request.budgets.max_crops:
         for piece in tool_pieces():
-            yield script.token(piece, "tool", 0.02)
+            forced = request.entropy_threshold is not None
+            yield script.token(piece, "tool", 0.02, forced=forced)
         yield script.belief("before_crop", spread(count, 0.48), 1)
         yield script.crop(request.image.pixels, Box(0.205, 0.52, 0.455, 0.77))
         yield script.belief("after_crop", spread(count, 0.83), 1)

@@ -117,7 +117,8 @@ class Cards {
     const tag = /^\s*<\/?[a-z_|]+>?\s*$/i.test(item[1]);
     const level = item[2] < 0.7 ? 0 : item[2] < 1.2 ? 1 : item[2] < 2 ? 2 : item[2] < 3 ? 3 : 4;
     const span = el('span', {
-      class: 'lb-token lb-h' + level + (tag ? ' lb-tag' : '') + (item[5] ? ' lb-forced' : ''),
+      class: 'lb-token lb-h' + level + (tag ? ' lb-tag' : '')
+        + (item[5] & FORCED ? ' lb-forced' : ''),
       'data-item': index, text: item[1],
     });
     if (this.app.above(item)) span.classList.add('lb-above');

@@ -54,8 +54,9 @@ class Inspector {
     const nodes = [
       el('p', { class: 'lb-picked' }, el('span', { class: 'lb-picked-word',
         text: item[1].trim() || '(space)' }),
-      el('span', { class: 'lb-quiet', text: item[5] ? 'written by the program, not drawn'
-        : ['reasoning', 'asking for a crop', 'answer'][item[4]] })),
+      el('span', { class: 'lb-quiet',
+        text: item[5] & FORCED ? 'written by the program, not drawn'
+          : ['reasoning', 'asking for a crop', 'answer'][item[4]] })),
       el('div', { class: 'lb-two' },
         this.figure(percent(item[3]), 'its own probability'),
         this.figure(number(item[2], 2), 'entropy, nats', hint(LB.text.entropy))),

@@ -1,5 +1,9 @@
 // Joins the parts: takes the page state from the server, keeps the cursor, sends requests.
 
+// Flags of a word, as app/view.py sets them.
+const FORCED = 1;
+const UNSURE = 2;
+
 const END_TEXTS = {
   answered: 'Done.',
   stopped: 'Stopped. The partial trace is kept.',
@@ -472,7 +476,7 @@ class App {
   // ---- cursor ----------------------------------------------------------------------------
 
   above(item) {
-    return item[0] === 't' && item[4] === 0 && this.run.facts && item[2] > this.run.facts.unsure;
+    return item[0] === 't' && Boolean(item[5] & UNSURE);
   }
 
   // How much larger a crop is shown than the whole image was; from the pixels that were cut.

@@ -6,13 +6,14 @@ import base64
 import json
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.view import LIVE_GRID, RunView, coarse, unsure_above
+from app.view import FORCED, LIVE_GRID, UNSURE, RunView, coarse, unsure_above
 from engine.trace import Failed, TokenStep, Trace, quantised_map
 from tests.factories import blob, long_events, request, started, trace
 
@@ -65,6 +66,50 @@ def test_words_are_unsure_above_the_limit_of_the_run_or_else_of_the_checkpoint(
     first = replace(first, model=replace(first.model, entropy_threshold=of_the_checkpoint))
 
     assert unsure_above(first) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "unsure"),
+    [
+        ({"entropy_nats": 1.5001}, True),
+        ({"entropy_nats": 1.5}, False),
+        ({"entropy_nats": 1.4999}, False),
+        ({"entropy_nats": 9.0, "forced": True}, False),
+        ({"entropy_nats": 9.0, "segment": "answer"}, False),
+        ({"entropy_nats": 9.0, "text": " <think>"}, False),
+    ],
+)
+def test_a_word_is_unsure_where_the_rule_of_the_engine_says(
+    change: dict[str, Any], unsure: bool
+) -> None:
+    first, *_, last = trace(method="direct", entropy_threshold=1.5)
+    word = replace(trace().tokens[0], **change)
+
+    view = RunView.from_events([first, word, last])
+
+    assert view.items[0][2] == pytest.approx(change["entropy_nats"], abs=6e-4)
+    assert bool(view.items[0][5] & UNSURE) is unsure
+    assert bool(view.items[0][5] & FORCED) is word.forced
+
+
+def test_words_of_the_program_come_between_the_doubt_and_the_call() -> None:
+    events = list(trace(method="zoom"))
+    at = next(i for i, event in enumerate(events) if getattr(event, "text", "") == " margin")
+    closing = replace(events[at], text="</think>", entropy_nats=0.01, forced=True)
+
+    view = RunView.from_events([*events[: at + 1], closing, *events[at + 1 :]])
+
+    assert kinds(view) == ["first", "look", "unsure", "crop", "look", "answer"]
+    assert view.items[view.cards[2][1] - 1][1] == " margin"
+
+
+def test_a_call_of_the_model_s_own_is_no_doubt() -> None:
+    events = [
+        replace(event, forced=False) if isinstance(event, TokenStep) else event
+        for event in trace(method="zoom")
+    ]
+
+    assert "unsure" not in kinds(RunView.from_events(events))
 
 
 def test_every_state_extends_the_one_before() -> None:
