@@ -160,14 +160,3 @@ class PatchGrid:
             (column + 1) / self.columns,
             (row + 1) / self.rows,
         )
-
-
-def box_in_parent(box: Box, parent: Box) -> Box:
-    """A box given relative to a crop, expressed in the image that the crop was cut from."""
-    width, height = parent.x1 - parent.x0, parent.y1 - parent.y0
-    return clamped_box(
-        parent.x0 + box.x0 * width,
-        parent.y0 + box.y0 * height,
-        parent.x0 + box.x1 * width,
-        parent.y0 + box.y1 * height,
-    )[0]

@@ -65,10 +65,6 @@ class Vocabulary:
         self._tables: dict[str, Any] = {}
         self._bans: dict[tuple[bool, bool, torch.device], torch.Tensor] = {}
 
-    def id_of(self, token: str) -> int | None:
-        """The id of a token that the tokenizer holds as one, or None."""
-        return self._known.get(token)
-
     def is_added(self, token_id: int) -> bool:
         """Whether the token is a control token or a tag rather than a piece of text."""
         return token_id in self._added

@@ -14,7 +14,6 @@ from engine.geometry import (
     BoxError,
     PatchGrid,
     box_from_pixels,
-    box_in_parent,
     clamped_box,
 )
 
@@ -148,18 +147,3 @@ def test_cells_tile_the_image() -> None:
     assert grid.cells_of(FULL_IMAGE) == tuple(range(15))
     with pytest.raises(ValueError, match="one cell"):
         PatchGrid(0, 5)
-
-
-@given(boxes(), boxes())
-def test_a_box_in_a_crop_lies_where_the_crop_lies(inner: Box, parent: Box) -> None:
-    if parent.area * inner.area < 1e-9:
-        return
-    box = box_in_parent(inner, parent)
-    x, y = inner.center
-    expected = (
-        parent.x0 + x * (parent.x1 - parent.x0),
-        parent.y0 + y * (parent.y1 - parent.y0),
-    )
-
-    assert box.center == pytest.approx(expected, abs=1e-9)
-    assert box.area == pytest.approx(inner.area * parent.area, abs=1e-9)
