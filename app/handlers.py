@@ -19,7 +19,16 @@ from app.pictures import describe, display_image, picture_files
 from app.samples import Sample
 from app.security import UploadError, claim_upload
 from app.session import CrowdedError, OpenImage, Session, Sessions
-from app.texts import CROWDED, FAULT, IMAGE_GONE, NO_ENGINE, NO_TAB, OTHER_IMAGE, TAB_ENDED
+from app.texts import (
+    CROWDED,
+    FAULT,
+    IMAGE_GONE,
+    LOOK_FIRST,
+    NO_ENGINE,
+    NO_TAB,
+    OTHER_IMAGE,
+    TAB_ENDED,
+)
 from app.view import RunView
 from engine.imaging import ImagingError, SourceImage, open_image
 from engine.request import Request, RequestError
@@ -147,6 +156,8 @@ class Handlers:
             image = session.image
             if image is None or not isinstance(form, Mapping):
                 raise RequestError(IMAGE_GONE if _get(data, "image") else "Open an image first.")
+            if image.source.burned_in_risk and form.get("looked") is not True:
+                raise RequestError(LOOK_FIRST)
             window, source = window_from(form)
             wanted = request_from(form, display_image(image.source, window, source))
             with session.lock:

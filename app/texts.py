@@ -35,9 +35,10 @@ OUT_OF_DISTRIBUTION: Final = (
 )
 UNLIKE: Final = "Unlike its training images: expect a meaningless answer."
 BURNED_IN: Final = (
-    "This kind of image often has text burned into the picture. Make sure that it shows no name, "
-    "date or number of a patient."
+    "This kind of image often has text burned into the picture. I have looked at all of it: it "
+    "shows no name, date or number of a patient."
 )
+LOOK_FIRST: Final = "First look for burned-in text and tick the box that says so."
 CROWDED: Final = "Everybody's run goes on and there is no room for one more: try again in a minute."
 NO_TAB: Final = "This request belongs to no tab: open the page in a browser."
 TAB_ENDED: Final = "This tab was closed or not used for half an hour: reload the page."

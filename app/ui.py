@@ -37,6 +37,7 @@ from app.texts import (
     GATE_ACCEPT,
     HEAT_NOTE,
     LATENT_TEXTS,
+    LOOK_FIRST,
     METHOD_TEXTS,
     NO_ENGINE,
     OUT_OF_DISTRIBUTION,
@@ -207,6 +208,7 @@ def _constants(samples: tuple[Sample, ...], *, on_space: bool) -> dict[str, Any]
             "distance": OUT_OF_DISTRIBUTION,
             "unlike": UNLIKE,
             "burned_in": BURNED_IN,
+            "look_first": LOOK_FIRST,
         },
     }
 

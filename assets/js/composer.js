@@ -39,8 +39,12 @@ class Composer {
       title: 'Open an image or a saved trace' }, () => this.app.pickFile());
     this.settings = this.buildSettings();
     this.whatIf = this.buildWhatIf();
+    this.looked = el('input', { type: 'checkbox', id: 'lb-looked' });
+    this.looked.addEventListener('change', () => this.app.describeState(this.app.state));
+    this.lookRow = el('label', { class: 'lb-check lb-look', hidden: true }, this.looked,
+      el('span', { text: LB.text.burned_in }));
     this.root = el('section', { class: 'lb-composer', 'aria-label': 'Question' },
-      el('div', { class: 'lb-ask' }, this.question, this.options),
+      el('div', { class: 'lb-ask' }, this.question, this.options), this.lookRow,
       el('div', { class: 'lb-row' }, this.methods,
         el('div', { class: 'lb-go' }, this.explain, this.stop)),
       this.methodText,
@@ -200,6 +204,7 @@ class Composer {
       question: this.question.value,
       options: this.options.value.split('\n').map((line) => line.trim()).filter(Boolean),
       method: this.method,
+      looked: this.looked.checked,
       changes: this.changes(),
     };
     for (const [name, { input }] of Object.entries(this.fields)) {
@@ -209,12 +214,20 @@ class Composer {
     return form;
   }
 
+  // What still keeps a run of the open image from starting; '' when nothing does.
+  missing() {
+    if (this.question.value.trim() === '') return LB.text.ready;
+    const risky = this.app.state.image.burned_in;
+    return risky && !this.looked.checked ? LB.text.look_first : '';
+  }
+
   update() {
     const app = this.app;
     this.options.rows = clamp(this.options.value.split('\n').length, 2, 5);
     const running = app.busy();
-    const ready = app.live && app.hasImage() && this.question.value.trim() !== '' && !running
-      && !app.pending;
+    const missing = app.hasImage() && this.missing();
+    const ready = app.live && app.hasImage() && !missing && !running && !app.pending;
+    this.lookRow.hidden = !(app.hasImage() && app.state.image.burned_in);
     this.explain.disabled = !ready;
     this.explain.hidden = running;
     this.stop.hidden = !running;
@@ -224,7 +237,7 @@ class Composer {
       || changes.move_crops.length || changes.occlude.length;
     this.whatIf.classList.toggle('lb-marked', Boolean(some));
     this.again.disabled = !ready || !some || !app.finished();
-    this.explain.title = app.live ? 'Run the model (Ctrl+Enter)' : LB.text.no_engine;
+    this.explain.title = app.live ? missing || 'Run the model (Ctrl+Enter)' : LB.text.no_engine;
     this.updateCrops();
     clear(this.coverList, ...this.covered.map((box, i) => button('Region ' + (i + 1) + ' ×', {
       class: 'lb-small', 'aria-label': 'Remove region ' + (i + 1),

@@ -270,6 +270,7 @@ class App {
       this.viewer.setImage(facts);
       this.composer.covered = [];
       this.composer.moved = [];
+      this.composer.looked.checked = false;
     }
   }
 
@@ -341,8 +342,7 @@ class App {
           run.status === 'failed' ? 'error' : '');
       }
     } else if (!run && !state.error) {
-      this.say(!state.image ? '' : this.composer.question.value.trim() === '' ? LB.text.ready
-        : 'Ready: press Explain.');
+      this.say(!state.image ? '' : this.composer.missing() || 'Ready: press Explain.');
     }
     this.speak(run);
     this.banner(state);
@@ -397,10 +397,7 @@ class App {
       lines.push(['change', 'This run was changed on purpose: ' + describeChanges(facts.changes)
         + '.']);
     }
-    if (state.image) {
-      if (state.image.burned_in) lines.push(['warn', LB.text.burned_in]);
-      state.image.warnings.forEach((text) => lines.push(['info', text]));
-    }
+    if (state.image) state.image.warnings.forEach((text) => lines.push(['info', text]));
     // What only informs shares one line, so that the picture keeps its room.
     const news = lines.filter(([kind]) => kind === 'info').map(([, text]) => text).join(' ');
     const joined = [...(news ? [['info', news]] : []), ...lines.filter(([kind]) => kind !== 'info')];
@@ -409,7 +406,14 @@ class App {
     this.bannerKey = key;
     const shown = joined.filter((line) => !(this.closed && this.closed.has(line[1])));
     clear(this.banners, ...shown.map(([kind, text]) => {
-      const node = el('p', { class: 'lb-banner lb-banner-' + kind, text });
+      const node = el('p', { class: 'lb-banner lb-banner-' + kind },
+        el('span', { class: 'lb-banner-text', text }));
+      const more = button('More', { class: 'lb-banner-more', 'aria-expanded': 'false' }, () => {
+        const open = node.classList.toggle('lb-open');
+        more.textContent = open ? 'Less' : 'More';
+        more.setAttribute('aria-expanded', String(open));
+      });
+      node.append(more);
       if (kind !== 'warn') {
         node.append(button('×', { class: 'lb-banner-close', 'aria-label': 'Hide this note' },
           () => {

@@ -22,10 +22,11 @@ from app.handlers import Handlers
 from app.live import StreamEngine, Turns
 from app.samples import Sample
 from app.session import Sessions
-from app.texts import CROWDED, IMAGE_GONE, NO_TAB, OTHER_IMAGE
+from app.texts import CROWDED, IMAGE_GONE, LOOK_FIRST, NO_TAB, OTHER_IMAGE
 from engine.trace import RunStarted
 from engine.trace_io import read_trace, to_zip
 from tests.factories import FakeEngine, chest, png, trace
+from tests.unit.imaging.dicom_files import to_file
 
 FORM = {
     "question": "A secret question?",
@@ -148,6 +149,20 @@ def test_a_run_needs_an_image_and_a_question(bench: Bench) -> None:
     assert state["error"]["code"] == "E200"
     assert state["run"] is None
     assert state["image"] is not None
+
+
+@pytest.mark.parametrize("tag", ["YES", "NO"])
+def test_a_picture_with_burned_in_text_is_run_once_somebody_has_looked(
+    bench: Bench, tag: str
+) -> None:
+    page = bench.page()
+    ultrasound = to_file(chest(64).astype(np.uint16), Modality="US", BurnedInAnnotation=tag)
+    assert page.upload(ultrasound)["image"]["burned_in"] is True
+
+    for looked in (None, False, "yes", 1):
+        (refused,) = page.explain(looked=looked)
+        assert refused["error"]["message"] == LOOK_FIRST
+    assert page.explain(looked=True)[-1]["run"]["status"] == "answered"
 
 
 def test_without_an_engine_runs_are_refused_and_replays_work(tmp_path: Path) -> None:
