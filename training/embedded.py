@@ -54,7 +54,7 @@ EMBEDDING_DEVIATION = 0.2
 # Of the projections that write into the residual stream, against one over the square root of
 # their inputs: what a token is must not be drowned by what the first layers add to it.
 RESIDUAL_GAIN = 0.3
-# Root mean square of a visual token once centred (`centre_visual_tokens`).
+# Root mean square of what tells visual tokens apart (`scale_visual_tokens`).
 VISUAL_SCALE = 0.5
 CONTROL_TOKENS = (
     END_OF_TEXT,
@@ -206,23 +206,25 @@ def new_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VLForConditionalGeneration:
 
 
 @torch.no_grad()
-def centre_visual_tokens(model: Qwen2_5_VLForConditionalGeneration, tokens: torch.Tensor) -> None:
-    """Changes the last layer of the tower so that its tokens have no mean and a set scale.
+def scale_visual_tokens(model: Qwen2_5_VLForConditionalGeneration, tokens: torch.Tensor) -> None:
+    """Changes the last layer of the tower so that its tokens have a set scale.
 
-    After the dense warm-up half of a token's energy was one vector that all tokens share, and
-    its norm was a hundred times that of a word: the language model's layers could add nothing
-    to it. The change is affine, so no information is lost.
+    After the dense warm-up a token is a hundred times as long as a word, and the language model's
+    layers could add nothing to it. What all tokens share, about a quarter of their energy, stays:
+    the language model normalises every token to one length, and with the shared part taken off
+    that made a faint trace of a finding as loud as the finding. Heads that told nodules from
+    none at 0.98 (area under the curve) then told them at 0.54.
 
     Args:
         model: changed in place.
         tokens: `(N, D)`, visual tokens of training views.
     """
-    mean = tokens.mean(0)
-    scale = VISUAL_SCALE / (tokens - mean).square().mean().sqrt()
+    spread = (tokens - tokens.mean(0)).square().mean().sqrt()
+    scale = VISUAL_SCALE / spread
     merger: Any = model.model.visual.merger
     last: nn.Linear = merger.mlp[-1]
     last.weight.mul_(scale)
-    last.bias.sub_(mean).mul_(scale)
+    last.bias.mul_(scale)
 
 
 def _draw_patch_filters(filters: torch.Tensor) -> None:

@@ -23,7 +23,7 @@ from training.calibration import entropy_threshold
 from training.dense_warmup import DensePartConfig, warm_up
 from training.detectors import attend_to_findings
 from training.embedded import (
-    centre_visual_tokens,
+    scale_visual_tokens,
     embedded_config,
     new_model,
     train_tokenizer,
@@ -128,7 +128,7 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
     model = new_model(embedded_config(tokenizer))
     heads = warm_up(model, config.vision, config.out, config.seed, materials, report)
     attend_to_findings(model, heads.dense, heads.image)
-    centre_visual_tokens(model, some_tokens(model, materials.train))
+    scale_visual_tokens(model, some_tokens(model, materials.train))
     train_language(
         model,
         tokenizer,
