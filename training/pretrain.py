@@ -23,9 +23,9 @@ from training.calibration import entropy_threshold
 from training.dense_warmup import DensePartConfig, warm_up
 from training.detectors import attend_to_findings
 from training.embedded import (
-    scale_visual_tokens,
     embedded_config,
     new_model,
+    scale_visual_tokens,
     train_tokenizer,
 )
 from training.export import ExportConfig, Thresholds, export_checkpoint

@@ -8,9 +8,9 @@ from training.embedded import (
     RESIDUAL_GAIN,
     TEXTURE_GAIN,
     VISUAL_SCALE,
-    scale_visual_tokens,
     embedded_config,
     new_model,
+    scale_visual_tokens,
     train_tokenizer,
 )
 from training.vision import visual_tokens
@@ -64,8 +64,7 @@ def test_texture_is_heard_louder_by_the_texture_filters(tower) -> None:
     assert ratio == pytest.approx(TEXTURE_GAIN, rel=0.1)
 
 
-def test_centred_tokens_hold_the_same_and_have_no_mean() -> None:
-    """Affine: the old tokens minus their mean, at the set scale."""
+def test_scaled_tokens_are_the_same_at_another_length() -> None:
     tokenizer = train_tokenizer(["a nodule"] * 3, vocabulary=400)
     torch.manual_seed(0)
     model = new_model(embedded_config(tokenizer)).eval()
