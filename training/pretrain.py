@@ -127,8 +127,9 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
     tokenizer = make_tokenizer(config, materials.train)
     model = new_model(embedded_config(tokenizer))
     heads = warm_up(model, config.vision, config.out, config.seed, materials, report)
-    attend_to_findings(model, heads.dense, heads.image)
     scale_visual_tokens(model, some_tokens(model, materials.train))
+    tokens = some_tokens(model, materials.train)
+    attend_to_findings(model, heads.dense, heads.image, tokens)
     train_language(
         model,
         tokenizer,

@@ -10,6 +10,9 @@ from training.phantoms.truth import SIDES
 from training.vision import DenseHeads
 from training.world import COVER_NAMES, FINDINGS
 
+# What all visual tokens have in common.
+SHARED = 1.5 * torch.randn(192, generator=torch.Generator().manual_seed(5))
+
 
 @pytest.fixture(scope="module")
 def heads() -> DenseHeads:
@@ -27,7 +30,7 @@ def image_heads() -> ImageHeads:
 def model(heads: DenseHeads, image_heads: ImageHeads):
     torch.manual_seed(0)
     model = new_model(embedded_config(train_tokenizer(["a nodule"] * 3, vocabulary=400))).eval()
-    attend_to_findings(model, heads, image_heads)
+    attend_to_findings(model, heads, image_heads, SHARED + torch.randn(256, 192))
     return model
 
 
