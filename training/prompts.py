@@ -22,7 +22,14 @@ import numpy.typing as npt
 from training.checkpoints import write_whole
 from training.phantoms import to_view8
 from training.phantoms.truth import SPLITS, seed_for
-from training.questions import FAMILIES, FINE_FAMILIES, Question, QuestionCase, case_for
+from training.questions import (
+    ALL_FAMILIES,
+    FAMILIES,
+    FINE_FAMILIES,
+    Question,
+    QuestionCase,
+    case_for,
+)
 
 # As a benchmark asks: the three fine families as often as three others each.
 DEFAULT_FAMILIES: Final = (*FAMILIES, *FINE_FAMILIES, *FINE_FAMILIES)
@@ -37,7 +44,7 @@ class PromptConfig:
         seed: of the phantoms.
         split: of the phantoms; splits never share one.
         families: in turn, with the answers of each in turn; one named twice is asked twice as
-            often. None named: all, the fine ones three times as often.
+            often. None named: all of the chest, the fine ones three times as often.
     """
 
     count: int
@@ -50,10 +57,10 @@ class PromptConfig:
             raise ValueError(f"count must be at least 1, not {self.count}.")
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}.")
-        unknown = sorted(set(self.families) - set(FAMILIES))
+        unknown = sorted(set(self.families) - set(ALL_FAMILIES))
         if unknown or not self.families:
             raise ValueError(
-                f"families must be some of {', '.join(FAMILIES)}, not {list(self.families)}."
+                f"families must be some of {', '.join(ALL_FAMILIES)}, not {list(self.families)}."
             )
 
 
@@ -116,7 +123,7 @@ class PromptPool(Sequence[Prompt]):
 def ordered_case(config: PromptConfig, number: int) -> QuestionCase:
     """The question with a number: families in turn, answers in turn inside a family."""
     name = config.families[number % len(config.families)]
-    answers = FAMILIES[name].answers
+    answers = ALL_FAMILIES[name].answers
     answer = answers[number // len(config.families) % len(answers)]
     return case_for(name, answer, seed_for(config.split, number, config.seed))
 

@@ -10,7 +10,7 @@ from typing import Final
 import pydicom
 from pydicom.uid import JPEG2000Lossless
 
-from training.phantoms import Truth, seed_for, to_dicom
+from training.phantoms import AnyTruth, seed_for, to_dicom
 from training.questions import case_for
 
 # Family, the answer it is made for, title, and the method that shows most.
@@ -55,7 +55,7 @@ def compressed(dicom: bytes) -> bytes:
     return target.getvalue()
 
 
-def described(truth: Truth) -> str:
+def described(truth: AnyTruth) -> str:
     """What was drawn, in one line of words."""
     if not truth.findings:
         return "no finding"

@@ -14,11 +14,16 @@ from typing import Final
 import cv2
 import numpy as np
 
-from training.phantoms.anatomy import Generator, Image
+from training.phantoms.anatomy import Generator, Image, Points
 from training.phantoms.canvas import smooth
 
 BAND: Final = (0.20, 0.25)
 """Cycles per pixel below which nothing passes, and above which everything does."""
+
+DECOY_SHARE: Final = np.float32(0.35)
+"""Amplitude of a decoy against its texture. At equal energy only phase tells the two apart, which
+a small vision tower did not learn to read from crops in an hour; a faint decoy still keeps an
+absent texture from being no texture at all. What the view gives away is tested either way."""
 
 _BINS: Final = 24
 
@@ -128,3 +133,68 @@ def _branch(
         tip = path[at] + np.array([np.cos(angle), np.sin(angle)]) * length * 0.22
         ends = np.round(np.stack([path[at], tip]) * 16).astype(np.int32)
         cv2.polylines(canvas, [ends], False, 255, 1, cv2.LINE_AA, 4)
+
+
+def swirls(opacity: Image, rng: Generator) -> Image:
+    """Dark whorls of thin lines inside a bleeding of the given opacity, (h, w)."""
+    h, w = opacity.shape
+    canvas = np.zeros((h, w), np.uint8)
+    for _ in range(3):
+        centre = np.array([w, h]) * rng.uniform(0.2, 0.8, 2)
+        for radius in np.arange(4, 0.34 * max(h, w), 4.0):
+            start = rng.uniform(0, 360)
+            _whorl(canvas, centre, radius, (start, start + rng.uniform(90, 160)))
+    inside = np.clip((opacity - 0.35) / 0.4, 0, 1)
+    return -band_pass(canvas.astype(np.float32) / 255 * inside)
+
+
+def _whorl(
+    canvas: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
+    centre: Points,
+    radius: float,
+    angles: tuple[float, float],
+) -> None:
+    """A piece of a circle; ``angles`` in degrees."""
+    t = np.deg2rad(np.linspace(*angles, 16))
+    path = centre + radius * np.stack([np.cos(t), np.sin(t)], axis=-1)
+    cv2.polylines(canvas, [np.round(path * 16).astype(np.int32)], False, 255, 1, cv2.LINE_AA, 4)
+
+
+def layers(opacity: Image, rng: Generator) -> Image:
+    """Thin level lines in a fluid of the given opacity, (h, w), from its middle downwards."""
+    h, w = opacity.shape
+    canvas = np.zeros((h, w), np.float32)
+    top = round(h * rng.uniform(0.42, 0.5))
+    canvas[top : top + 40 : 4] = 1
+    inside = np.clip((opacity - 0.35) / 0.4, 0, 1)
+    return band_pass(canvas * inside)
+
+
+def strands(size: tuple[int, int], outline: Points, rng: Generator) -> Image:
+    """Thin strands that run outwards through a closed outline, (n, 2) pixels; (h, w)."""
+    canvas = np.zeros(size, np.uint8)
+    centre = outline.mean(axis=0)
+    count = int(rng.integers(22, 29))
+    starts = ((np.arange(count) + rng.uniform(-0.3, 0.3, count)) / count * len(outline)).astype(int)
+    for start in starts % len(outline):
+        arm = outline[start] - centre
+        bend = rng.normal(0, 0.05)
+        turned = arm + bend * np.array([-arm[1], arm[0]])
+        ends = np.stack(
+            [centre + arm * rng.uniform(0.84, 0.96), centre + turned * rng.uniform(1.3, 1.5)]
+        )
+        cells = np.round(ends * 16).astype(np.int32)
+        cv2.polylines(canvas, [cells], False, 255, 1, cv2.LINE_AA, 4)
+    return band_pass(canvas.astype(np.float32) / np.float32(255))
+
+
+def grains(size: tuple[int, int], outline: Points, rng: Generator) -> Image:
+    """Small bright grains in the middle of a closed outline, (n, 2) pixels; (h, w)."""
+    canvas = np.zeros(size, np.float32)
+    centre = outline.mean(axis=0)
+    count = int(rng.integers(16, 23))
+    arms = outline[rng.integers(len(outline), size=count)] - centre
+    at = np.round(centre + arms * 0.62 * np.sqrt(rng.uniform(0, 1, (count, 1)))).astype(int)
+    at = np.clip(at, 0, np.array([size[1], size[0]]) - 1)
+    canvas[at[:, 1], at[:, 0]] = rng.uniform(0.7, 1.0, count)
+    return band_pass(smooth(canvas, 0.8))

@@ -17,17 +17,24 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from training.phantoms import (
+    CHEST,
+    AnyConfig,
     Box,
     FindingRequest,
     Phantom,
     PhantomConfig,
+    SectionConfig,
+    SectionRequest,
     generate,
     seed_for,
     to_view8,
 )
+from training.phantoms.breast_ultrasound import words as breast
+from training.phantoms.head_ct import words as head
 from training.phantoms.truth import CONSOLIDATION, NODULE, SPICULATED
 
 Resizer = Literal["bicubic", "area"]
+Statistic = Literal["direction", "grains"]
 Pixels = NDArray[np.float32]
 Features = NDArray[np.float64]
 Labels = NDArray[np.bool_]
@@ -36,12 +43,70 @@ VIEW: Final = 224
 CROP_PADDING: Final = 0.2
 _PATCH: Final = 24
 _RINGS: Final = 12
-_ATTRIBUTES: Final = {
-    "margin": (NODULE, "margin", SPICULATED),
-    "calcification": (NODULE, "calcification", "calcified"),
-    "air bronchogram": (CONSOLIDATION, "air bronchogram", "yes"),
+
+
+@dataclass(frozen=True)
+class FineSign:
+    """A fine attribute of one kind of finding, and how a crop is read for it.
+
+    Attributes:
+        kind: of the finding.
+        attribute: its name.
+        positive: the value of the structured texture; the other is that of its decoy.
+        statistic: what tells the two apart, see :func:`crop_statistic`.
+    """
+
+    kind: str
+    attribute: str
+    positive: str
+    statistic: Statistic = "direction"
+
+
+@dataclass(frozen=True)
+class LeakageStudy:
+    """Fine signs of a modality by name, and phantoms that have all of their findings once."""
+
+    signs: dict[str, FineSign]
+    config: AnyConfig
+
+
+STUDIES: Final = {
+    CHEST: LeakageStudy(
+        {
+            "margin": FineSign(NODULE, "margin", SPICULATED),
+            "calcification": FineSign(NODULE, "calcification", "calcified", "grains"),
+            "air bronchogram": FineSign(CONSOLIDATION, "air bronchogram", "yes"),
+        },
+        PhantomConfig(
+            require=(FindingRequest(NODULE), FindingRequest(CONSOLIDATION)),
+            extras=(1.0,),
+            size=(896, 896),
+        ),
+    ),
+    head.STUDY: LeakageStudy(
+        {
+            "swirl in brain": FineSign(head.INTRAPARENCHYMAL, head.SWIRL, "yes"),
+            "swirl at skull": FineSign(head.EPIDURAL, head.SWIRL, "yes"),
+            "fluid level": FineSign(head.SUBDURAL, head.FLUID_LEVEL, "yes"),
+        },
+        SectionConfig(
+            head.STUDY, tuple(SectionRequest(kind) for kind in head.KINDS), extras=(1.0,)
+        ),
+    ),
+    breast.STUDY: LeakageStudy(
+        {
+            "margin": FineSign(breast.MALIGNANT, breast.MARGIN, breast.SPICULATED),
+            "grains in irregular": FineSign(
+                breast.MALIGNANT, breast.MICROCALCIFICATIONS, "yes", "grains"
+            ),
+            "grains in oval": FineSign(breast.BENIGN, breast.MICROCALCIFICATIONS, "yes", "grains"),
+        },
+        SectionConfig(
+            breast.STUDY, tuple(SectionRequest(kind) for kind in breast.SOLID), extras=(1.0,)
+        ),
+    ),
 }
-ATTRIBUTES: Final = tuple(_ATTRIBUTES)
+"""What is measured of each modality."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +133,19 @@ class _Sample:
     crops: dict[str, Pixels]
 
 
-def measure_leakage(train: int, test: int, base_seed: int = 0) -> Leakage:
+def measure_leakage(train: int, test: int, base_seed: int = 0, modality: str = CHEST) -> Leakage:
     """Draw phantoms, train the classifiers on some and test them on the others."""
-    samples = [_sample(seed_for("validation", i, base_seed)) for i in range(train + test)]
+    study = STUDIES[modality]
+    samples = [_sample(study, seed_for("validation", i, base_seed)) for i in range(train + test)]
     view = {
         (name, resizer): max(_view_accuracies(samples, name, resizer, train).values())
-        for name in ATTRIBUTES
+        for name in study.signs
         for resizer in ("bicubic", "area")
     }
-    crop = {name: _crop_accuracy(samples, name, train) for name in ATTRIBUTES}
+    crop = {
+        name: _crop_accuracy(samples, name, sign.statistic, train)
+        for name, sign in study.signs.items()
+    }
     return Leakage(view, crop, train, test)
 
 
@@ -102,22 +171,17 @@ def cut(image: NDArray[np.uint8], box: Box, padding: float = CROP_PADDING) -> ND
     return image[y0:y1, x0:x1]
 
 
-def _sample(seed: int) -> _Sample:
-    config = PhantomConfig(
-        require=(FindingRequest(NODULE), FindingRequest(CONSOLIDATION)),
-        extras=(1.0,),
-        size=(896, 896),
-    )
-    phantom = generate(seed, config)
+def _sample(study: LeakageStudy, seed: int) -> _Sample:
+    phantom = generate(seed, study.config)
     image = to_view8(phantom)
     small = {"bicubic": resize_view(image), "area": resize_view(image, "area")}
     labels, views, crops = {}, {}, {}
-    for name, (kind, attribute, positive) in _ATTRIBUTES.items():
-        finding = phantom.truth.of_kind(kind)[0]
-        labels[name] = finding.attributes[attribute] == positive
+    for name, sign in study.signs.items():
+        finding = phantom.truth.of_kind(sign.kind)[0]
+        labels[name] = finding.attributes[sign.attribute] == sign.positive
         for resizer, view in small.items():
-            views[name, resizer] = _view_patches(view, finding.box)
-        crop = PillowImage.fromarray(cut(image, finding.box))
+            views[name, resizer] = _view_patches(view, finding.focus)
+        crop = PillowImage.fromarray(cut(image, finding.focus))
         resized = crop.resize((VIEW, VIEW), PillowImage.Resampling.BICUBIC)
         crops[name] = np.asarray(resized, dtype=np.float32)
     return _Sample(labels, views, crops)
@@ -202,24 +266,24 @@ def _logistic(train: Features, labels: Labels, test: Features, penalty: float = 
     return guess
 
 
-def _crop_accuracy(samples: list[_Sample], name: str, train: int) -> float:
+def _crop_accuracy(samples: list[_Sample], name: str, statistic: Statistic, train: int) -> float:
     """Test accuracy of the best training threshold on :func:`crop_statistic`."""
     labels = np.array([s.labels[name] for s in samples])
-    scores = np.array([crop_statistic(s.crops[name], name) for s in samples])
+    scores = np.array([crop_statistic(s.crops[name], statistic) for s in samples])
     edges = np.sort(scores[:train])
     hits = [((scores[:train] > e) == labels[:train]).mean() for e in edges]
     threshold = edges[int(np.argmax(hits))]
     return float(((scores[train:] > threshold) == labels[train:]).mean())
 
 
-def crop_statistic(crop: Pixels, name: str) -> float:
+def crop_statistic(crop: Pixels, statistic: Statistic) -> float:
     """One number that tells structured texture from its decoy in a (224, 224) crop.
 
-    Margin and bronchogram: how strongly fine detail keeps one direction locally (coherence of the
-    structure tensor, energy-weighted). Calcification: skewness of the fine detail in the core.
+    ``direction``: how strongly fine detail keeps one direction locally (coherence of the
+    structure tensor, energy-weighted). ``grains``: skewness of the fine detail in the core.
     """
     fine = cv2.GaussianBlur(crop, (0, 0), 1.0) - cv2.GaussianBlur(crop, (0, 0), 3.0)
-    if name == "calcification":
+    if statistic == "grains":
         core = fine[VIEW // 3 : -VIEW // 3, VIEW // 3 : -VIEW // 3]
         return float(_moments(core)[1])
     gx, gy = cv2.Sobel(fine, cv2.CV_32F, 1, 0), cv2.Sobel(fine, cv2.CV_32F, 0, 1)

@@ -16,10 +16,6 @@ _PAD: Final = 6
 _SPICULE_GAIN: Final = 0.25
 _SPECK_GAIN: Final = 2.0
 _BRONCHUS_GAIN: Final = 0.21
-# Amplitude of a decoy against its texture. At equal energy only phase tells the two apart, which
-# a small vision tower did not learn to read from crops in an hour; a faint decoy still keeps an
-# absent texture from being no texture at all. What the view gives away is tested either way.
-DECOY_SHARE: Final = np.float32(0.35)
 
 
 def devices(scene: Scene) -> Image:
@@ -72,7 +68,7 @@ def add_nodule_texture(image: Image, nodule: NoduleShape, look: Exposure) -> Non
     for index, (paint, present, gain) in enumerate(pairs):
         rng = np.random.default_rng((nodule.seed, index))
         texture = paint(size, nodule.radius, rng)
-        total += gain * (texture if present else DECOY_SHARE * detail.decoy(texture, rng))
+        total += gain * (texture if present else detail.DECOY_SHARE * detail.decoy(texture, rng))
     image[inside] += look.contrast * total[patch]
 
 
@@ -87,7 +83,7 @@ def add_patch_texture(image: Image, patch: PatchShape, look: Exposure) -> None:
     rng = np.random.default_rng((patch.seed, 0))
     texture = detail.bronchi(opacity, rng)
     if not patch.bronchogram:
-        texture = DECOY_SHARE * detail.decoy(texture, rng, 5.0)
+        texture = detail.DECOY_SHARE * detail.decoy(texture, rng, 5.0)
     image[y0:y1, x0:x1] += _BRONCHUS_GAIN * look.contrast * texture
 
 

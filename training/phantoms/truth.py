@@ -174,6 +174,11 @@ class Truth:
     modality: str
 
     @property
+    def traits(self) -> dict[str, str]:
+        """Attributes of the whole image."""
+        return {"heart size": self.heart_size}
+
+    @property
     def heart_size(self) -> str:
         """One of ``HEART_SIZES``."""
         for finding in self.of_kind(CARDIOMEGALY):

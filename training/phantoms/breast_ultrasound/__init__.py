@@ -1,0 +1,1 @@
+"""Breast ultrasound phantoms: layers of a breast with cysts and masses."""

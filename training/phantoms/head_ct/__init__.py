@@ -1,0 +1,1 @@
+"""Head CT phantoms: an axial section with bleedings."""
