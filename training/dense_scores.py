@@ -12,15 +12,7 @@ from engine.geometry import Box, BoxError, PatchGrid, clamped_box
 from training.image_labels import centres_of
 from training.real_images import RealRadiograph, real_picture
 from training.vision import DenseHeads, visual_tokens
-from training.world import (
-    ATTRIBUTES,
-    BOX_GROUPS,
-    COVER_NAMES,
-    FINDINGS,
-    FINE_ATTRIBUTES,
-    Case,
-    Picture,
-)
+from training.world import Case, Picture
 
 Readings = tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]
 
@@ -67,15 +59,16 @@ def dense_scores(
     """
     hits: dict[str, list[float]] = {}
     peaks: dict[str, list[tuple[float, bool]]] = {}
-    fine = [tuple(ATTRIBUTES).index(name) for name in FINE_ATTRIBUTES]
+    labels = heads.labels
+    fine = [tuple(labels.attributes).index(name) for name in labels.fine]
     for case in cases[:most]:
         if case.truth is None:
             continue
         cover, _, edges = read_picture(model, heads, case.view)
         grid = case.view.grid
-        for kind in FINDINGS:
+        for kind in labels.findings:
             found = case.truth.of_kind(kind)
-            name = COVER_NAMES.index(kind)
+            name = labels.covers.index(kind)
             column = cover[:, name]
             peak = int(column.argmax())
             peaks.setdefault(kind, []).append((float(column[peak]), bool(found)))
@@ -83,7 +76,7 @@ def dense_scores(
                 continue
             box = Box(*found[0].focus)
             hits.setdefault(f"hit {kind}", []).append(float(case.view.cover[peak, name] > 0))
-            guess = box_from_edges(column**4, edges[:, BOX_GROUPS.index("finding")], grid)
+            guess = box_from_edges(column**4, edges[:, labels.box_groups.index("finding")], grid)
             overlap = guess.intersection_over_union(box) if guess else 0.0
             hits.setdefault(f"iou {kind}", []).append(overlap)
         for variants in case.crops.values():
@@ -111,7 +104,7 @@ def _areas(peaks: dict[str, list[tuple[float, bool]]]) -> dict[str, float]:
 def _lung_overlaps(
     model: Qwen2_5_VLForConditionalGeneration, heads: DenseHeads, radiograph: RealRadiograph
 ) -> list[float]:
-    picture = real_picture(radiograph.pixels, radiograph.lungs)
+    picture = real_picture(radiograph.pixels, radiograph.lungs, heads.labels)
     cover, _, edges = read_picture(model, heads, picture)
     overlaps = []
     for group, name in enumerate(("right lung", "left lung")):
@@ -127,9 +120,9 @@ def _score_attributes(
     hits: dict[str, list[float]],
 ) -> None:
     _, attributes, _ = read_picture(model, heads, picture)
-    for index, name in enumerate(ATTRIBUTES):
-        labels = picture.attributes[:, index]
-        cells = np.flatnonzero(labels >= 0)
-        if len(cells) and (labels[cells] == labels[cells[0]]).all():
+    for index, name in enumerate(heads.labels.attributes):
+        values = picture.attributes[:, index]
+        cells = np.flatnonzero(values >= 0)
+        if len(cells) and (values[cells] == values[cells[0]]).all():
             guess = int(attributes[index][cells].mean(0).argmax())
-            hits.setdefault(f"read {name}", []).append(float(guess == labels[cells[0]]))
+            hits.setdefault(f"read {name}", []).append(float(guess == values[cells[0]]))

@@ -26,6 +26,7 @@ from training.image_labels import (
 )
 from training.loop import Report, StepsConfig, prefixed, run_steps
 from training.materials import Materials
+from training.phantoms.label_names import CHEST_LABELS, LabelNames
 from training.real_images import RealRadiograph, real_picture, shifted_view
 from training.vision import (
     DenseHeads,
@@ -35,7 +36,7 @@ from training.vision import (
     visual_tokens,
     window_of,
 )
-from training.world import ATTRIBUTES, FINE_ATTRIBUTES, STRUCTURES, Picture
+from training.world import Picture
 
 # Linear heads stand a larger learning rate than the tower under them.
 HEAD_RATE: Final = 3.0
@@ -123,9 +124,10 @@ def warm_up(
 ) -> WarmUpHeads:
     """Trains the tower in parts and returns its heads, which are not exported."""
     width = model.config.get_text_config().hidden_size
-    heads = WarmUpHeads(DenseHeads(width), ImageHeads(width))
+    labels = materials.labels
+    heads = WarmUpHeads(DenseHeads(width, labels), ImageHeads(width, labels))
     pool = DensePool.of(materials)
-    views = [labelled_view(case) for case in materials.validation]
+    views = [labelled_view(case, labels) for case in materials.validation]
     for part in parts:
         modules: dict[str, nn.Module] = {"tower": model.model.visual, "heads": heads.dense}
         if part.image != ImageWeights():
@@ -189,7 +191,10 @@ class DenseStep:
         images = [torch.from_numpy(augmented(p.pixels, rng))[None] for p in pictures]
         tokens = visual_tokens(self.model, images)
         parts = dense_loss(
-            self.heads.dense(tokens), DenseTargets.of(pictures), known_cover_of(pictures)
+            self.heads.dense(tokens),
+            DenseTargets.of(pictures, self.pool.labels),
+            known_cover_of(pictures),
+            self.pool.labels,
         )
         weights = asdict(self.part.weights)
         if self.part.image != ImageWeights():
@@ -207,11 +212,13 @@ class DensePool:
     crops: list[Picture]
     fine_crops: list[Picture]
     real: list[RealRadiograph]
+    labels: LabelNames = CHEST_LABELS
 
     @classmethod
     def of(cls, materials: Materials) -> DensePool:
         """Sorts the pictures of the training phantoms."""
-        columns = [tuple(ATTRIBUTES).index(name) for name in FINE_ATTRIBUTES]
+        labels = materials.labels
+        columns = [tuple(labels.attributes).index(name) for name in labels.fine]
         crops = [
             picture
             for case in materials.train
@@ -219,10 +226,11 @@ class DensePool:
             for picture in variants
         ]
         return cls(
-            [labelled_view(case) for case in materials.train],
+            [labelled_view(case, labels) for case in materials.train],
             crops,
-            [labelled_crop(p) for p in crops if (p.attributes[:, columns] >= 0).any()],
+            [labelled_crop(p, labels) for p in crops if (p.attributes[:, columns] >= 0).any()],
             materials.real_train,
+            labels,
         )
 
 
@@ -243,12 +251,12 @@ def dense_batch(pool: DensePool, mix: DenseMixConfig, rng: np.random.Generator) 
         for crop in drawn(pool.fine_crops, mix.fine_windows)
     ]
     for view in drawn(pool.views, mix.view_windows):
-        covered = np.flatnonzero(view.cover[:, len(STRUCTURES) :].any(axis=1))
+        covered = np.flatnonzero(view.cover[:, len(pool.labels.structures) :].any(axis=1))
         around = int(covered[rng.integers(len(covered))]) if len(covered) else None
         pictures.append(window_of(view, mix.window_cells, rng, around))
     for _ in range(real):
         radiograph = pool.real[int(rng.integers(len(pool.real)))]
-        pictures.append(real_picture(*shifted_view(radiograph, rng)))
+        pictures.append(real_picture(*shifted_view(radiograph, rng), pool.labels))
     return sorted(pictures, key=lambda picture: picture.pixels.shape)
 
 

@@ -19,10 +19,10 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
 
-from training.image_labels import PLACES, ImageHeads
-from training.phantoms.truth import SIDES
+from training.image_labels import ImageHeads
+from training.phantoms import labels_of
+from training.phantoms.label_names import LabelNames
 from training.vision import DenseHeads
-from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, FINDINGS
 
 # Of the constant query and of the key's direction: a token that holds the finding, about five
 # deviations from the others, then scores about six above them.
@@ -34,8 +34,8 @@ _SHARED: Final = 0.8
 _WRITTEN: Final = 0.3
 # What is left of the other queries in the dimensions that detectors use.
 _QUIET: Final = 0.1
-# Which findings have a detector for each side: those of which there may be several, and small.
-_SIDED: Final = FINDINGS[:3]
+# Which places have a detector: both sides of the first three kinds of findings.
+_SIDED: Final = 6
 
 
 @torch.no_grad()
@@ -50,7 +50,8 @@ def attend_to_findings(
     Words lose what lies in the directions that detectors read, so that none looks like a finding.
 
     The detectors lie in the slowest rotary dimensions, whose angles hardly change over a
-    sequence, so that the distance between text and image does not matter.
+    sequence, so that the distance between text and image does not matter. There are no more of them
+    than the first modality has findings: those of a second one are left to be learned.
 
     Args:
         model: with fresh language weights.
@@ -63,14 +64,16 @@ def attend_to_findings(
             narrower than what it is to read.
     """
     text: Any = model.config.get_text_config()
-    if text.num_attention_heads < len(FINDINGS):
-        raise ValueError(f"{len(FINDINGS)} kinds of findings need as many attention heads.")
-    kinds = [_covered(dense, name) for name in FINDINGS]
-    sided = [_placed(image, (kind, side)) for kind in _SIDED for side in SIDES]
-    half = len(FINDINGS) // text.num_key_value_heads
+    names = labels_of(dense.labels.modalities[0])
+    findings = names.findings
+    if text.num_attention_heads < len(findings):
+        raise ValueError(f"{len(findings)} kinds of findings need as many attention heads.")
+    kinds = [_covered(dense, name) for name in findings]
+    sided = [_placed(image, place) for place in names.places[:_SIDED]]
+    part = -(-len(findings) // text.num_key_value_heads)
     readings = [
-        _readings(dense, image, FINDINGS[first : first + half])
-        for first in range(0, len(FINDINGS), half)
+        _readings(dense, image, names, findings[first : first + part])
+        for first in range(0, len(findings), part)
     ]
     shared = _apart(_unit(tokens.mean(0)), _basis([*kinds, *sided]))
     language = model.model.language_model
@@ -127,16 +130,18 @@ def _detect(
             attention.v_proj.weight[group * width + row] = direction
 
 
-def _readings(dense: DenseHeads, image: ImageHeads, kinds: Sequence[str]) -> list[torch.Tensor]:
-    """Directions that tell what a found token holds: kinds, lungs, place, edges, attributes."""
-    found = [_covered(dense, name) for name in (*kinds, "right_lung", "left_lung")]
+def _readings(
+    dense: DenseHeads, image: ImageHeads, names: LabelNames, kinds: Sequence[str]
+) -> list[torch.Tensor]:
+    """Directions that tell what a found token holds: kinds, organs, place, edges, attributes."""
+    found = [_covered(dense, name) for name in (*kinds, *names.boxed[:2])]
     found += [_unit(row * image.token_norm.weight) for row in image.centres.weight]
-    group = 4 * BOX_GROUPS.index("finding")
+    group = 4 * dense.labels.box_groups.index("finding")
     found += [_unit(row * dense.norm.weight) for row in dense.edges.weight[group : group + 4]]
-    found += [_placed(image, place) for place in PLACES if place[0] in kinds]
+    found += [_placed(image, place) for place in names.places if place[0] in kinds]
     rows = torch.split(dense.attributes.weight, dense.sizes)
     seen_in = {"grade": "pleural effusion", "tip": "endotracheal tube"}
-    for name, own in zip(ATTRIBUTES, rows, strict=True):
+    for name, own in zip(dense.labels.attributes, rows, strict=True):
         if seen_in.get(name) in kinds:
             found += [_unit(row * dense.norm.weight) for row in own]
     return found
@@ -144,12 +149,12 @@ def _readings(dense: DenseHeads, image: ImageHeads, kinds: Sequence[str]) -> lis
 
 def _covered(heads: DenseHeads, name: str) -> torch.Tensor:
     """Unit vector `(D,)` along which a token's coverage is read."""
-    return _unit(heads.cover.weight[COVER_NAMES.index(name)] * heads.norm.weight)
+    return _unit(heads.cover.weight[heads.labels.covers.index(name)] * heads.norm.weight)
 
 
 def _placed(heads: ImageHeads, place: tuple[str, str]) -> torch.Tensor:
     """Unit vector `(D,)` along which a finding in a place is read."""
-    return _unit(heads.places.weight[PLACES.index(place)] * heads.token_norm.weight)
+    return _unit(heads.places.weight[heads.labels.places.index(place)] * heads.token_norm.weight)
 
 
 def _unit(along: torch.Tensor) -> torch.Tensor:

@@ -20,50 +20,39 @@ from torch import nn
 from torch.nn import functional
 
 from engine.geometry import PatchGrid
-from training.phantoms.truth import (
-    CONSOLIDATION,
-    EFFUSION,
-    LINE,
-    NODULE,
-    PNEUMOTHORAX,
-    SIDES,
-    TUBE,
-    ZONES,
-    Truth,
-)
-from training.questions import FAMILIES, questions_for
+from training.phantoms import AnyTruth
+from training.phantoms.label_names import CHEST_LABELS, LabelNames
+from training.phantoms.truth import TUBE
+from training.questions import FAMILIES_OF, questions_for
 from training.vision import COVER_GAIN
-from training.world import (
-    ATTRIBUTES,
-    COVER_NAMES,
-    FINDINGS,
-    FINE_ATTRIBUTES,
-    Case,
-    ImageLabels,
-    Picture,
-    touched_cells,
-)
+from training.world import Case, ImageLabels, Picture, touched_cells
 
-# Always the same answer, or about a marked place: no reading of the image.
-_NOT_TAUGHT: Final = ("modality", "body_part", "lung", "lung_name")
-# Answers to tell apart: of every coarse family, and of the fine attributes that a crop shows.
-ANSWERS: Final[dict[str, tuple[str, ...]]] = {
-    name: family.answers
-    for name, family in FAMILIES.items()
-    if family.kind == "coarse" and name not in _NOT_TAUGHT
-} | {name: ATTRIBUTES[name] for name in FINE_ATTRIBUTES}
-ANATOMY_BOXES: Final = ("right_lung", "left_lung", "heart")
-BOX_NAMES: Final = (*ANATOMY_BOXES, *FINDINGS)
-# A finding with the side, or the zone, in which it lies.
-PLACES: Final = tuple(
-    (kind, side) for kind in (NODULE, CONSOLIDATION, EFFUSION, PNEUMOTHORAX, LINE) for side in SIDES
-) + tuple((kind, zone) for kind in (NODULE, CONSOLIDATION) for zone in ZONES)
+# About a marked place: no reading of the image.
+_NOT_TAUGHT: Final = ("lung", "lung_name", "hemisphere")
 # Most cells hold nothing: the weight of one that does.
 _PRESENT_WEIGHT: Final = 4.0
 _UNKNOWN: Final = -1
 
 
-def labelled_view(case: Case) -> Picture:
+def answers_of(labels: LabelNames) -> dict[str, tuple[str, ...]]:
+    """Answers to tell apart: of coarse families, and of the fine attributes that a crop shows.
+
+    A family with one answer tells nothing of an image.
+    """
+    return {
+        name: family.answers
+        for modality in labels.modalities
+        for name, family in FAMILIES_OF[modality].items()
+        if family.kind == "coarse" and len(family.answers) > 1 and name not in _NOT_TAUGHT
+    } | {name: labels.attributes[name] for name in labels.fine}
+
+
+def box_names_of(labels: LabelNames) -> tuple[str, ...]:
+    """Structures and kinds of findings whose boxes are taught."""
+    return labels.boxed + labels.findings
+
+
+def labelled_view(case: Case, labels: LabelNames = CHEST_LABELS) -> Picture:
     """The view of a phantom with its labels.
 
     Raises:
@@ -71,52 +60,54 @@ def labelled_view(case: Case) -> Picture:
     """
     if case.truth is None:
         raise ValueError("A case without truth has no labels.")
-    answers = np.full(len(ANSWERS), _UNKNOWN, dtype=np.int8)
+    known = answers_of(labels)
+    answers = np.full(len(known), _UNKNOWN, dtype=np.int8)
     # Wording and order of options are drawn; the right answer is not.
     for question in questions_for(case.truth, np.random.default_rng(0)):
-        if question.family in ANSWERS:
-            place = ANSWERS[question.family].index(question.answer)
-            answers[tuple(ANSWERS).index(question.family)] = place
-    labels = ImageLabels(answers, _boxes(case.truth), _places(case.truth, case.view))
-    return replace(case.view, labels=labels)
+        if question.family in known:
+            place = known[question.family].index(question.answer)
+            answers[tuple(known).index(question.family)] = place
+    places = _places(case.truth, case.view, labels)
+    return replace(case.view, labels=ImageLabels(answers, _boxes(case.truth, labels), places))
 
 
-def labelled_crop(crop: Picture) -> Picture:
+def labelled_crop(crop: Picture, labels: LabelNames = CHEST_LABELS) -> Picture:
     """A crop with the fine attributes that all of its labelled cells agree on."""
-    answers = np.full(len(ANSWERS), _UNKNOWN, dtype=np.int8)
-    for name in FINE_ATTRIBUTES:
-        column = crop.attributes[:, tuple(ATTRIBUTES).index(name)]
+    known = tuple(answers_of(labels))
+    answers = np.full(len(known), _UNKNOWN, dtype=np.int8)
+    for name in labels.fine:
+        column = crop.attributes[:, tuple(labels.attributes).index(name)]
         found = np.unique(column[column >= 0])
         if len(found) == 1:
-            answers[tuple(ANSWERS).index(name)] = found[0]
-    return replace(crop, labels=ImageLabels(answers, _no_boxes()))
+            answers[known.index(name)] = found[0]
+    return replace(crop, labels=ImageLabels(answers, _no_boxes(labels)))
 
 
-def _no_boxes() -> npt.NDArray[np.float32]:
-    return np.full((len(BOX_NAMES), 4), np.nan, dtype=np.float32)
+def _no_boxes(labels: LabelNames) -> npt.NDArray[np.float32]:
+    return np.full((len(box_names_of(labels)), 4), np.nan, dtype=np.float32)
 
 
-def _boxes(truth: Truth) -> npt.NDArray[np.float32]:
-    """Boxes of lungs and heart, and of every finding that is the only one of its kind."""
-    boxes = _no_boxes()
-    for row, name in enumerate(BOX_NAMES):
-        if name in ANATOMY_BOXES:
+def _boxes(truth: AnyTruth, labels: LabelNames) -> npt.NDArray[np.float32]:
+    """Boxes of organs, and of every finding that is the only one of its kind."""
+    boxes = _no_boxes(labels)
+    for row, name in enumerate(box_names_of(labels)):
+        if name in truth.anatomy:
             boxes[row] = truth.anatomy[name].box
         elif len(found := truth.of_kind(name)) == 1:
             boxes[row] = found[0].focus if name == TUBE else found[0].box
     return boxes
 
 
-def _places(truth: Truth, view: Picture) -> npt.NDArray[np.float32]:
+def _places(truth: AnyTruth, view: Picture, labels: LabelNames) -> npt.NDArray[np.float32]:
     """Coverage of each cell of a view by the findings of each place."""
-    places = np.zeros((view.grid.cells, len(PLACES)), dtype=np.float32)
+    places = np.zeros((view.grid.cells, len(labels.places)), dtype=np.float32)
     for finding in truth.findings:
-        if finding.kind not in COVER_NAMES:
+        if finding.kind not in labels.findings:
             continue
         cells = touched_cells(tuple(finding.box), view.grid)
-        column = view.cover[cells, COVER_NAMES.index(finding.kind)] / np.float32(255)
+        column = view.cover[cells, labels.covers.index(finding.kind)] / np.float32(255)
         covered = np.minimum(column * np.float32(COVER_GAIN.get(finding.kind, 1.0)), 1)
-        for index, (kind, place) in enumerate(PLACES):
+        for index, (kind, place) in enumerate(labels.places):
             if kind == finding.kind and place in (finding.side, finding.zone):
                 places[cells, index] = np.maximum(places[cells, index], covered)
     return places
@@ -133,14 +124,16 @@ def centres_of(grid: PatchGrid) -> torch.Tensor:
 class ImageHeads(nn.Module):
     """Linear readings of where a token lies and of what the mean of a picture's tokens shows."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, labels: LabelNames = CHEST_LABELS) -> None:
         super().__init__()
+        self.labels = labels
+        self.sizes = {name: len(answers) for name, answers in answers_of(labels).items()}
         self.token_norm = nn.LayerNorm(width)
-        self.places = nn.Linear(width, len(PLACES))
+        self.places = nn.Linear(width, len(labels.places))
         self.centres = nn.Linear(width, 2)
         self.image_norm = nn.LayerNorm(width)
-        self.answers = nn.Linear(width, sum(len(answers) for answers in ANSWERS.values()))
-        self.boxes = nn.Linear(width, len(BOX_NAMES) * 4)
+        self.answers = nn.Linear(width, sum(self.sizes.values()))
+        self.boxes = nn.Linear(width, len(box_names_of(labels)) * 4)
 
     def read_tokens(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of tokens `(N, D)`: logits of places `(N, P)` and centres `(N, 2)`."""
@@ -150,7 +143,7 @@ class ImageHeads(nn.Module):
     def read_images(self, means: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """Of mean tokens `(M, D)`: logits of each family's answers and boxes `(M, B, 4)`."""
         means = self.image_norm(means)
-        sizes = [len(answers) for answers in ANSWERS.values()]
+        sizes = list(self.sizes.values())
         return self.answers(means).split(sizes, dim=-1), self.boxes(means).unflatten(-1, (-1, 4))
 
 
@@ -192,8 +185,9 @@ def image_loss(
     if views:
         logits, centres = heads.read_tokens(torch.cat([own for own, _, _ in views]))
         places = torch.from_numpy(np.concatenate([places for _, places, _ in views]))
-        weight = torch.full((len(PLACES),), _PRESENT_WEIGHT)
-        parts["places"] = len(PLACES) * functional.binary_cross_entropy_with_logits(
+        count = len(heads.labels.places)
+        weight = torch.full((count,), _PRESENT_WEIGHT)
+        parts["places"] = count * functional.binary_cross_entropy_with_logits(
             logits, places, pos_weight=weight
         )
         true_centres = torch.cat([centres_of(grid) for _, _, grid in views])
@@ -235,7 +229,7 @@ def answer_scores(
     means = [own.mean(0) for own in torch.split(tokens, cells)]
     answers, _ = heads.read_images(torch.stack(means))
     scores: dict[str, list[float]] = {}
-    for column, (family, logits) in enumerate(zip(ANSWERS, answers, strict=True)):
+    for column, (family, logits) in enumerate(zip(heads.sizes, answers, strict=True)):
         for guess, picture in zip(logits.argmax(-1).tolist(), pictures, strict=True):
             truth = int(picture.labels.answers[column]) if picture.labels else _UNKNOWN
             if truth != _UNKNOWN:

@@ -6,18 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.loop import Report
+from training.phantoms import CHEST
+from training.phantoms.label_names import CHEST_LABELS, LabelNames
 from training.real_images import RealRadiograph, load_radiographs
 from training.world import Case, WorldConfig, load_world
 
 
 @dataclass(frozen=True, slots=True)
 class Materials:
-    """What every stage draws from."""
+    """What every stage draws from.
+
+    Attributes:
+        labels: what is labelled in the pictures of the phantoms.
+    """
 
     train: list[Case]
     validation: list[Case]
     real_train: list[RealRadiograph]
     real_validation: list[RealRadiograph]
+    labels: LabelNames = CHEST_LABELS
 
 
 def load_materials(
@@ -27,7 +34,17 @@ def load_materials(
     real: Path | None,
     report: Report,
 ) -> Materials:
-    """Phantoms (built once, then read) and, where they are at hand, real radiographs."""
+    """Phantoms (built once, then read) and, where they are at hand, real radiographs.
+
+    Raises:
+        ValueError: training and validation have phantoms of other modalities.
+    """
+    labels = train.modalities.labels
+    if validation.modalities.labels.modalities != labels.modalities:
+        raise ValueError("Training and validation phantoms must be of the same modalities.")
+    if real is not None and CHEST not in labels.modalities:
+        report("The real radiographs are of chests, which no phantom shows: they are left out.")
+        real = None
     if real is not None and not real.is_dir():
         report("The real radiographs are not there: training goes on with phantoms alone.")
         real = None
@@ -36,4 +53,5 @@ def load_materials(
         load_world(folder, validation, report),
         load_radiographs(real, "train") if real else [],
         load_radiographs(real, "validation") if real else [],
+        labels,
     )

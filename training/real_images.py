@@ -19,15 +19,8 @@ import numpy.typing as npt
 
 from engine.geometry import FULL_IMAGE, Box, PatchGrid, box_from_pixels
 from engine.processor import TOKEN_SIZE
-from training.world import (
-    ATTRIBUTES,
-    BOX_GROUPS,
-    COVER_NAMES,
-    UNKNOWN,
-    Picture,
-    fill_edges,
-    resized,
-)
+from training.phantoms.label_names import CHEST_LABELS, LabelNames
+from training.world import UNKNOWN, Picture, fill_edges, resized
 
 RealSplit = Literal["train", "validation", "test"]
 LUNGS: Final = {1: "right lung", 2: "left lung"}
@@ -130,29 +123,32 @@ def shifted_view(
     return pixels, lungs
 
 
-def real_picture(pixels: npt.NDArray[np.uint8], lungs: dict[str, Box]) -> Picture:
+def real_picture(
+    pixels: npt.NDArray[np.uint8], lungs: dict[str, Box], labels: LabelNames = CHEST_LABELS
+) -> Picture:
     """The picture of a whole radiograph, with what its lung boxes tell about each token.
 
     Coverage is known outside of a box (none) and in its core (all); the rest is unknown.
     """
     seen = resized(pixels)
     grid = PatchGrid(seen.shape[0] // TOKEN_SIZE, seen.shape[1] // TOKEN_SIZE)
-    cover = np.zeros((grid.cells, len(COVER_NAMES)), dtype=np.uint8)
-    known = np.zeros((grid.cells, len(COVER_NAMES)), dtype=np.bool_)
-    edges = np.full((grid.cells, len(BOX_GROUPS), 4), np.nan, dtype=np.float32)
+    cover = np.zeros((grid.cells, len(labels.covers)), dtype=np.uint8)
+    known = np.zeros((grid.cells, len(labels.covers)), dtype=np.bool_)
+    edges = np.full((grid.cells, len(labels.box_groups), 4), np.nan, dtype=np.float32)
     boxes = []
     for lung, box in lungs.items():
-        column = COVER_NAMES.index(lung.replace(" ", "_"))
+        name = lung.replace(" ", "_")
+        column = labels.covers.index(name)
         known[:, column] = True
         known[list(grid.cells_of(box)), column] = False
         core = list(grid.cells_of(box.padded(-0.3)))
         known[core, column], cover[core, column] = True, 255
-        boxes.append((box.as_tuple(), column))
+        boxes.append((box.as_tuple(), labels.box_groups.index(name)))
     return Picture(
         pixels=seen,
         region=FULL_IMAGE,
         cover=cover,
-        attributes=np.full((grid.cells, len(ATTRIBUTES)), UNKNOWN, dtype=np.int8),
+        attributes=np.full((grid.cells, len(labels.attributes)), UNKNOWN, dtype=np.int8),
         edges=fill_edges(edges, boxes, grid),
         known_cover=known,
     )

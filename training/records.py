@@ -35,7 +35,7 @@ from engine.prompt import (
     zoom_call_text,
 )
 from engine.request import METHODS, Method
-from training.phantoms.truth import Truth
+from training.phantoms import AnyTruth
 from training.questions import Question
 from training.reports import report_text, whole_pixels
 from training.world import Picture
@@ -167,7 +167,7 @@ class RecordWriter:
             parts += [(between, 0.0, None), *_answered(question)]
         return self._joined(parts, ())
 
-    def report(self, truth: Truth, view: Picture, question: str) -> Record:
+    def report(self, truth: AnyTruth, view: Picture, question: str) -> Record:
         """A report of everything that there is, with places (`training.reports`)."""
         head = prompt_text(
             style="compact", question_first=True, method="direct", question=question, options=()

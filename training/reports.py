@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from engine.geometry import Box
+from training.phantoms import AnyTruth, SectionTruth, labels_of
 from training.phantoms.truth import (
     CONSOLIDATION,
     EFFUSION,
@@ -17,7 +18,6 @@ from training.phantoms.truth import (
     PNEUMOTHORAX,
     TUBE,
     Finding,
-    Truth,
 )
 
 REPORT_QUESTIONS: Final = (
@@ -30,13 +30,15 @@ _STRUCTURES: Final = (("right_lung", "right lung"), ("left_lung", "left lung"), 
 _KINDS: Final = (NODULE, CONSOLIDATION, EFFUSION, PNEUMOTHORAX, TUBE, LINE)
 
 
-def report_text(truth: Truth, size: tuple[int, int]) -> str:
-    """One sentence for each lung, the heart and each kind of finding.
+def report_text(truth: AnyTruth, size: tuple[int, int]) -> str:
+    """One sentence for each organ, each kind of finding, and what the whole image tells.
 
     Args:
         truth: what was drawn.
         size: height and width of the image as the model sees it; boxes are in its pixels.
     """
+    if isinstance(truth, SectionTruth):
+        return _section_report(truth, size)
     sentences = [
         f"The {words} lies at {box_text(truth.anatomy[name].box, size)}."
         for name, words in _STRUCTURES
@@ -45,6 +47,26 @@ def report_text(truth: Truth, size: tuple[int, int]) -> str:
     for kind in _KINDS:
         found = sorted(truth.of_kind(kind), key=lambda finding: finding.box)
         sentences += [_sentence(finding, size) for finding in found] or [f"No {kind}."]
+    return " ".join(sentences)
+
+
+def _section_report(truth: SectionTruth, size: tuple[int, int]) -> str:
+    """The same of a CT slice or an ultrasound image; fine attributes are not seen in a view."""
+    names = labels_of(truth.study)
+    sentences = [
+        f"The {name.replace('_', ' ')} lies at {box_text(truth.anatomy[name].box, size)}."
+        for name in names.boxed
+        if name in truth.anatomy
+    ]
+    sentences += [f"{name.capitalize()}: {value}." for name, value in truth.traits.items()]
+    for kind in names.findings:
+        found = sorted(truth.of_kind(kind), key=lambda finding: finding.box)
+        for finding in found:
+            coarse = [v for name, v in finding.attributes.items() if name not in names.fine]
+            places = [place for place in (finding.side, finding.zone) if place]
+            parts = [*places, *coarse, box_text(finding.box, size)]
+            sentences.append(f"{kind.capitalize()}: {', '.join(parts)}.")
+        sentences += [] if found else [f"No {kind}."]
     return " ".join(sentences)
 
 

@@ -19,7 +19,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, STRUCTURES, Picture
+from training.phantoms.breast_ultrasound.words import BENIGN, CYST, MALIGNANT
+from training.phantoms.head_ct.words import EPIDURAL, INTRAPARENCHYMAL, SUBDURAL
+from training.phantoms.label_names import CHEST_LABELS, LabelNames
+from training.world import Picture
 
 # CLIP's normalisation, as Qwen2-VL's image processor applies it.
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -32,6 +35,7 @@ COVER_GAIN: Final = {
     "pneumothorax": 2.0,
     "endotracheal tube": 6.0,
     "central line": 6.0,
+    **dict.fromkeys((INTRAPARENCHYMAL, SUBDURAL, EPIDURAL, CYST, BENIGN, MALIGNANT), 2.0),
 }
 # Of an organ's coverage in the loss, against a finding's.
 STRUCTURE_WEIGHT: Final = 0.3
@@ -143,13 +147,14 @@ def window_of(
 class DenseHeads(nn.Module):
     """Linear readings of a visual token; used only while the tower is trained."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, labels: LabelNames = CHEST_LABELS) -> None:
         super().__init__()
-        self.sizes = [len(values) for values in ATTRIBUTES.values()]
+        self.labels = labels
+        self.sizes = [len(values) for values in labels.attributes.values()]
         self.norm = nn.LayerNorm(width)
-        self.cover = nn.Linear(width, len(COVER_NAMES))
+        self.cover = nn.Linear(width, len(labels.covers))
         self.attributes = nn.Linear(width, sum(self.sizes))
-        self.edges = nn.Linear(width, len(BOX_GROUPS) * 4)
+        self.edges = nn.Linear(width, len(labels.box_groups) * 4)
 
     def forward(
         self, tokens: torch.Tensor
@@ -170,12 +175,12 @@ class DenseTargets:
     owners: torch.Tensor
 
     @classmethod
-    def of(cls, pictures: Sequence[Picture]) -> DenseTargets:
+    def of(cls, pictures: Sequence[Picture], labels: LabelNames = CHEST_LABELS) -> DenseTargets:
         """Floats `(N, C)` in 0 to 1, int64 `(N, A)`, float `(N, G, 4)` with NaN for none.
 
         `owners`, int64 `(N,)`, is the index of the picture that a token belongs to.
         """
-        gain = torch.tensor([COVER_GAIN.get(name, 1.0) for name in COVER_NAMES])
+        gain = torch.tensor([COVER_GAIN.get(name, 1.0) for name in labels.covers])
         cover = torch.from_numpy(np.concatenate([p.cover for p in pictures])).float() / 255.0
         return cls(
             (cover * gain).clamp(max=1.0),
@@ -213,6 +218,7 @@ def dense_loss(
     outputs: tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor],
     targets: DenseTargets,
     known_cover: torch.Tensor | None = None,
+    labels: LabelNames = CHEST_LABELS,
 ) -> dict[str, torch.Tensor]:
     """The parts of the loss: cover (BCE), attributes (CE of each finding), edges (L1 where known).
 
@@ -221,11 +227,12 @@ def dense_loss(
         targets: for the same tokens.
         known_cover: bool `(N, C)`: which coverages are known (a real radiograph says only
             where its lungs are); None: all.
+        labels: what the columns are.
     """
     cover, attributes, edges = outputs
     # Findings are rare: weighing their positives keeps the tower from calling all tokens clear.
     # Organs are large and soon learned: at full weight they would drown the findings.
-    finding = torch.tensor([name not in STRUCTURES for name in COVER_NAMES])
+    finding = torch.tensor([name not in labels.structures for name in labels.covers])
     per_token = functional.binary_cross_entropy_with_logits(
         cover, targets.cover, pos_weight=1 + 3.0 * finding, reduction="none"
     )
@@ -236,8 +243,8 @@ def dense_loss(
     # All readings count alike: one tube tip in a batch must not weigh as much as twenty margins.
     read = torch.cat(
         [
-            attribute_losses(logits, labels, targets.owners)
-            for logits, labels in zip(attributes, targets.attributes.T, strict=True)
+            attribute_losses(logits, values, targets.owners)
+            for logits, values in zip(attributes, targets.attributes.T, strict=True)
         ]
     )
     parts["attributes"] = read.mean() if len(read) else cover.new_zeros(())

@@ -30,9 +30,10 @@ from engine.geometry import FULL_IMAGE, Box, PatchGrid, clamped_box
 from engine.manifest import PixelBudget
 from engine.processor import TOKEN_SIZE, crop_pixels
 from training.checkpoints import write_whole
-from training.phantoms import to_view8
-from training.phantoms.truth import Truth, seed_for
-from training.questions import FAMILIES, Question, QuestionCase, case_for, questions_for
+from training.phantoms import CHEST, MASK_GRID, AnyTruth, labels_of, to_view8, truth_from_json
+from training.phantoms.label_names import CHEST_LABELS, LabelNames, joined
+from training.phantoms.truth import seed_for
+from training.questions import FAMILIES_OF, Question, QuestionCase, case_for, questions_for
 
 VIEW_BUDGET: Final = PixelBudget(least=224 * 224, most=224 * 224)
 CROP_PADDING: Final = 0.2
@@ -42,28 +43,9 @@ CORE_SHARE: Final = 0.5
 # Native pixels per seen pixel up to which a crop shows fine texture.
 CLOSE: Final = 1.25
 
-STRUCTURES: Final = ("right_lung", "left_lung", "heart", "mediastinum")
-FINDINGS: Final = (
-    "nodule",
-    "consolidation",
-    "pleural effusion",
-    "pneumothorax",
-    "endotracheal tube",
-    "central line",
-)
-COVER_NAMES: Final = STRUCTURES + FINDINGS
-# Boxes that a token can belong to: one group for each lung, the heart, and any finding.
-BOX_GROUPS: Final = ("right_lung", "left_lung", "heart", "finding")
-ATTRIBUTES: Final = {
-    "margin": ("smooth", "spiculated"),
-    "calcification": ("not calcified", "calcified"),
-    "air bronchogram": ("no", "yes"),
-    "grade": ("small", "moderate", "large"),
-    "heart size": ("normal", "mildly enlarged", "severely enlarged"),
-    "tip": ("above the carina", "in the right main bronchus"),
-}
-FINE_ATTRIBUTES: Final = ("margin", "calcification", "air bronchogram")
 UNKNOWN: Final = -1
+# Modalities are spread by multiples of the golden ratio, which leave no gap to any of them.
+_GOLDEN: Final = (math.sqrt(5) - 1) / 2
 # To be raised with every change to phantoms, questions or pictures that changes what a shard
 # holds.
 GENERATOR_VERSION: Final = 1
@@ -94,9 +76,10 @@ class Picture:
     Attributes:
         pixels: uint8 `(height, width)`, already resized.
         region: the part of the full image that it shows.
-        cover: uint8 `(cells, len(COVER_NAMES))`, 255 = wholly covered.
-        attributes: int8 `(cells, len(ATTRIBUTES))`, class index or -1.
-        edges: float16 `(cells, len(BOX_GROUPS), 4)`: distances from the cell's centre to the
+        cover: uint8 `(cells, covers)`, 255 = wholly covered (`covers`, `attributes` and
+            `box_groups` are those of the `LabelNames` of its world).
+        attributes: int8 `(cells, attributes)`, class index or -1.
+        edges: float16 `(cells, box_groups, 4)`: distances from the cell's centre to the
             left, top, right and bottom edge of its box, in shares of this picture; NaN: none.
         known_cover: bool, as `cover`: where the coverage is known; None: everywhere.
         labels: of the whole picture, where they are taught.
@@ -129,7 +112,7 @@ class Case:
         blind: whether the crops are of boxes drawn at random, whatever is asked.
     """
 
-    truth: Truth | None
+    truth: AnyTruth | None
     view: Picture
     crops: dict[Box, tuple[Picture, ...]] = field(default_factory=dict)
     asked: Question | None = None
@@ -153,7 +136,12 @@ def resized(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def seen_picture(pixels: npt.NDArray[np.uint8], region: Box, truth: Truth) -> Picture:
+def seen_picture(
+    pixels: npt.NDArray[np.uint8],
+    region: Box,
+    truth: AnyTruth,
+    labels: LabelNames = CHEST_LABELS,
+) -> Picture:
     """The picture of a region of a phantom, through transformers' own preprocessing."""
     part = pixels if region == FULL_IMAGE else crop_pixels(pixels, region)
     seen = resized(part)
@@ -161,29 +149,27 @@ def seen_picture(pixels: npt.NDArray[np.uint8], region: Box, truth: Truth) -> Pi
     return Picture(
         pixels=seen,
         region=region,
-        cover=cover_of(truth, region, grid),
-        attributes=attributes_of(truth, region, grid),
-        edges=edges_of(truth, region, grid),
+        cover=cover_of(truth, region, grid, labels),
+        attributes=attributes_of(truth, region, grid, labels),
+        edges=edges_of(truth, region, grid, labels),
     )
 
 
-def cover_of(truth: Truth, region: Box, grid: PatchGrid) -> npt.NDArray[np.uint8]:
+def cover_of(
+    truth: AnyTruth, region: Box, grid: PatchGrid, labels: LabelNames = CHEST_LABELS
+) -> npt.NDArray[np.uint8]:
     """Share of every cell that each structure and finding covers, 0 to 255."""
-    masks = np.zeros((len(COVER_NAMES), *_mask_shape(truth)), dtype=np.float32)
-    for index, name in enumerate(STRUCTURES):
-        masks[index] = truth.anatomy[name].mask
+    masks = np.zeros((len(labels.covers), MASK_GRID, MASK_GRID), dtype=np.float32)
+    for index, name in enumerate(labels.structures):
+        if name in truth.anatomy:
+            masks[index] = truth.anatomy[name].mask
     for finding in truth.findings:
-        if finding.kind in FINDINGS:
-            index = COVER_NAMES.index(finding.kind)
+        if finding.kind in labels.findings:
+            index = labels.covers.index(finding.kind)
             masks[index] = np.maximum(masks[index], finding.mask)
     cells = np.stack([_sampled(mask, region, grid) for mask in masks], axis=-1)
     levels: npt.NDArray[np.uint8] = np.rint(cells * 255).astype(np.uint8)
-    return levels.reshape(grid.cells, len(COVER_NAMES))
-
-
-def _mask_shape(truth: Truth) -> tuple[int, int]:
-    shape = truth.anatomy[STRUCTURES[0]].mask.shape
-    return int(shape[0]), int(shape[1])
+    return levels.reshape(grid.cells, len(labels.covers))
 
 
 def _sampled(
@@ -219,24 +205,31 @@ def touched_cells(box: tuple[float, ...], grid: PatchGrid) -> list[int]:
     return list(grid.cells_of(Box(x0, y0, x1, y1)))
 
 
-def attributes_of(truth: Truth, region: Box, grid: PatchGrid) -> npt.NDArray[np.int8]:
-    """Attribute classes of the cells that a finding (or the heart) touches, else -1."""
-    labels = np.full((grid.cells, len(ATTRIBUTES)), UNKNOWN, dtype=np.int8)
-    names = tuple(ATTRIBUTES)
-    heart = touched_cells(_relative(truth.anatomy["heart"].box, region), grid)
-    if region == FULL_IMAGE:
-        labels[heart, names.index("heart size")] = ATTRIBUTES["heart size"].index(truth.heart_size)
+def attributes_of(
+    truth: AnyTruth, region: Box, grid: PatchGrid, labels: LabelNames = CHEST_LABELS
+) -> npt.NDArray[np.int8]:
+    """Attribute classes of the cells that a finding touches, else -1.
+
+    What the whole image shows is told by the cells of one structure, such as the heart.
+    """
+    values = labels.attributes
+    classes = np.full((grid.cells, len(values)), UNKNOWN, dtype=np.int8)
+    names = tuple(values)
+    traits = truth.traits if region == FULL_IMAGE else {}
+    for name, value in traits.items():
+        cells = touched_cells(_relative(truth.anatomy[labels.carriers[name]].box, region), grid)
+        classes[cells, names.index(name)] = values[name].index(value)
     for finding in truth.findings:
         for name, value in finding.attributes.items():
-            if name in ATTRIBUTES and value in ATTRIBUTES[name] and _readable(name, region, truth):
-                place = core_of(finding.focus) if name == "calcification" else finding.focus
+            if value in values.get(name, ()) and _readable(name, region, truth, labels):
+                place = core_of(finding.focus) if name in labels.cored else finding.focus
                 cells = touched_cells(_relative(place, region), grid)
-                labels[cells, names.index(name)] = ATTRIBUTES[name].index(value)
-    return labels
+                classes[cells, names.index(name)] = values[name].index(value)
+    return classes
 
 
 def core_of(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """The middle of a nodule's box, where its calcium lies if it has any.
+    """The middle of the box of a nodule or mass, where its calcium lies if it has any.
 
     Cells outside of it hold nothing that tells; labelled all the same they taught the tower to
     guess.
@@ -247,25 +240,32 @@ def core_of(box: tuple[float, float, float, float]) -> tuple[float, float, float
     return x - half_width, y - half_height, x + half_width, y + half_height
 
 
-def _readable(name: str, region: Box, truth: Truth) -> bool:
+def _readable(name: str, region: Box, truth: AnyTruth, labels: LabelNames) -> bool:
     """Fine attributes are taught where the picture shows the texture: on close crops alone."""
-    if name not in FINE_ATTRIBUTES:
+    if name not in labels.fine:
         return True
     width, height = region.x1 - region.x0, region.y1 - region.y0
     pixels = width * truth.width * height * truth.height
     return pixels <= CLOSE**2 * VIEW_BUDGET.most
 
 
-def edges_of(truth: Truth, region: Box, grid: PatchGrid) -> npt.NDArray[np.float16]:
+def edges_of(
+    truth: AnyTruth, region: Box, grid: PatchGrid, labels: LabelNames = CHEST_LABELS
+) -> npt.NDArray[np.float16]:
     """Distances from cell centres to the edges of the boxes that the cells belong to."""
-    edges = np.full((grid.cells, len(BOX_GROUPS), 4), np.nan, dtype=np.float32)
-    boxes = [(truth.anatomy[name].box, group) for group, name in enumerate(BOX_GROUPS[:3])]
+    groups = labels.box_groups
+    edges = np.full((grid.cells, len(groups), 4), np.nan, dtype=np.float32)
+    boxes = [
+        (truth.anatomy[name].box, groups.index(name))
+        for name in labels.boxed
+        if name in truth.anatomy
+    ]
     # Larger findings first, so that a small one inside keeps its own cells.
     ordered = sorted(
-        (finding for finding in truth.findings if finding.kind in FINDINGS),
+        (finding for finding in truth.findings if finding.kind in labels.findings),
         key=lambda f: -(f.focus[2] - f.focus[0]) * (f.focus[3] - f.focus[1]),
     )
-    boxes += [(finding.focus, 3) for finding in ordered]
+    boxes += [(finding.focus, groups.index("finding")) for finding in ordered]
     return fill_edges(edges, [(_relative(box, region), group) for box, group in boxes], grid)
 
 
@@ -311,6 +311,39 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModalityShares:
+    """Shares of the modalities in a world; together 1."""
+
+    chest: float = 0.0
+    head_ct: float = 0.0
+    breast_ultrasound: float = 0.0
+
+    def __post_init__(self) -> None:
+        shares = dataclasses.astuple(self)
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"Shares of modalities must sum to 1, not {shares}.")
+
+    @property
+    def named(self) -> dict[str, float]:
+        """Shares above 0 by the name of the modality."""
+        return {name: share for name, share in dataclasses.asdict(self).items() if share > 0}
+
+    @property
+    def labels(self) -> LabelNames:
+        """What is labelled in the pictures of such a world."""
+        return joined([labels_of(name) for name in self.named])
+
+    def turn(self, index: int) -> tuple[str, int]:
+        """Modality of the `index`-th phantom, and how many of that modality come before it."""
+        names, shares = tuple(self.named), tuple(self.named.values())
+        if len(names) == 1:
+            return names[0], index
+        places = np.arange(index + 1) * _GOLDEN % 1
+        drawn = np.searchsorted(np.cumsum(shares[:-1]), places, side="right")
+        return names[int(drawn[-1])], int((drawn[:-1] == drawn[-1]).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorldConfig:
     """How many phantoms, from which seed and split, with which crops.
 
@@ -319,6 +352,7 @@ class WorldConfig:
             are random.
         boxes: `targets` crops what questions are about, `random` whatever the dice say, so that
             a zoom can be taught without a word of where to look.
+        modalities: shares of chest radiographs, head CT slices and breast ultrasound images.
     """
 
     count: int = 5000
@@ -328,43 +362,63 @@ class WorldConfig:
     boxes: ZoomBoxes = "targets"
     shard: int = 125
     workers: int = 2
+    modalities: ModalityShares = ModalityShares(chest=1.0)
 
     @property
     def name(self) -> str:
         """What the names of the world's files begin with."""
         kind = "" if self.boxes == "targets" else f"-{self.boxes}"
+        if self._is_mixed:
+            kind += "".join(f"-{name}{share:g}" for name, share in self.modalities.named.items())
         return f"{self.split}-{self.seed}{kind}"
 
     @property
-    def fingerprint(self) -> dict[str, int | str]:
-        """All that decides what the shards hold."""
+    def _is_mixed(self) -> bool:
+        """Whether there is anything but chest radiographs."""
+        return tuple(self.modalities.named) != (CHEST,)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """All that decides what the shards hold; of chests, as before there was anything else."""
         settings = dataclasses.asdict(self)
         del settings["workers"]
+        if not self._is_mixed:
+            del settings["modalities"]
         return {"generator": GENERATOR_VERSION, **settings}
 
 
 def balanced_case(config: WorldConfig, index: int) -> QuestionCase:
-    """The `index`-th question of a world: families in turn, answers in turn inside a family."""
-    name = tuple(FAMILIES)[index % len(FAMILIES)]
-    answers = FAMILIES[name].answers
-    answer = answers[index // len(FAMILIES) % len(answers)]
+    """The `index`-th question of a world.
+
+    In each modality families take turns, and answers inside a family.
+    """
+    modality, number = config.modalities.turn(index)
+    families = FAMILIES_OF[modality]
+    name = tuple(families)[number % len(families)]
+    answers = families[name].answers
+    answer = answers[number // len(families) % len(answers)]
     return case_for(name, answer, seed_for(config.split, index, config.seed))
 
 
-def build_case(ordered: QuestionCase, crops: int, boxes: ZoomBoxes = "targets") -> Case:
+def build_case(
+    ordered: QuestionCase,
+    crops: int,
+    boxes: ZoomBoxes = "targets",
+    labels: LabelNames = CHEST_LABELS,
+) -> Case:
     """Draws one phantom and its pictures (`crops` and `boxes` as in `WorldConfig`)."""
     phantom = ordered.phantom()
     rng = np.random.default_rng([ordered.phantom_seed, 7])
     pixels = to_view8(phantom)
     truth = phantom.truth
-    view = seen_picture(pixels, FULL_IMAGE, truth)
+    view = seen_picture(pixels, FULL_IMAGE, truth, labels)
     targets: dict[Box, tuple[Picture, ...]] = {}
     if boxes == "random":
         # Drawn from the seed and the size alone: what the phantom shows has no part in it.
         dice = np.random.default_rng([ordered.phantom_seed, 17])
         for _ in range(crops):
             box = random_box(view.pixels.shape[1], view.pixels.shape[0], dice)
-            targets[box] = (seen_picture(pixels, box.padded(CROP_PADDING), truth),)
+            targets[box] = (seen_picture(pixels, box.padded(CROP_PADDING), truth, labels),)
         return Case(truth=truth, view=view, crops=targets, asked=ordered.question, blind=True)
     questions = [ordered.question, *questions_for(truth, rng)]
     # The details are learned from crops alone, so their targets get more of them.
@@ -372,7 +426,7 @@ def build_case(ordered: QuestionCase, crops: int, boxes: ZoomBoxes = "targets") 
     wanted |= {Box(*box): crops for q in questions if q.kind == "fine" for box in q.target_boxes}
     for box, variants in wanted.items():
         targets[box] = tuple(
-            seen_picture(pixels, jittered(box, rng, 0.15).padded(CROP_PADDING), truth)
+            seen_picture(pixels, jittered(box, rng, 0.15).padded(CROP_PADDING), truth, labels)
             for _ in range(variants)
         )
     return Case(truth=truth, view=view, crops=targets, asked=ordered.question)
@@ -444,7 +498,7 @@ def load_cases(path: Path) -> list[Case]:
         at, cell = at + height * width, cell + cells
     return [
         Case(
-            truth=Truth.from_json(record["truth"]) if record["truth"] else None,
+            truth=truth_from_json(record["truth"]) if record["truth"] else None,
             view=pictures[record["view"]],
             crops={
                 Box(*crop["box"]): tuple(pictures[crop["pictures"][0] : sum(crop["pictures"])])
@@ -537,8 +591,9 @@ def _build_shard(job: tuple[WorldConfig, int, Path]) -> None:
     config, first, path = job
     cv2.setNumThreads(1)
     stop = min(first + config.shard, config.count)
+    labels = config.modalities.labels
     cases = [
-        build_case(balanced_case(config, index), config.crops_per_target, config.boxes)
+        build_case(balanced_case(config, index), config.crops_per_target, config.boxes, labels)
         for index in range(first, stop)
     ]
     save_cases(path, cases)

@@ -6,9 +6,10 @@ import torch
 
 from engine.geometry import FULL_IMAGE
 from training.embedded import embedded_config, new_model, train_tokenizer
+from training.phantoms.label_names import CHEST_LABELS
 from training.questions import Question
 from training.records import corpus
-from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, Picture
+from training.world import Picture
 
 TARGET = (0.25, 0.5, 0.5, 0.75)
 
@@ -32,9 +33,9 @@ def picture(seed: int, height: int, width: int) -> Picture:
     return Picture(
         pixels=np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8),
         region=FULL_IMAGE,
-        cover=np.zeros((cells, len(COVER_NAMES)), dtype=np.uint8),
-        attributes=np.full((cells, len(ATTRIBUTES)), -1, dtype=np.int8),
-        edges=np.full((cells, len(BOX_GROUPS), 4), np.nan, dtype=np.float16),
+        cover=np.zeros((cells, len(CHEST_LABELS.covers)), dtype=np.uint8),
+        attributes=np.full((cells, len(CHEST_LABELS.attributes)), -1, dtype=np.int8),
+        edges=np.full((cells, len(CHEST_LABELS.box_groups), 4), np.nan, dtype=np.float16),
     )
 
 

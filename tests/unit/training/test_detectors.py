@@ -5,13 +5,14 @@ import torch
 
 from training.detectors import attend_to_findings
 from training.embedded import embedded_config, new_model, train_tokenizer
-from training.image_labels import PLACES, ImageHeads
+from training.image_labels import ImageHeads
+from training.phantoms.label_names import CHEST_LABELS
 from training.phantoms.truth import SIDES
 from training.vision import DenseHeads
-from training.world import COVER_NAMES, FINDINGS
 
 # What all visual tokens have in common.
-SHARED = 1.5 * torch.randn(192, generator=torch.Generator().manual_seed(5))
+WORDS = 200
+SHARED = 1.5 * torch.randn(192, generator=torch.Generator().manual_seed(50))
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +41,20 @@ def _centred(row: torch.Tensor) -> torch.Tensor:
 
 
 def _weights(model, direction: torch.Tensor, layer: int, head: int, distance: int) -> torch.Tensor:
-    """Attention of four words, `distance` behind 64 visual tokens, of which number 37 is found."""
+    """Attention of the last of 200 words behind 64 visual tokens, of which number 37 is found."""
     generator = torch.Generator().manual_seed(head)
     tokens = 0.5 * torch.randn(64, 192, generator=generator)
     tokens -= tokens @ direction[:, None] * direction
+    tokens += 4.2 * SHARED / SHARED.norm()
     tokens[37] += 3.0 * direction
-    text = 0.1 * torch.randn(4, 192, generator=generator)
+    words = model.get_input_embeddings().weight
+    text = words[torch.randint(len(words), (WORDS,), generator=generator)]
     attentions: list[torch.Tensor] = []
     model.set_attn_implementation("eager")
     hook = model.model.language_model.layers[layer].self_attn.register_forward_hook(
         lambda module, inputs, outputs: attentions.append(outputs[1])
     )
-    positions = torch.cat([torch.arange(64), torch.arange(64, 68) + distance])
+    positions = torch.cat([torch.arange(64), torch.arange(64, 64 + WORDS) + distance])
     with torch.no_grad():
         model.model.language_model(
             inputs_embeds=torch.cat([tokens, text])[None],
@@ -59,15 +62,15 @@ def _weights(model, direction: torch.Tensor, layer: int, head: int, distance: in
             use_cache=False,
         )
     hook.remove()
-    return attentions[0][0, head, 64:]
+    return attentions[0][0, head, -4:]
 
 
-@pytest.mark.parametrize("head", range(len(FINDINGS)))
+@pytest.mark.parametrize("head", range(len(CHEST_LABELS.findings)))
 @pytest.mark.parametrize("distance", [1, 200])
 def test_each_head_finds_its_finding_from_any_distance(
     model, heads: DenseHeads, head: int, distance: int
 ) -> None:
-    direction = _centred(heads.cover.weight[COVER_NAMES.index(FINDINGS[head])])
+    direction = _centred(heads.cover.weight[CHEST_LABELS.covers.index(CHEST_LABELS.findings[head])])
     weights = _weights(model, direction, 0, head, distance)
     assert (weights.argmax(-1) == 37).all()
     assert float(weights[:, 37].mean()) > 0.4
@@ -77,15 +80,22 @@ def test_each_head_finds_its_finding_from_any_distance(
 def test_each_head_of_the_second_layer_finds_its_finding_on_one_side(
     model, image_heads: ImageHeads, head: int
 ) -> None:
-    place = (FINDINGS[head // 2], SIDES[head % 2])
-    direction = _centred(image_heads.places.weight[PLACES.index(place)])
+    place = (CHEST_LABELS.findings[head // 2], SIDES[head % 2])
+    direction = _centred(image_heads.places.weight[CHEST_LABELS.places.index(place)])
     weights = _weights(model, direction, 1, head, 1)
     assert (weights.argmax(-1) == 37).all()
 
 
+def test_no_word_looks_like_a_finding(model, heads: DenseHeads) -> None:
+    words = model.get_input_embeddings().weight.detach()
+    for name in ("nodule", "central line", "right_lung"):
+        direction = _centred(heads.cover.weight[CHEST_LABELS.covers.index(name)])
+        assert float((words @ direction).abs().max()) < 1e-5
+
+
 def test_values_read_what_the_found_token_holds(model, heads: DenseHeads) -> None:
     """The first value of the first group of heads is the coverage by a nodule."""
-    direction = _centred(heads.cover.weight[COVER_NAMES.index("nodule")])
+    direction = _centred(heads.cover.weight[CHEST_LABELS.covers.index("nodule")])
     value = model.model.language_model.layers[0].self_attn.v_proj.weight[0]
     torch.testing.assert_close(value.detach(), direction)
 
@@ -95,4 +105,4 @@ def test_too_few_heads_are_refused(heads: DenseHeads, image_heads: ImageHeads) -
     config.text_config.num_attention_heads = 4
     config.text_config.rope_parameters["mrope_section"] = [8, 8, 8]
     with pytest.raises(ValueError, match="attention heads"):
-        attend_to_findings(new_model(config), heads, image_heads)
+        attend_to_findings(new_model(config), heads, image_heads, SHARED[None])

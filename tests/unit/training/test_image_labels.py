@@ -9,21 +9,23 @@ import torch
 from engine.geometry import PatchGrid
 from tests.unit.training.conftest import picture
 from training.image_labels import (
-    ANSWERS,
-    BOX_NAMES,
-    PLACES,
     ImageHeads,
     answer_scores,
+    answers_of,
+    box_names_of,
     centres_of,
     image_loss,
     labelled_crop,
     labelled_view,
 )
 from training.phantoms import FindingRequest, PhantomConfig, truth_for
+from training.phantoms.label_names import CHEST_LABELS
 from training.phantoms.truth import CONSOLIDATION, EFFUSION, NODULE
-from training.world import ATTRIBUTES, Case, ImageLabels, cover_of
+from training.world import Case, ImageLabels, cover_of
 
 WIDTH = 8
+ANSWERS = answers_of(CHEST_LABELS)
+BOX_NAMES = box_names_of(CHEST_LABELS)
 
 
 def _case(*requests: FindingRequest) -> Case:
@@ -76,7 +78,7 @@ def test_places_cover_the_cells_of_their_finding_alone() -> None:
     assert labels is not None
     assert labels.places is not None
     assert case.truth is not None
-    filled = {PLACES[index] for index in np.flatnonzero(labels.places.any(axis=0))}
+    filled = {CHEST_LABELS.places[index] for index in np.flatnonzero(labels.places.any(axis=0))}
     assert filled == {
         (NODULE, "left"),
         (NODULE, "left upper zone"),
@@ -84,7 +86,7 @@ def test_places_cover_the_cells_of_their_finding_alone() -> None:
         (CONSOLIDATION, "right lower zone"),
     }
     centres = centres_of(case.view.grid).numpy()
-    column = labels.places[:, PLACES.index((NODULE, "left"))]
+    column = labels.places[:, CHEST_LABELS.places.index((NODULE, "left"))]
     x0, y0, x1, y1 = case.truth.of_kind(NODULE)[0].box
     half = 0.5 / 8
     for x, y in centres[column > 0]:
@@ -102,7 +104,7 @@ def test_centres_run_along_rows() -> None:
 
 def test_a_crop_is_labelled_where_its_cells_agree() -> None:
     crop = picture(0, 56, 56)
-    margin = tuple(ATTRIBUTES).index("margin")
+    margin = tuple(CHEST_LABELS.attributes).index("margin")
     agreed, mixed = crop.attributes.copy(), crop.attributes.copy()
     agreed[1:3, margin] = 1
     mixed[1, margin], mixed[2, margin] = 0, 1
@@ -131,7 +133,7 @@ def test_the_loss_by_hand() -> None:
     answers[tuple(ANSWERS).index("nodule_zone")] = 2
     boxes = np.full((len(BOX_NAMES), 4), np.nan, dtype=np.float32)
     boxes[0] = (0.1, 0.2, 0.3, 0.4)
-    places = np.zeros((2, len(PLACES)), dtype=np.float32)
+    places = np.zeros((2, len(CHEST_LABELS.places)), dtype=np.float32)
     labelled = replace(view, labels=ImageLabels(answers, boxes, places))
     with torch.no_grad():
         parts = image_loss(heads, torch.randn(4, WIDTH), [labelled, view])
@@ -139,7 +141,7 @@ def test_the_loss_by_hand() -> None:
     assert float(parts["boxes"]) == pytest.approx(0.25)
     # Centres 0.25 and 0.75 in x, 0.5 in y, all read as 0.
     assert float(parts["centres"]) == pytest.approx(0.5)
-    assert float(parts["places"]) == pytest.approx(len(PLACES) * np.log(2), rel=1e-5)
+    assert float(parts["places"]) == pytest.approx(len(CHEST_LABELS.places) * np.log(2), rel=1e-5)
 
 
 def test_a_batch_without_labels_costs_nothing() -> None:

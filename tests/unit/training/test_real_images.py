@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engine.geometry import Box
+from training.phantoms.label_names import CHEST_LABELS
 from training.real_images import (
     RealRadiograph,
     load_radiographs,
@@ -13,7 +14,6 @@ from training.real_images import (
     shifted_view,
     split_of_patient,
 )
-from training.world import COVER_NAMES
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_moved_boxes_follow_the_pixels(radiograph: RealRadiograph) -> None:
 
 def test_coverage_is_known_in_the_core_and_outside_only(radiograph: RealRadiograph) -> None:
     picture = real_picture(radiograph.pixels, radiograph.lungs)
-    column = COVER_NAMES.index("right_lung")
+    column = CHEST_LABELS.covers.index("right_lung")
     known, cover = picture.known_cover[:, column], picture.cover[:, column]
     assert (cover[~known] == 0).all()
     assert set(cover[known]) == {0, 255}
@@ -58,7 +58,7 @@ def test_coverage_is_known_in_the_core_and_outside_only(radiograph: RealRadiogra
         set(range(picture.grid.cells)) - set(picture.grid.cells_of(radiograph.lungs["right lung"]))
     )
     assert known[outside].all()
-    assert not picture.known_cover[:, COVER_NAMES.index("nodule")].any()
+    assert not picture.known_cover[:, CHEST_LABELS.covers.index("nodule")].any()
 
 
 def test_missing_folder_is_no_radiographs(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from engine.geometry import FULL_IMAGE, Box
 from engine.prompt import IMAGE_PAD
 from training.embedded import embedded_config, train_tokenizer
+from training.phantoms.label_names import CHEST_LABELS
 from training.questions import Question, case_for
 from training.records import ANSWER_WEIGHT, COORDINATE_WEIGHT, RecordWriter, corpus, seen_box
 from training.reports import report_text
-from training.world import ATTRIBUTES, BOX_GROUPS, COVER_NAMES, Picture
+from training.world import Picture
 
 QUESTION = Question(
     family="nodule_margin",
@@ -33,9 +34,9 @@ def picture(height: int = 224, width: int = 196, region: Box = FULL_IMAGE) -> Pi
     return Picture(
         pixels=np.zeros((height, width), dtype=np.uint8),
         region=region,
-        cover=np.zeros((cells, len(COVER_NAMES)), dtype=np.uint8),
-        attributes=np.full((cells, len(ATTRIBUTES)), -1, dtype=np.int8),
-        edges=np.full((cells, len(BOX_GROUPS), 4), np.nan, dtype=np.float16),
+        cover=np.zeros((cells, len(CHEST_LABELS.covers)), dtype=np.uint8),
+        attributes=np.full((cells, len(CHEST_LABELS.attributes)), -1, dtype=np.int8),
+        edges=np.full((cells, len(CHEST_LABELS.box_groups), 4), np.nan, dtype=np.float16),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from engine.geometry import FULL_IMAGE, PatchGrid
 from engine.processor import ImageProcessor
 from training.dense_warmup import known_cover_of, texture_alone
+from training.phantoms.label_names import CHEST_LABELS
 from training.vision import (
     STRUCTURE_WEIGHT,
     DenseHeads,
@@ -21,24 +22,19 @@ from training.vision import (
     window_of,
 )
 from training.world import (
-    ATTRIBUTES,
-    BOX_GROUPS,
-    COVER_NAMES,
-    FINDINGS,
-    STRUCTURES,
     VIEW_BUDGET,
     Picture,
     fill_edges,
 )
 
-NODULE = COVER_NAMES.index("nodule")
+NODULE = CHEST_LABELS.covers.index("nodule")
 
 
 def picture(**changes: np.ndarray) -> Picture:
     fields = {
-        "cover": np.zeros((4, len(COVER_NAMES)), dtype=np.uint8),
-        "attributes": np.full((4, len(ATTRIBUTES)), -1, dtype=np.int8),
-        "edges": np.full((4, len(BOX_GROUPS), 4), np.nan, dtype=np.float16),
+        "cover": np.zeros((4, len(CHEST_LABELS.covers)), dtype=np.uint8),
+        "attributes": np.full((4, len(CHEST_LABELS.attributes)), -1, dtype=np.int8),
+        "edges": np.full((4, len(CHEST_LABELS.box_groups), 4), np.nan, dtype=np.float16),
     }
     return Picture(
         pixels=np.zeros((56, 56), dtype=np.uint8), region=FULL_IMAGE, **(fields | changes)
@@ -69,7 +65,7 @@ def test_patches_of_oblong_images_keep_their_order() -> None:
 
 
 def test_small_findings_count_in_full_where_they_enter_a_cell() -> None:
-    cover = np.zeros((4, len(COVER_NAMES)), dtype=np.uint8)
+    cover = np.zeros((4, len(CHEST_LABELS.covers)), dtype=np.uint8)
     cover[0, NODULE], cover[1, NODULE], cover[2, 0] = 51, 20, 51
     targets = DenseTargets.of([picture(cover=cover)])
     assert targets.cover[0, NODULE] == 1.0
@@ -78,23 +74,23 @@ def test_small_findings_count_in_full_where_they_enter_a_cell() -> None:
 
 
 def test_loss_is_small_for_right_readings_and_ignores_what_is_unknown() -> None:
-    attributes = np.full((4, len(ATTRIBUTES)), -1, dtype=np.int8)
+    attributes = np.full((4, len(CHEST_LABELS.attributes)), -1, dtype=np.int8)
     attributes[0, 0] = 1
-    edges = np.full((4, len(BOX_GROUPS), 4), np.nan, dtype=np.float16)
+    edges = np.full((4, len(CHEST_LABELS.box_groups), 4), np.nan, dtype=np.float16)
     edges[0, 3] = 0.25
     targets = DenseTargets.of([picture(attributes=attributes, edges=edges)])
-    sizes = [len(values) for values in ATTRIBUTES.values()]
+    sizes = [len(values) for values in CHEST_LABELS.attributes.values()]
     right = tuple(torch.zeros(4, size) for size in sizes)
     right[0][0] = torch.tensor([-20.0, 20.0])
-    outputs = (torch.full((4, len(COVER_NAMES)), -20.0), right, torch.full((4, 4, 4), 0.25))
+    outputs = (torch.full((4, len(CHEST_LABELS.covers)), -20.0), right, torch.full((4, 4, 4), 0.25))
     parts = dense_loss(outputs, targets)
     assert all(float(part) < 1e-6 for part in parts.values())
-    wrong = (torch.full((4, len(COVER_NAMES)), 20.0), right, torch.full((4, 4, 4), 0.75))
+    wrong = (torch.full((4, len(CHEST_LABELS.covers)), 20.0), right, torch.full((4, 4, 4), 0.75))
     parts = dense_loss(wrong, targets)
-    weights = len(FINDINGS) + STRUCTURE_WEIGHT * len(STRUCTURES)
+    weights = len(CHEST_LABELS.findings) + STRUCTURE_WEIGHT * len(CHEST_LABELS.structures)
     assert float(parts["cover"]) == pytest.approx(20.0 * weights, rel=1e-5)
     assert float(parts["edges"]) == pytest.approx(0.5)
-    unknown = torch.zeros(4, len(COVER_NAMES), dtype=torch.bool)
+    unknown = torch.zeros(4, len(CHEST_LABELS.covers), dtype=torch.bool)
     assert float(dense_loss(wrong, targets, unknown)["cover"]) == 0.0
 
 
@@ -106,7 +102,7 @@ def test_nothing_known_gives_no_loss_of_that_part() -> None:
 
 
 def test_known_cover_defaults_to_everything() -> None:
-    known = np.zeros((4, len(COVER_NAMES)), dtype=np.bool_)
+    known = np.zeros((4, len(CHEST_LABELS.covers)), dtype=np.bool_)
     both = known_cover_of([picture(), picture(known_cover=known)])
     assert both[:4].all()
     assert not both[4:].any()
@@ -135,14 +131,14 @@ def test_attributes_are_read_from_all_tokens_of_a_finding_together() -> None:
 
 def test_a_window_shows_the_same_tokens_as_its_picture() -> None:
     cells = 4 * 6
-    cover = np.arange(cells, dtype=np.uint8)[:, None].repeat(len(COVER_NAMES), axis=1)
+    cover = np.arange(cells, dtype=np.uint8)[:, None].repeat(len(CHEST_LABELS.covers), axis=1)
     pixels = np.repeat(np.repeat(np.arange(cells, dtype=np.uint8).reshape(4, 6), 28, 0), 28, 1)
     whole = Picture(
         pixels=pixels,
         region=FULL_IMAGE,
         cover=cover,
-        attributes=cover[:, : len(ATTRIBUTES)].astype(np.int8),
-        edges=np.zeros((cells, len(BOX_GROUPS), 4), dtype=np.float16),
+        attributes=cover[:, : len(CHEST_LABELS.attributes)].astype(np.int8),
+        edges=np.zeros((cells, len(CHEST_LABELS.box_groups), 4), dtype=np.float16),
     )
     for seed in range(20):
         part = window_of(whole, 3, np.random.default_rng(seed))
@@ -156,13 +152,13 @@ def test_a_window_shows_the_same_tokens_as_its_picture() -> None:
 def test_a_window_keeps_the_edges_of_a_box_that_it_holds() -> None:
     grid = PatchGrid(4, 6)
     box = (1 / 6, 1 / 4, 3 / 6, 3 / 4)  # rows 1 and 2, columns 1 and 2
-    nothing = np.full((grid.cells, len(BOX_GROUPS), 4), np.nan, dtype=np.float32)
+    nothing = np.full((grid.cells, len(CHEST_LABELS.box_groups), 4), np.nan, dtype=np.float32)
     numbers = np.arange(grid.cells, dtype=np.uint8).reshape(4, 6)
     whole = Picture(
         pixels=np.repeat(np.repeat(numbers, 28, 0), 28, 1),
         region=FULL_IMAGE,
-        cover=np.zeros((grid.cells, len(COVER_NAMES)), dtype=np.uint8),
-        attributes=np.full((grid.cells, len(ATTRIBUTES)), -1, dtype=np.int8),
+        cover=np.zeros((grid.cells, len(CHEST_LABELS.covers)), dtype=np.uint8),
+        attributes=np.full((grid.cells, len(CHEST_LABELS.attributes)), -1, dtype=np.int8),
         edges=fill_edges(nothing, [(box, 3)], grid),
     )
     held = set()
@@ -179,8 +175,8 @@ def test_a_window_keeps_the_edges_of_a_box_that_it_holds() -> None:
 
 
 def test_a_texture_crop_teaches_its_attributes_alone() -> None:
-    attributes = np.zeros((4, len(ATTRIBUTES)), dtype=np.int8)
-    edges = np.zeros((4, len(BOX_GROUPS), 4), dtype=np.float16)
+    attributes = np.zeros((4, len(CHEST_LABELS.attributes)), dtype=np.int8)
+    edges = np.zeros((4, len(CHEST_LABELS.box_groups), 4), dtype=np.float16)
     crop = texture_alone(picture(attributes=attributes, edges=edges))
     parts = dense_loss(
         DenseHeads(8)(torch.randn(4, 8)), DenseTargets.of([crop]), known_cover_of([crop])

@@ -10,9 +10,8 @@ import pytest
 
 from engine.geometry import FULL_IMAGE, Box, PatchGrid
 from engine.processor import ImageProcessor
+from training.phantoms.label_names import CHEST_LABELS
 from training.world import (
-    BOX_GROUPS,
-    COVER_NAMES,
     GENERATOR_VERSION,
     VIEW_BUDGET,
     Case,
@@ -51,7 +50,7 @@ def test_resizing_equals_the_image_processor(shape: tuple[int, int]) -> None:
 def test_coverage_peaks_inside_the_finding(case: Case) -> None:
     nodule = case.truth.of_kind("nodule")[0]
     if len(case.truth.of_kind("nodule")) == 1:
-        column = case.view.cover[:, COVER_NAMES.index("nodule")]
+        column = case.view.cover[:, CHEST_LABELS.covers.index("nodule")]
         assert int(column.argmax()) in case.view.grid.cells_of(Box(*nodule.box))
         assert column.max() > 0
 
@@ -61,14 +60,14 @@ def test_coverage_of_the_whole_image_equals_block_means(case: Case) -> None:
     grid = PatchGrid(8, 8)
     mask = case.truth.anatomy["heart"].mask.astype(float)
     means = mask.reshape(8, 16, 8, 16).mean(axis=(1, 3)).ravel()
-    found = cover_of(case.truth, FULL_IMAGE, grid)[:, COVER_NAMES.index("heart")] / 255
+    found = cover_of(case.truth, FULL_IMAGE, grid)[:, CHEST_LABELS.covers.index("heart")] / 255
     assert np.abs(found - means).max() < 0.05
 
 
 def test_edges_rebuild_the_box_from_any_of_its_cells() -> None:
     grid = PatchGrid(8, 7)
     box = (0.2, 0.3, 0.7, 0.55)
-    empty = np.full((grid.cells, len(BOX_GROUPS), 4), np.nan, dtype=np.float32)
+    empty = np.full((grid.cells, len(CHEST_LABELS.box_groups), 4), np.nan, dtype=np.float32)
     edges = fill_edges(empty, [(box, 1)], grid)
     cells = grid.cells_of(Box(*box))
     for cell in cells:
