@@ -69,6 +69,7 @@ class Strip {
     this.columns = [];
     this.known = 0;
     this.highest = 1;
+    this.where.textContent = '';
     clear(this.legend);
     this.legendNodes = [];
     this.legend.hidden = true;

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
+from engine.trace import Event, EvidenceMap, Reground, TokenStep
 from engine.trace_io import to_zip
 from tests.e2e.conftest import OpenPage, Served
 from tests.e2e.test_read import ask, open_image, upload, wait_for
@@ -18,6 +21,16 @@ CENTRE = """() => {
   const canvas = document.querySelector('.lb-canvas');
   const x = Math.floor(canvas.width / 2), y = Math.floor(canvas.height / 2);
   return canvas.getContext('2d').getImageData(x, y, 1, 1).data[0];
+}"""
+
+
+# How yellow a pixel of the fitted picture is: 0 where no heat map lies over the grey.
+COLOR = """(x, y) => {
+  const canvas = document.querySelector('.lb-canvas');
+  const scale = Math.min(canvas.width, canvas.height) / 256;
+  const place = [canvas.width / 2 + (x - 128) * scale, canvas.height / 2 + (y - 128) * scale];
+  const [r, , b] = canvas.getContext('2d').getImageData(...place.map(Math.round), 1, 1).data;
+  return r - b;
 }"""
 
 
@@ -166,6 +179,42 @@ def test_a_crop_can_be_put_elsewhere_by_keys_alone(
 
     expect(page.locator(".lb-banner-change")).to_contain_text("crop 1 cut elsewhere")
     expect(page.locator(".lb-compare")).to_contain_text("Before: Spiculated")
+
+
+def padded_run(margin_px: int) -> list[Event]:
+    """A run whose crop reaches beyond its box, with attention all over that crop."""
+    everywhere = EvidenceMap(image=1, rows=8, columns=8, values=b"\xff" * 64, peak=0.05, total=0.5)
+    events: list[Event] = []
+    for event in events_of(request()):
+        match event:
+            case Reground():
+                x0, y0, x1, y1 = event.box_source_px
+                cut = (x0 - margin_px, y0 - margin_px, x1 + margin_px, y1 + margin_px)
+                events.append(replace(event, box_source_px=cut))
+            case TokenStep(attention=(view, _)):
+                events.append(replace(event, attention=(view, everywhere)))
+            case _:
+                events.append(event)
+    return events
+
+
+def test_the_heat_of_a_crop_lies_over_all_that_was_cut(
+    page_server: Served, open_page: OpenPage
+) -> None:
+    page = open_page(page_server)
+    upload(page, to_zip(padded_run(20)), "x.radtrace.zip")
+    wait_for(page, "done")
+    expect(page.locator(".lb-stage")).to_have_attribute("data-busy", "false")
+    page.locator(".lb-strip").press("1")
+    # The box is 65 pixels wide, the cut 105, the image 256.
+    expect(page.locator(".lb-inspect")).to_contain_text("2.4 ×")
+
+    page.locator(".lb-canvas").press("=")
+    page.locator(".lb-token", has_text="spiculated").first.click()
+    page.get_by_role("group", name="Picture").get_by_role("button", name="Crop 1").click()
+    # The cut begins at (32, 113), the box at (52, 133).
+    page.wait_for_function(f"({COLOR})(40, 121) > 60")
+    assert page.evaluate(f"({COLOR})(26, 107)") == 0
 
 
 def test_escape_leaves_a_box_undrawn(page_server: Served, open_page: OpenPage) -> None:
