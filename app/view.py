@@ -84,6 +84,7 @@ class RunView:
         self._threshold: float | None = None
         self._unsure_above = UNSURE_NATS
         self._open_question = False
+        self._awaits_crop = False
 
     @classmethod
     def from_events(cls, events: Iterable[Event]) -> RunView:
@@ -164,7 +165,7 @@ class RunView:
         ])  # fmt: skip
 
     def _open_card_for_tool(self, *, forced: bool) -> None:
-        if self.cards and self.cards[-1][0] == "crop" and not self._crop_arrived():
+        if self.cards and self.cards[-1][0] == "crop" and self._awaits_crop:
             return
         # The program closes the reasoning before it opens a call: the word is further back.
         end = len(self.items)
@@ -175,9 +176,7 @@ class RunView:
             # It holds no item of its own: the doubtful word is the item before it.
             self.cards.append(["unsure", end])
         self.cards.append(["crop", len(self.items)])
-
-    def _crop_arrived(self) -> bool:
-        return any(item[0] == "c" for item in self.items[self.cards[-1][1] :])
+        self._awaits_crop = True
 
     def _latent(self, event: LatentStep) -> None:
         if event.step == 1:
@@ -197,8 +196,9 @@ class RunView:
         ])  # fmt: skip
 
     def _crop(self, event: Reground) -> None:
-        if not self.cards or self.cards[-1][0] != "crop" or self._crop_arrived():
+        if not self.cards or self.cards[-1][0] != "crop" or not self._awaits_crop:
             self.cards.append(["crop", len(self.items)])
+        self._awaits_crop = False
         trigger = event.trigger
         self.pictures[f"crop-{event.number}.png"] = event.crop_png
         self.items.append([

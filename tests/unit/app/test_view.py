@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -259,3 +260,20 @@ def test_the_view_of_a_prefix_is_the_prefix_of_the_view() -> None:
     for length in range(1, len(events), 7):
         part = RunView.from_events(Trace.from_events(events[:length]))
         assert whole.items[: len(part.items)] == part.items
+
+
+def test_a_tool_call_without_end_costs_the_same_at_every_token() -> None:
+    events = trace()
+    view = RunView.from_events(events.events[:1])
+    token = replace(events.tokens[0], segment="tool", attention=(), alternatives=())
+
+    def seconds(count: int) -> float:
+        began = time.process_time()
+        for _ in range(count):
+            view.apply(token)
+        return time.process_time() - began
+
+    first = seconds(2_000)
+    seconds(10_000)
+
+    assert seconds(2_000) < 6 * first
