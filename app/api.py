@@ -18,7 +18,7 @@ from app.forms import request_from, window_from
 from app.live import LiveRun, StreamEngine, Turns
 from app.pictures import display_image
 from app.security import UploadError, claim_upload
-from app.texts import NO_ENGINE
+from app.texts import LOOK_FIRST_API, NO_ENGINE
 from engine.imaging import ImagingError, open_image
 from engine.request import Request, RequestError
 from engine.trace_io import TraceFileError, read_trace, to_json
@@ -55,7 +55,8 @@ class Api:
         """Ask one question about an image (DICOM, PNG or JPEG); yields the events of the run.
 
         The settings are those of the page: `seed`, `temperature`, `max_crops`, `latent_steps`,
-        `max_new_tokens`, `threshold` (nats), `changes`, `window` and `frame`.
+        `max_new_tokens`, `threshold` (nats), `changes`, `window` and `frame`; and `looked`, which
+        must be true for a kind of image that often has text burned into the picture.
         """
         if self._engine is None:
             raise gr.Error(NO_ENGINE)
@@ -86,4 +87,7 @@ def _request(content: bytes, form: Json) -> Request:
     if type(frame) is not int:
         raise RequestError("frame must be a whole number, from 0.")
     window, source = window_from(form)
-    return request_from(form, display_image(open_image(content, frame=frame), window, source))
+    image = open_image(content, frame=frame)
+    if image.burned_in_risk and form.get("looked") is not True:
+        raise RequestError(LOOK_FIRST_API)
+    return request_from(form, display_image(image, window, source))

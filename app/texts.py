@@ -39,6 +39,10 @@ BURNED_IN: Final = (
     "shows no name, date or number of a patient."
 )
 LOOK_FIRST: Final = "First look for burned-in text and tick the box that says so."
+LOOK_FIRST_API: Final = (
+    "First look for burned-in text, then send the setting looked as true: the picture shows no "
+    "name, date or number of a patient."
+)
 CROWDED: Final = "Everybody's run goes on and there is no room for one more: try again in a minute."
 NO_TAB: Final = "This request belongs to no tab: open the page in a browser."
 TAB_ENDED: Final = "This tab was closed or not used for half an hour: reload the page."

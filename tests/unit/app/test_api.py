@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pytest
 
 from app.api import Api
@@ -18,6 +19,7 @@ from engine.request import Request
 from engine.trace import Event, Trace
 from engine.trace_io import from_json, to_zip
 from tests.factories import FakeEngine, chest, events_of, png, trace
+from tests.unit.imaging.dicom_files import to_file
 
 
 class Caller:
@@ -84,6 +86,15 @@ def test_a_saved_run_is_checked_and_returned(caller: Caller) -> None:
 def test_bad_input_gets_one_sentence(caller: Caller, arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(gr.Error, match=says):
         caller.explain(**arguments)
+
+
+def test_a_kind_of_image_with_burned_in_text_must_have_been_looked_at(caller: Caller) -> None:
+    picture = chest(64).astype(np.uint16)
+    capture = to_file(picture, Modality="OT", BurnedInAnnotation="YES")
+
+    with pytest.raises(gr.Error, match="burned-in text"):
+        caller.explain(image=caller.uploaded(capture))
+    assert caller.explain(image=caller.uploaded(capture), settings={"looked": True})
 
 
 @pytest.mark.parametrize("data", [b"no image", b"PK\x03\x04 no archive"])
