@@ -210,8 +210,9 @@ def drawn_record(
             return writer.write(question, "early", asked.view, method=_early_method(rng))
         # A closer look is never needed for a coarse question, and `auto` says so.
         auto = question.kind == "coarse" and rng.random() < mix.auto
-        zoom_without_target = not question.target_boxes and mix.zoom > 0 and rng.random() < 0.3
-        method: Method = "auto" if auto else "zoom" if zoom_without_target else "direct"
+        stays = not question.target_boxes or zoom_would_tell(question)
+        zoom_for_nothing = stays and mix.zoom > 0 and rng.random() < 0.3
+        method: Method = "auto" if auto else "zoom" if zoom_for_nothing else "direct"
         return writer.write(question, "direct", asked.view, method=method)
     if probe:
         form = "before_zoom" if rng.random() < 0.5 else "after_zoom"
@@ -227,9 +228,19 @@ def _early_method(rng: np.random.Generator) -> Method:
     return methods[int(rng.integers(len(methods)))]
 
 
+def zoom_would_tell(question: Question) -> bool:
+    """Whether the answer decides if there is one place to look at.
+
+    Such questions are answered without a zoom under every method. Zooms for "yes" alone taught
+    the model that a prompt without a zoom means "no": it then said so to every finding.
+    """
+    family = question.family
+    return family.endswith(("_present", "_count")) or family.startswith("which_")
+
+
 def _zoom_of(asked: Asked, rng: np.random.Generator) -> tuple[Box | None, Picture | None]:
     """Where a zoom goes: the one place that the question is about; nowhere when several are."""
-    if len(asked.question.target_boxes) != 1:
+    if len(asked.question.target_boxes) != 1 or zoom_would_tell(asked.question):
         return None, None
     target = Box(*asked.question.target_boxes[0])
     variants = asked.crops.get(target)

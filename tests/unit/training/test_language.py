@@ -1,5 +1,7 @@
 """Batches of records and the loss on them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,16 @@ from engine.geometry import Box
 from tests.unit.training.conftest import TARGET, picture, question
 from training.batches import collate
 from training.features import FeatureBank
-from training.language import Asked, MixConfig, drawn_record, short_questions
+from training.language import (
+    Asked,
+    MixConfig,
+    drawn_record,
+    short_questions,
+    zoom_would_tell,
+)
 from training.language_loss import batch_loss, language_loss
 from training.out_of_distribution import Detector, area_under_curve, distances
-from training.questions import case_for
+from training.questions import ALL_FAMILIES, case_for
 from training.records import RecordWriter
 from training.world import Case
 
@@ -145,6 +153,28 @@ def test_questions_about_several_places_are_answered_from_the_view(tokenizer) ->
     both = question("coarse", (TARGET, (0.6, 0.5, 0.7, 0.6)))
     asked = Asked(both, picture(1, 84, 56), {Box(*TARGET): (picture(2, 56, 56),)}, ())
     assert all("<tool_call>" not in text for text in drawn(tokenizer, asked, zoom=1.0))
+
+
+def test_whether_a_zoom_is_shown_never_tells_the_answer(tokenizer) -> None:
+    """Of every family either all answers have one place to look at, or none is zoomed for."""
+    zoomed = 0
+    for name, family in ALL_FAMILIES.items():
+        places = {}
+        for answer in family.answers:
+            asked = case_for(name, answer, 5).question
+            places[answer] = len(asked.target_boxes) == 1 and not zoom_would_tell(asked)
+        assert len(set(places.values())) == 1, (name, places)
+        zoomed += any(places.values())
+    assert zoomed > 10
+
+    there = replace(
+        question("coarse"), family="nodule_present", answer="yes", options=("no", "yes")
+    )
+    asked = Asked(there, picture(1, 84, 56), {Box(*TARGET): (picture(2, 56, 56),)}, ())
+    texts = drawn(tokenizer, asked, zoom=1.0)
+    assert all("<tool_call>" not in text for text in texts)
+    # As where nothing is found, some of the prompts offer a zoom all the same.
+    assert 0 < sum("Method: zoom." in text for text in texts) < len(texts)
 
 
 def test_mahalanobis_distance_by_hand() -> None:
