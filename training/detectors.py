@@ -99,7 +99,8 @@ def _basis(directions: Sequence[torch.Tensor]) -> torch.Tensor:
 def _apart(direction: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     """The unit vector of what lies outside a basis."""
     rest = direction - basis @ (basis.T @ direction)
-    return rest / rest.norm()
+    unit: torch.Tensor = rest / rest.norm()
+    return unit
 
 
 def _detect(
