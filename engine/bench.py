@@ -29,7 +29,7 @@ from engine.loading import LoadedModel, load_checkpoint
 from engine.manifest import Manifest
 from engine.positions import PositionCursor
 from engine.processor import crop_pixels, expanded_ids
-from engine.prompt import prompt_text, tool_response_text
+from engine.prompt import request_prompt, tool_response_text
 from engine.request import Budgets, DisplayImage, Request, TracedLayers, Tracing
 from engine.rollout import Rollout, Start
 from engine.tiny import BENCH_SHAPE, EMBEDDED_SHAPE, TinyShape, tiny_manifest, tiny_model
@@ -173,13 +173,7 @@ def prepared(loaded: LoadedModel, new_tokens: int) -> Sides:
         tracing=Tracing(layers="all", alternatives=ALTERNATIVES, belief=False),
     )
     _, seen, start = Engine(loaded).prepare(request)
-    text = prompt_text(
-        style=loaded.manifest.prompt_style,
-        question_first=loaded.manifest.question_first,
-        method="direct",
-        question=QUESTION,
-        options=(),
-    )
+    text = request_prompt(loaded.manifest, request)
     sdpa = copy.deepcopy(loaded.model)
     sdpa.set_attn_implementation("sdpa")
     eager = copy.deepcopy(loaded.model)
@@ -211,27 +205,25 @@ def generated(sides: Sides, *, attentions: bool) -> list[int]:
     return tokens
 
 
-def rollout(sides: Sides, layers: TracedLayers) -> Rollout:
-    """The engine's loop on the same request, vision tower included."""
-    start = sides.start
-    request = replace(start.request, tracing=replace(start.request.tracing, layers=layers))
-    decoder = Decoder(sides.loaded)
+def rollout(sides: Sides, request: Request, branches: int = 1) -> Rollout:
+    """The engine's loop on a request about the same image, vision tower included."""
+    start, decoder = sides.start, Decoder(sides.loaded)
     view = decoder.encode(start.seen)
-    manifest = sides.loaded.manifest
-    text = prompt_text(
-        style=manifest.prompt_style,
-        question_first=manifest.question_first,
-        method="direct",
-        question=QUESTION,
-        options=(),
-    )
+    text = request_prompt(sides.loaded.manifest, request)
     prompt = decoder.lay_out(text, [(0, view, start.seen.grid)], 0)
-    return Rollout(decoder, replace(start, request=request, view=view, prompt=prompt))
+    begun = replace(start, request=request, view=view, prompt=prompt)
+    return Rollout(decoder, begun, count=branches)
+
+
+def traced_rollout(sides: Sides, layers: TracedLayers) -> Rollout:
+    """The loop on the very same request, with these layers traced."""
+    request = sides.start.request
+    return rollout(sides, replace(request, tracing=replace(request.tracing, layers=layers)))
 
 
 def traced(sides: Sides, layers: TracedLayers) -> list[int]:
     """A traced request; returns its tokens."""
-    events = rollout(sides, layers).events()
+    events = traced_rollout(sides, layers).events()
     return [event.token_id for _, event in events if isinstance(event, TokenStep)]
 
 
@@ -301,7 +293,7 @@ def crop_runs(sides: Sides) -> dict[str, Callable[[], list[int]]]:
 
 def bytes_kept(sides: Sides) -> tuple[float, float]:
     """Bytes per token and layer that the recorder holds, and as counted: 2 per image token."""
-    run = rollout(sides, "all")
+    run = traced_rollout(sides, "all")
     steps = sum(isinstance(event, TokenStep) for _, event in run.events())
     layers = sides.loaded.facts.layers
     kept = sum(recorder.bytes_kept() for recorder in run.recorders)
@@ -332,7 +324,7 @@ def decode_seconds(sides: Sides) -> float:
     """Processor time of one decode step in a run with default rows, the first one left out."""
     stamps = [
         time.process_time()
-        for _, event in rollout(sides, "default").events()
+        for _, event in traced_rollout(sides, "default").events()
         if isinstance(event, TokenStep)
     ]
     return (stamps[-1] - stamps[0]) / (len(stamps) - 1)

@@ -19,7 +19,7 @@ from engine.decode import Decoder
 from engine.interventions import occluded
 from engine.loading import NO_LATENT_NOTICE, CheckpointError, LoadedModel, load_checkpoint
 from engine.processor import ImageShapeError, SeenImage
-from engine.prompt import prompt_text
+from engine.prompt import request_prompt
 from engine.rasters import DISPLAY_SIDE, encoded_png
 from engine.request import Request, RequestError
 from engine.rollout import Rollout, Start
@@ -128,13 +128,7 @@ class Engine:
         pixels = occluded(request.image.pixels, request.interventions.occlude)
         seen = loaded.image_processor(pixels, loaded.manifest.view)
         view = decoder.encode(seen)
-        text = prompt_text(
-            style=loaded.manifest.prompt_style,
-            question_first=loaded.manifest.question_first,
-            method=request.method,
-            question=request.question,
-            options=request.options,
-        )
+        text = request_prompt(loaded.manifest, request)
         prompt = decoder.lay_out(text, [(0, view, seen.grid)], 0)
         return (
             decoder,

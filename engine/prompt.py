@@ -11,8 +11,8 @@ import json
 import string
 from typing import Final
 
-from engine.manifest import PromptStyle
-from engine.request import Method
+from engine.manifest import Manifest, PromptStyle
+from engine.request import Method, Request
 
 IM_START: Final = "<|im_start|>"
 IM_END: Final = "<|im_end|>"
@@ -127,6 +127,17 @@ def prompt_text(
     asked = question_text(style, method, neutralised(question), tuple(map(neutralised, options)))
     content = f"{asked}\n{IMAGE}" if question_first else f"{IMAGE}{asked}"
     return turn("system", system_text(style, method)) + turn("user", content) + assistant_head()
+
+
+def request_prompt(manifest: Manifest, request: Request) -> str:
+    """`prompt_text` of a request to a checkpoint."""
+    return prompt_text(
+        style=manifest.prompt_style,
+        question_first=manifest.question_first,
+        method=request.method,
+        question=request.question,
+        options=request.options,
+    )
 
 
 def assistant_head() -> str:

@@ -16,7 +16,7 @@ from engine.decode import Decoder, Layout
 from engine.geometry import Box, PatchGrid
 from engine.interventions import occluded
 from engine.processor import crop_pixels
-from engine.prompt import prompt_text, tool_message_text, tool_response_text
+from engine.prompt import request_prompt, tool_message_text, tool_response_text
 from engine.reground import ANSWER_TURN, NO_ZOOMS_LEFT, SKIPPED_MESSAGE, refusal
 from engine.request import Request
 from engine.tool_call import ImageSizes, ToolCallError, parse_zoom_call
@@ -83,13 +83,7 @@ class _Writer:
         self._decoder, self._request = decoder, request
         self._pixels = occluded(request.image.pixels, request.interventions.occlude)
         self._seen = loaded.image_processor(self._pixels, loaded.manifest.view)
-        text = prompt_text(
-            style=loaded.manifest.prompt_style,
-            question_first=loaded.manifest.question_first,
-            method=request.method,
-            question=request.question,
-            options=request.options,
-        )
+        text = request_prompt(loaded.manifest, request)
         view = decoder.encode(self._seen)
         self._parts = [decoder.lay_out(text, [(0, view, self._seen.grid)], 0)]
         self._prefix = self._columns = self._parts[0].embeddings.shape[1]

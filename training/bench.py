@@ -19,11 +19,8 @@ from typing import Any, Final
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from engine.bench import BenchmarkError, Ratio, Sides, interleaved, prepared, ratio
-from engine.decode import Decoder
-from engine.prompt import prompt_text
+from engine.bench import BenchmarkError, Ratio, Sides, interleaved, prepared, ratio, rollout
 from engine.request import Budgets, Sampling, Tracing
-from engine.rollout import Rollout
 from engine.sequence import FedSequence
 from engine.tiny import TinyShape, tiny_manifest, tiny_model
 from training.packing import PackedGroup, packed_group
@@ -154,27 +151,13 @@ def _speed(slower: list[float], faster: list[float]) -> Ratio:
 
 def rolled_out(sides: Sides, branches: int) -> list[FedSequence]:
     """A group of sampled branches: one pass over the prompt, image encoded once."""
-    start = sides.start
     request = replace(
-        start.request,
+        sides.start.request,
         sampling=Sampling(temperature=1.0),
         budgets=Budgets(max_new_tokens=sides.new_tokens),
         tracing=Tracing(layers="none", alternatives=1, belief=False),
     )
-    decoder = Decoder(sides.loaded)
-    view = decoder.encode(start.seen)
-    manifest = sides.loaded.manifest
-    text = prompt_text(
-        style=manifest.prompt_style,
-        question_first=manifest.question_first,
-        method="direct",
-        question=request.question,
-        options=(),
-    )
-    prompt = decoder.lay_out(text, [(0, view, start.seen.grid)], 0)
-    run = Rollout(
-        decoder, replace(start, request=request, view=view, prompt=prompt), count=branches
-    )
+    run = rollout(sides, request, branches)
     for _ in run.events():
         pass
     return run.sequences

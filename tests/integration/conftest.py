@@ -121,13 +121,7 @@ def eager_reference(loaded: LoadedModel) -> Reference:
 def prompt_ids(loaded: LoadedModel, start: Start) -> list[int]:
     """The prompt of a prepared run as ids, found from the text alone."""
     from engine.processor import expanded_ids
-    from engine.prompt import prompt_text
+    from engine.prompt import request_prompt
 
-    text = prompt_text(
-        style=loaded.manifest.prompt_style,
-        question_first=loaded.manifest.question_first,
-        method=start.request.method,
-        question=start.request.question,
-        options=start.request.options,
-    )
+    text = request_prompt(loaded.manifest, start.request)
     return expanded_ids(loaded.tokenizer, text, [start.seen.grid])

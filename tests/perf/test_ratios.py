@@ -25,7 +25,7 @@ from engine.bench import (
     prepared,
     random_sides,
     ratio,
-    rollout,
+    traced_rollout,
 )
 from engine.cli import DEFAULT_CHECKPOINT
 from engine.decode import Decoder
@@ -145,7 +145,7 @@ def test_d2_the_loop_keeps_up_with_bare_forwards(
 
 def test_d3_the_prefill_keeps_up_with_one_bare_forward(sides: Sides) -> None:
     decoder = Decoder(sides.loaded)
-    prompt = rollout(sides, "default").start.prompt
+    prompt = traced_rollout(sides, "default").start.prompt
     positions = PositionCursor().sequence(
         sides.ids, sides.loaded.vocabulary.image_pad, [sides.start.seen.grid]
     )[:, None]

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.manifest import Manifest
 from engine.prompt import (
     IMAGE_PAD,
     neutralised,
     option_letter,
     prompt_text,
     question_text,
+    request_prompt,
     system_text,
     tool_message_text,
     tool_response_text,
     zoom_call_text,
 )
-from engine.request import METHODS
+from engine.request import METHODS, DisplayImage, Request
 from engine.tiny import CONTROL_TOKENS, TAG_TOKENS, tiny_tokenizer
 from engine.tool_call import ImageSizes, parse_zoom_call
 
@@ -55,9 +58,11 @@ def test_what_is_neutralised_stays_as_it_is(text: str) -> None:
 @pytest.mark.parametrize("style", ["full", "compact"])
 @pytest.mark.parametrize("first", [False, True])
 def test_every_method_has_a_prompt_of_its_own_with_one_image(style: str, first: bool) -> None:
+    manifest = Manifest(prompt_style=style, question_first=first)
+    image = DisplayImage(pixels=np.zeros((8, 8), dtype=np.uint8))
     prompts = [
-        prompt_text(
-            style=style, question_first=first, method=method, question="Q?", options=("a", "b")
+        request_prompt(
+            manifest, Request(image=image, question="Q?", options=("a", "b"), method=method)
         )
         for method in METHODS
     ]
@@ -66,6 +71,7 @@ def test_every_method_has_a_prompt_of_its_own_with_one_image(style: str, first: 
     assert all(text.endswith("<|im_start|>assistant\n") for text in prompts)
     assert all("A. a\nB. b" in text for text in prompts)
     pairs = itertools.combinations(prompts, 2)
+    assert all(("put the letter" in text) is (style == "full") for text in prompts)
     assert style == "full" or all(one != other for one, other in pairs)
     before, after = prompts[0].split(IMAGE_PAD)
     assert ("Q?" in before) is first
