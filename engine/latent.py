@@ -22,6 +22,23 @@ LatentDraw = Callable[[torch.Tensor], torch.Tensor]
 """From the hidden state `(D,)` before a slot to the vector `(D,)` that the slot is fed."""
 
 
+def bottleneck_columns(first_image: int, first_slot: int, last_slot: int) -> tuple[slice, slice]:
+    """The evidence bottleneck (`Request.bottleneck`), in the columns of one branch.
+
+    Past its latents a branch attends neither to the image nor to the text that has read it, the
+    token that opens the segment included. The slots themselves see everything.
+
+    Args:
+        first_image: the first column of its first image.
+        first_slot: of the segment.
+        last_slot: of the segment.
+
+    Returns:
+        The queries that are narrowed, and the keys that are hidden from them.
+    """
+    return slice(last_slot + 1, None), slice(first_image, first_slot)
+
+
 class LatentSegment:
     """Where one branch stands in its latent segment.
 

@@ -24,7 +24,7 @@ from engine.decode import Decoder, DecodeState, ForkPoint, Layout
 from engine.forking import Forking, ForkMark, Origin, ZoomUncertainty, coordinate_entropies
 from engine.geometry import PatchGrid
 from engine.interventions import LatentChange
-from engine.latent import LatentDraw, attention_maps, unit
+from engine.latent import LatentDraw, attention_maps, bottleneck_columns, unit
 from engine.memory import peak_memory_bytes
 from engine.processor import SeenImage
 from engine.prompt import tool_message_text, tool_response_text
@@ -491,7 +491,9 @@ class Rollout:
         if not self.request.bottleneck or branch.latent is None or branch.latent.open:
             return
         first = min(span.start for span in self.state.images[row])
-        self.decoder.hide(self.state, row, slice(first, branch.latent_column + 1))
+        opening = branch.latent_column
+        _, keys = bottleneck_columns(first, opening + 1, opening + branch.latent.fed)
+        self.decoder.hide(self.state, row, keys)
 
     def _prompt_sequence(self) -> FedSequence:
         prompt = self.start.prompt

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from engine.geometry import Box, PatchGrid
+from engine.latent import bottleneck_columns
 from training.roi import RoiLoss, RoiTarget, roi_cells
 
 Feeding = Literal["teacher", "own", "relaxed"]
@@ -107,9 +108,8 @@ def bottleneck_mask(
 ) -> torch.Tensor | None:
     """Who may attend to whom when some records are bottled; None when none is.
 
-    In a bottled record nothing after the last slot attends to the columns from the first image
-    token to the one that opens the segment: the image, and the text that has read it. The
-    question stands before the image. The slots themselves see everything.
+    In a bottled record it is as `engine.latent.bottleneck_columns` says; the question stands
+    before the image.
 
     Args:
         images: bool `(B, T)`, True at image tokens.
@@ -128,11 +128,10 @@ def bottleneck_mask(
     if not bottled:
         return None
     batch, length = slots.shape
-    columns = torch.arange(length)
     mask = torch.ones(length, length, dtype=torch.bool).tril().repeat(batch, 1, 1)
     for row in bottled:
         places = torch.nonzero(slots[row]).flatten()
         first = int(torch.nonzero(images[row]).flatten()[0])
-        readers = (columns >= first) & (columns < int(places[0]))
-        mask[row] &= ~((columns > int(places[-1]))[:, None] & readers[None, :])
+        queries, keys = bottleneck_columns(first, int(places[0]), int(places[-1]))
+        mask[row, queries, keys] = False
     return mask[:, None]

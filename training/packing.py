@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.latent import bottleneck_columns
 from engine.sequence import FedSequence
 
 
@@ -58,8 +59,7 @@ def packed_group(sequences: Sequence[FedSequence], *, bottleneck: bool = False) 
 
     Args:
         sequences: what each was fed.
-        bottleneck: past its latents a branch attends to nothing between the first column of
-            the prompt's image and the opening of the segment (as `Request.bottleneck`).
+        bottleneck: past its latents a branch is narrowed, as under `Request.bottleneck`.
 
     Raises:
         ValueError: there is no branch, or their prompts differ.
@@ -75,7 +75,6 @@ def packed_group(sequences: Sequence[FedSequence], *, bottleneck: bool = False) 
     segments = [-1] * prompt
     latents: list[tuple[int, int, torch.Tensor]] = []
     written: list[tuple[int, int, int, bool]] = []
-    hidden: list[tuple[int, int, int, int]] = []
     for owner, sequence in enumerate(sequences):
         shift = len(ids) - prompt
         ids += sequence.ids[prompt:]
@@ -86,12 +85,9 @@ def packed_group(sequences: Sequence[FedSequence], *, bottleneck: bool = False) 
         for token in sequence.written:
             column = token.predictor + (shift if token.predictor >= prompt else 0)
             written.append((column, token.token_id, owner, not token.forced))
-        if bottleneck and sequence.latents:
-            opening, last = sequence.latents[0][0] - 1, sequence.latents[-1][0]
-            hidden.append((owner, sequence.images[0][0], opening + shift, last + shift))
     mask = _group_mask(torch.tensor(segments))
-    for owner, first, opening, last in hidden:
-        _narrow(mask, torch.tensor(segments), owner, first, opening, last)
+    if bottleneck:
+        _narrow(mask, torch.tensor(segments), sequences)
     width = latents[0][2].shape[-1] if latents else 0
     return PackedGroup(
         ids=torch.tensor(ids),
@@ -117,12 +113,12 @@ def _group_mask(segments: torch.Tensor) -> torch.Tensor:
     return causal & (same | (segments[None, :] == -1))
 
 
-def _narrow(
-    mask: torch.Tensor, segments: torch.Tensor, owner: int, first: int, opening: int, last: int
-) -> None:
-    """Hides the image and its readers from what a branch was fed after its latents, in place."""
-    columns = torch.arange(len(segments))
-    queries = (segments == owner) & (columns > last)
-    readers = (segments == -1) & (columns >= first)
-    readers |= (segments == owner) & (columns <= opening)
-    mask &= ~(queries[:, None] & readers[None, :])
+def _narrow(mask: torch.Tensor, segments: torch.Tensor, sequences: Sequence[FedSequence]) -> None:
+    """Keeps every branch that has latents from its image past them, in place."""
+    for owner, sequence in enumerate(sequences):
+        if sequence.latents:
+            slots = [column for column, _ in sequence.latents]
+            queries, keys = bottleneck_columns(sequence.images[0][0], slots[0], slots[-1])
+            # Where the branch's own columns, those of the prompt first, stand in the row.
+            columns = torch.nonzero((segments == -1) | (segments == owner)).flatten()
+            mask[columns[queries, None], columns[keys]] = False
