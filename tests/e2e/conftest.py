@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ ATTEMPTS = 3
 sync_api.expect.set_options(timeout=PATIENCE)
 
 ROOT = Path(__file__).resolve().parents[2]
+ADDRESS = re.compile(r"http://[\w.:]+")
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-quic",
@@ -43,18 +45,18 @@ class Served:
     folder: Path
 
 
-def sixteen_bit_png(seed: int = 0) -> bytes:
+def sixteen_bit_png(seed: int = 0, side: int = 384) -> bytes:
     """A 16-bit grey PNG of a chest."""
-    values = chest(384, seed).astype(np.uint16) * 16
+    values = chest(side, seed).astype(np.uint16) * 16
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def started(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+def started(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
     """A server and the address that it prints, or an empty one when it ended instead."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.serve", *options],
+        [sys.executable, "-u", *arguments],
         cwd=ROOT,
         env={**os.environ, "GRADIO_TEMP_DIR": str(folder / "gradio"), "TMPDIR": str(folder)},
         stdin=subprocess.PIPE,
@@ -62,11 +64,12 @@ def started(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
         text=True,
     )
     assert process.stdout is not None
-    return process, process.stdout.readline().strip().rstrip("/")
+    found = (ADDRESS.search(line) for line in process.stdout)
+    return process, next((address[0] for address in found if address), "")
 
 
 @contextmanager
-def served(folder: Path, *options: str) -> Iterator[Served]:
+def served(folder: Path, *options: str, program: str = "-mtests.e2e.serve") -> Iterator[Served]:
     """Serves a page from a process of its own until the block ends.
 
     A process, because the server's threads and sockets outlive it in this one.
@@ -74,7 +77,7 @@ def served(folder: Path, *options: str) -> Iterator[Served]:
     folder.mkdir(parents=True, exist_ok=True)
     # Gradio gives up when its own page does not answer within seconds, as on a busy machine.
     for _ in range(ATTEMPTS):
-        process, url = started(folder, *options)
+        process, url = started(folder, program, *options)
         if url.startswith("http"):
             break
         process.communicate()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from PIL import Image
+from playwright.sync_api import Page, Response, Route, expect
 
+from app.pictures import raw_grey
+from engine.imaging import open_image as open_source
+from engine.imaging import render
 from engine.trace_io import read_trace, to_zip
-from tests.e2e.conftest import OpenPage, Served, served, sixteen_bit_png
+from tests.e2e.conftest import PATIENCE, OpenPage, Served, served, sixteen_bit_png
 from tests.factories import trace
 
 pytestmark = pytest.mark.e2e
@@ -140,6 +146,76 @@ def test_stop_ends_the_run_at_once_and_keeps_the_partial_trace(
         assert 0 < len(kept.tokens) < len(trace().tokens)
 
 
+class Delay:
+    """Keeps the first request of the page that holds a word from the server until it is let go."""
+
+    def __init__(self, page: Page, word: str) -> None:
+        self.page = page
+        self.word = word
+        self.held: list[Route] = []
+        page.route("**/queue/join*", self._handle)
+
+    def _handle(self, route: Route) -> None:
+        if self.word in (route.request.post_data or "") and not self.held:
+            self.held.append(route)
+        else:
+            route.continue_()
+
+    def wait(self) -> None:
+        """Waits until the request has been sent."""
+        end = time.monotonic() + PATIENCE / 1000
+        while not self.held and time.monotonic() < end:
+            self.page.wait_for_timeout(20)
+        assert self.held
+
+    def let_go(self) -> None:
+        """Lets the server have it."""
+        self.held[0].continue_()
+
+
+def test_a_stop_that_overtakes_its_run_still_ends_it(
+    page_server: Served, open_page: OpenPage
+) -> None:
+    page = open_page(page_server)
+    open_image(page)
+    slow = Delay(page, '"question"')
+    ask(page)
+    slow.wait()
+    with page.expect_response("**/run/**"):
+        page.keyboard.press("Escape")
+    slow.let_go()
+    wait_for(page, "stopped")
+
+    expect(page.locator(".lb-status")).to_have_text("Stopped before it began.")
+    expect(page.locator(".lb-token")).to_have_count(0)
+    expect(page.locator("#lb-save")).to_be_disabled()
+    page.click("#lb-explain")
+    wait_for(page, "done")
+    expect(page.locator("#lb-save")).to_be_enabled()
+
+
+def test_an_image_that_arrives_late_does_not_replace_a_later_one(
+    page_server: Served, open_page: OpenPage, tmp_path: Path
+) -> None:
+    page = open_page(page_server)
+    slow = Delay(page, '"path"')
+    upload(page, sixteen_bit_png(1))
+    slow.wait()
+    page.evaluate("document.querySelector('.lb-sample').click()")
+    stage = page.locator(".lb-stage")
+    expect(stage).to_have_attribute("data-busy", "false")
+    shown = stage.get_attribute("data-image")
+    slow.let_go()
+    ask(page)
+    wait_for(page, "done")
+
+    assert shown
+    assert stage.get_attribute("data-image") == shown
+    started = read_trace(saved_trace(page, tmp_path)).started
+    assert started is not None
+    assert (started.image.source_width, started.image.source_height) == (320, 320)
+
+
 def test_closing_the_tab_stops_the_run(open_page: OpenPage, tmp_path: Path) -> None:
     marker = tmp_path / "stopped"
     with served(tmp_path / "page", "--delay", "0.2", "--stopped", str(marker)) as server:
@@ -223,42 +299,80 @@ def test_a_what_if_stands_beside_the_run_before(page_server: Served, open_page: 
     expect(page.locator(".lb-banner-change")).to_contain_text("inner steps fed with zeros")
 
 
-def test_two_browsers_never_see_each_other(page_server: Served, open_page: OpenPage) -> None:
-    first, second = open_page(page_server), open_page(page_server)
-    open_image(first, sixteen_bit_png(1))
-    open_image(second, sixteen_bit_png(2))
-    ask(first, "Only the first asks this?")
-    ask(second, "Only the second asks that?", "Left\nRight")
-    wait_for(first, "done")
-    wait_for(second, "done")
+class User:
+    """A browser of its own, and what only its user opens and asks."""
 
-    expect(first.locator(".lb-answer")).to_have_text("Spiculated")
-    expect(second.locator(".lb-answer")).to_have_text("Left")
-    states = [
-        page.evaluate("document.querySelector('.lb-stage').dataset.image")
-        for page in (first, second)
-    ]
-    assert states[0] != states[1]
-    assert "Only the second" not in first.content()
-    assert "Only the first" not in second.content()
+    def __init__(self, page: Page, name: str) -> None:
+        self.page = page
+        self.name = name
+        self.fetched: list[Response] = []
+        self.image = ""
+        page.on("response", self._note)
+
+    def _note(self, response: Response) -> None:
+        if response.url.endswith("/image.raw"):
+            self.fetched.append(response)
+
+    def takes(self, seed: int) -> None:
+        """Chooses the next image, without waiting for it."""
+        data = sixteen_bit_png(seed, side=320 + 32 * seed)
+        self.source = open_source(data)
+        self.fetched.clear()
+        upload(self.page, data)
+
+    def sees_own_image(self) -> None:
+        """Waits for the image, and checks the pixels that came for it."""
+        stage = self.page.locator(".lb-stage")
+        expect(stage).not_to_have_attribute("data-image", self.image)
+        expect(stage).to_have_attribute("data-busy", "false")
+        self.image = stage.get_attribute("data-image") or ""
+        (response,) = self.fetched
+        assert self.image in response.url
+        assert response.body() == raw_grey(self.source.pixels).data
+
+    def fills_the_form(self, round_number: int) -> None:
+        """Asks what nobody else asks, with answers that nobody else offers."""
+        self.question = f"Only {self.name} asks this, round {round_number}?"
+        self.options = [f"{self.name} {round_number} {word}" for word in ("left", "right")]
+        self.page.fill("#lb-question", self.question)
+        self.page.fill("#lb-options", "\n".join(self.options))
+
+    def has_own_run(self, folder: Path) -> None:
+        """Waits for the answer; the page and the saved run hold the user's own, and no more."""
+        expect(self.page.locator(".lb-answer")).to_have_text(self.options[0], timeout=60_000)
+        wait_for(self.page, "done")
+        assert self.page.locator(".lb-stage").get_attribute("data-image") == self.image
+        kept = read_trace(saved_trace(self.page, folder))
+        assert kept.started is not None
+        assert kept.answered is not None
+        assert kept.started.request.question == self.question
+        assert kept.answered.options == tuple(self.options)
+        assert kept.started.image.sha256 == self.source.sha256
+        facts = kept.started.image
+        assert (facts.source_width, facts.source_height) == self.source.size
+        seen = np.asarray(Image.open(io.BytesIO(facts.seen_png)))
+        assert np.array_equal(seen, Image.fromarray(render(self.source)).resize(seen.shape))
 
 
-def test_the_saved_trace_of_one_browser_is_of_its_own_image(
+@pytest.mark.timeout(900)
+def test_two_browsers_at_once_never_see_each_other(
     page_server: Served, open_page: OpenPage, tmp_path: Path
 ) -> None:
-    hashes = []
-    for seed in (1, 2):
-        page = open_page(page_server)
-        open_image(page, sixteen_bit_png(seed))
-        ask(page)
-        wait_for(page, "done")
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        started = read_trace(saved_trace(page, folder)).started
-        assert started is not None
-        hashes.append(started.image.sha256)
+    users = [User(open_page(page_server), name) for name in ("Quentin", "Zuleika")]
+    for round_number, seeds in enumerate(((1, 2), (2, 1), (3, 4))):
+        for user, seed in zip(users, seeds, strict=True):
+            user.takes(seed)
+        for user in users:
+            user.sees_own_image()
+            user.fills_the_form(round_number)
+        for user in users:
+            user.page.click("#lb-explain")
+        for user in reversed(users):
+            user.has_own_run(tmp_path)
 
-    assert hashes[0] != hashes[1]
+    for user, other in (users, users[::-1]):
+        assert other.name not in user.page.content()
+    assert users[0].image != users[1].image
 
 
 def test_the_page_works_on_a_telephone(page_server: Served, open_page: OpenPage) -> None:
