@@ -10,9 +10,10 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from training.config import ConfigError, load_config
+from training.config import ConfigError, ConfigT, load_config
 from training.phantoms import write_dataset
 from training.phantoms.truth import SPLITS
 from training.samples import write_samples
@@ -144,44 +145,38 @@ def _samples(options: argparse.Namespace) -> int:
 def _pretrain(options: argparse.Namespace) -> int:
     # Loading torch takes seconds, which `phantoms` and a mistyped option need not wait for.
     from training.pretrain import PretrainConfig, pretrain
+    from training.rehearsal import rehearse_pretrain
 
-    config = load_config(PretrainConfig, options.config, options.overrides)
-    if options.rehearse:
-        from training.rehearsal import rehearse_pretrain
-
-        sys.stdout.write(f"{rehearse_pretrain(config, _report)}\n")
-        return 0
-    folder = pretrain(config, _report)
-    sys.stdout.write(f"Checkpoint written to {folder}.\n")
-    return 0
+    return _stage(options, PretrainConfig, pretrain, rehearse_pretrain)
 
 
 def _sft(options: argparse.Namespace) -> int:
+    from training.rehearsal import rehearse_finetune
     from training.sft import FinetuneConfig, finetune
 
-    config = load_config(FinetuneConfig, options.config, options.overrides)
-    if options.rehearse:
-        from training.rehearsal import rehearse_finetune
-
-        sys.stdout.write(f"{rehearse_finetune(config, _report)}\n")
-        return 0
-    folder = finetune(config, _report)
-    sys.stdout.write(f"Checkpoint written to {folder}.\n")
-    return 0
+    return _stage(options, FinetuneConfig, finetune, rehearse_finetune)
 
 
 def _reinforce(options: argparse.Namespace) -> int:
+    from training.rehearsal import rehearse_reinforcement
     from training.reinforcement import ReinforcementConfig, medvr, vlpo
 
     train = {"medvr": medvr, "vlpo": vlpo}[options.stage]
-    config = load_config(ReinforcementConfig, options.config, options.overrides)
-    if options.rehearse:
-        from training.rehearsal import rehearse_reinforcement
+    return _stage(options, ReinforcementConfig, train, partial(rehearse_reinforcement, train))
 
-        sys.stdout.write(f"{rehearse_reinforcement(train, config, _report)}\n")
-        return 0
-    folder = train(config, _report)
-    sys.stdout.write(f"Checkpoint written to {folder}.\n")
+
+def _stage(
+    options: argparse.Namespace,
+    kind: type[ConfigT],
+    train: Callable[[ConfigT, Callable[[str], None]], Path],
+    rehearse: Callable[[ConfigT, Callable[[str], None]], str],
+) -> int:
+    """Runs or rehearses a stage with the configuration that the command line names."""
+    config = load_config(kind, options.config, options.overrides)
+    if options.rehearse:
+        sys.stdout.write(f"{rehearse(config, _report)}\n")
+    else:
+        sys.stdout.write(f"Checkpoint written to {train(config, _report)}.\n")
     return 0
 
 
