@@ -277,8 +277,7 @@ def fill_edges(
     """Writes edge distances of region-relative boxes into the cells that they touch."""
     for box, group in boxes:
         for cell in touched_cells(box, grid):
-            x = (cell % grid.columns + 0.5) / grid.columns
-            y = (cell // grid.columns + 0.5) / grid.rows
+            x, y = grid.box_of(*divmod(cell, grid.columns)).center
             edges[cell, group] = (x - box[0], y - box[1], box[2] - x, box[3] - y)
     clipped: npt.NDArray[np.float16] = np.clip(edges, -2.0, 2.0).astype(np.float16)
     return clipped

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.geometry import FULL_IMAGE
+from engine.geometry import FULL_IMAGE, Box
 from training.embedded import embedded_config, new_model, train_tokenizer
 from training.phantoms.label_names import CHEST_LABELS
 from training.questions import Question
@@ -28,11 +28,13 @@ def question(kind: str = "fine", targets: tuple[tuple[float, ...], ...] = (TARGE
     )
 
 
-def picture(seed: int, height: int, width: int) -> Picture:
+def picture(
+    seed: int = 0, height: int = 224, width: int = 196, region: Box = FULL_IMAGE
+) -> Picture:
     cells = height // 28 * (width // 28)
     return Picture(
         pixels=np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8),
-        region=FULL_IMAGE,
+        region=region,
         cover=np.zeros((cells, len(CHEST_LABELS.covers)), dtype=np.uint8),
         attributes=np.full((cells, len(CHEST_LABELS.attributes)), -1, dtype=np.int8),
         edges=np.full((cells, len(CHEST_LABELS.box_groups), 4), np.nan, dtype=np.float16),

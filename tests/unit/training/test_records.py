@@ -7,14 +7,13 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from engine.geometry import FULL_IMAGE, Box
+from engine.geometry import Box
 from engine.prompt import IMAGE_PAD
+from tests.unit.training.conftest import picture
 from training.embedded import embedded_config, train_tokenizer
-from training.phantoms.label_names import CHEST_LABELS
 from training.questions import Question, case_for
 from training.records import ANSWER_WEIGHT, COORDINATE_WEIGHT, RecordWriter, corpus, seen_box
 from training.reports import report_text
-from training.world import Picture
 
 QUESTION = Question(
     family="nodule_margin",
@@ -27,17 +26,6 @@ QUESTION = Question(
     reasoning_before_zoom="There is a nodule in the left lower zone. A closer look is needed.",
     reasoning_after_zoom="Its margin is smooth.",
 )
-
-
-def picture(height: int = 224, width: int = 196, region: Box = FULL_IMAGE) -> Picture:
-    cells = height // 28 * (width // 28)
-    return Picture(
-        pixels=np.zeros((height, width), dtype=np.uint8),
-        region=region,
-        cover=np.zeros((cells, len(CHEST_LABELS.covers)), dtype=np.uint8),
-        attributes=np.full((cells, len(CHEST_LABELS.attributes)), -1, dtype=np.int8),
-        edges=np.full((cells, len(CHEST_LABELS.box_groups), 4), np.nan, dtype=np.float16),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +49,7 @@ def test_direct_record_learns_reasoning_and_answer_only(tokenizer) -> None:
 
 
 def test_zoom_record_never_learns_the_tool_response(tokenizer) -> None:
-    crop = picture(196, 252, Box(0.2, 0.4, 0.6, 0.8))
+    crop = picture(0, 196, 252, Box(0.2, 0.4, 0.6, 0.8))
     target = Box(*QUESTION.target_boxes[0])
     record = RecordWriter(tokenizer).write(QUESTION, "zoom", picture(), crop, target)
     text = learned(tokenizer, record)
@@ -155,7 +143,7 @@ def test_zoom_without_a_crop_is_refused(tokenizer) -> None:
 
 
 def test_coordinates_are_pixels_of_what_the_model_sees() -> None:
-    assert seen_box(Box(0.0, 0.5, 1.0, 1.0), picture(224, 196)) == (0, 112, 196, 224)
+    assert seen_box(Box(0.0, 0.5, 1.0, 1.0), picture(0, 224, 196)) == (0, 112, 196, 224)
     assert seen_box(Box(0.5, 0.5, 0.501, 0.501), picture()) == (98, 112, 99, 113)
 
 
