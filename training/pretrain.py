@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -43,6 +44,15 @@ from training.reports import report_text
 from training.world import (
     Case,
     WorldConfig,
+)
+
+# Weights of the warm-up whose heads `attend_to_findings` reads.
+_READINGS: Final = (
+    ("weights", "cover"),
+    ("weights", "attributes"),
+    ("weights", "edges"),
+    ("image", "places"),
+    ("image", "centres"),
 )
 
 
@@ -101,6 +111,14 @@ class PretrainConfig:
     features: FeatureConfig = field(default_factory=FeatureConfig)
     threads: int = 2
     export: ExportConfig = field(default_factory=ExportConfig)
+
+    def __post_init__(self) -> None:
+        for section, name in _READINGS:
+            if not any(getattr(getattr(part, section), name) for part in self.vision):
+                raise ValueError(
+                    f"Give some part of vision a weight for {section}.{name}: the language model "
+                    "begins by reading it, so the warm-up has to teach it."
+                )
 
 
 def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> Qwen2Tokenizer:

@@ -115,6 +115,26 @@ def test_bad_input_is_one_line_and_status_two(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        ("  image: {places: 1.0, centres: 1.0, answers: 1.0, boxes: 1.0}", "image.places"),
+        ("centres: 1.0, ", "image.centres"),
+        ("edges: 1.0", "weights.edges"),
+    ],
+)
+def test_a_warm_up_that_leaves_untaught_what_is_read_later_is_refused(
+    without: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert without in PART
+    part = PART.replace(without, "")
+    assert main(["pretrain", config(tmp_path, f"out: {tmp_path / 'run'}\nvision:{part}")]) == 2
+    error = capsys.readouterr().err
+    assert f"Give some part of vision a weight for {said}: " in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_phantoms_are_written_with_their_truth(tmp_path: Path) -> None:
     assert main(["phantoms", "--out", str(tmp_path / "set"), "--count", "2", "--seed", "9"]) == 0
     lines = (tmp_path / "set" / "truth.jsonl").read_text(encoding="utf-8").splitlines()
