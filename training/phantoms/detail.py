@@ -165,7 +165,7 @@ def layers(opacity: Image, rng: Generator) -> Image:
     h, w = opacity.shape
     canvas = np.zeros((h, w), np.float32)
     top = round(h * rng.uniform(0.42, 0.5))
-    canvas[top : top + 40 : 4] = 1
+    canvas[top : top + 60 : 4] = 1
     inside = np.clip((opacity - 0.35) / 0.4, 0, 1)
     return band_pass(canvas * inside)
 

@@ -174,6 +174,7 @@ def _describe_ultrasound(data: Dataset, truth: SectionTruth) -> None:
     data.BodyPartExamined = "BREAST"
     data.ImageType = ["DERIVED", "PRIMARY", "BREAST"]
     _describe_grey(data, truth, bits=8, signed=False)
+    data.WindowCenter, data.WindowWidth = 128, 256
     # PS3.3 C.8.5.5: one two-dimensional region of tissue over the whole image, in centimetres
     region = Dataset()
     region.RegionSpatialFormat, region.RegionDataType, region.RegionFlags = 1, 1, 0

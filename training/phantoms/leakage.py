@@ -34,7 +34,7 @@ from training.phantoms.head_ct import words as head
 from training.phantoms.truth import CONSOLIDATION, NODULE, SPICULATED
 
 Resizer = Literal["bicubic", "area"]
-Statistic = Literal["direction", "grains"]
+Statistic = Literal["direction", "grains", "energy", "core energy", "core grains"]
 Pixels = NDArray[np.float32]
 Features = NDArray[np.float64]
 Labels = NDArray[np.bool_]
@@ -59,7 +59,7 @@ class FineSign:
     kind: str
     attribute: str
     positive: str
-    statistic: Statistic = "direction"
+    statistic: Statistic
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class LeakageStudy:
 STUDIES: Final = {
     CHEST: LeakageStudy(
         {
-            "margin": FineSign(NODULE, "margin", SPICULATED),
+            "margin": FineSign(NODULE, "margin", SPICULATED, "direction"),
             "calcification": FineSign(NODULE, "calcification", "calcified", "grains"),
-            "air bronchogram": FineSign(CONSOLIDATION, "air bronchogram", "yes"),
+            "air bronchogram": FineSign(CONSOLIDATION, "air bronchogram", "yes", "direction"),
         },
         PhantomConfig(
             require=(FindingRequest(NODULE), FindingRequest(CONSOLIDATION)),
@@ -85,9 +85,9 @@ STUDIES: Final = {
     ),
     head.STUDY: LeakageStudy(
         {
-            "swirl in brain": FineSign(head.INTRAPARENCHYMAL, head.SWIRL, "yes"),
-            "swirl at skull": FineSign(head.EPIDURAL, head.SWIRL, "yes"),
-            "fluid level": FineSign(head.SUBDURAL, head.FLUID_LEVEL, "yes"),
+            "swirl in brain": FineSign(head.INTRAPARENCHYMAL, head.SWIRL, "yes", "core energy"),
+            "swirl at skull": FineSign(head.EPIDURAL, head.SWIRL, "yes", "core energy"),
+            "fluid level": FineSign(head.SUBDURAL, head.FLUID_LEVEL, "yes", "core energy"),
         },
         SectionConfig(
             head.STUDY, tuple(SectionRequest(kind) for kind in head.KINDS), extras=(1.0,)
@@ -95,11 +95,13 @@ STUDIES: Final = {
     ),
     breast.STUDY: LeakageStudy(
         {
-            "margin": FineSign(breast.MALIGNANT, breast.MARGIN, breast.SPICULATED),
+            "margin": FineSign(breast.MALIGNANT, breast.MARGIN, breast.SPICULATED, "energy"),
             "grains in irregular": FineSign(
-                breast.MALIGNANT, breast.MICROCALCIFICATIONS, "yes", "grains"
+                breast.MALIGNANT, breast.MICROCALCIFICATIONS, "yes", "core grains"
             ),
-            "grains in oval": FineSign(breast.BENIGN, breast.MICROCALCIFICATIONS, "yes", "grains"),
+            "grains in oval": FineSign(
+                breast.BENIGN, breast.MICROCALCIFICATIONS, "yes", "core grains"
+            ),
         },
         SectionConfig(
             breast.STUDY, tuple(SectionRequest(kind) for kind in breast.SOLID), extras=(1.0,)
@@ -281,11 +283,19 @@ def crop_statistic(crop: Pixels, statistic: Statistic) -> float:
 
     ``direction``: how strongly fine detail keeps one direction locally (coherence of the
     structure tensor, energy-weighted). ``grains``: skewness of the fine detail in the core.
+    ``energy``: logarithm of the energy of the finest detail; ``core energy`` and ``core grains``:
+    energy and skewness of the finest detail in the core.
     """
+    finest = crop - cv2.GaussianBlur(crop, (0, 0), 0.8)
+    core = slice(VIEW // 3, -VIEW // 3)
+    if statistic == "core grains":
+        return float(_moments(finest[core, core])[1])
+    if statistic in ("energy", "core energy"):
+        part = finest if statistic == "energy" else finest[core, core]
+        return float(np.log(np.square(part).mean() + 1e-3))
     fine = cv2.GaussianBlur(crop, (0, 0), 1.0) - cv2.GaussianBlur(crop, (0, 0), 3.0)
     if statistic == "grains":
-        core = fine[VIEW // 3 : -VIEW // 3, VIEW // 3 : -VIEW // 3]
-        return float(_moments(core)[1])
+        return float(_moments(fine[core, core])[1])
     gx, gy = cv2.Sobel(fine, cv2.CV_32F, 1, 0), cv2.Sobel(fine, cv2.CV_32F, 0, 1)
     xx, yy, xy = (cv2.GaussianBlur(g, (0, 0), 6.0) for g in (gx * gx, gy * gy, gx * gy))
     oriented = np.hypot(xx - yy, 2 * xy)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.phantoms import MODALITIES, detail, seed_for, to_view8
+from training.phantoms import MODALITIES, detail, labels_of, seed_for, to_view8
 from training.phantoms.leakage import (
     STUDIES,
     cut,
@@ -92,16 +92,29 @@ def test_a_pair_that_differs_in_one_attribute_looks_alike_in_the_view(attribute)
     assert outside.max() == 0
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_the_view_keeps_fine_attributes_secret_and_the_crop_tells_them(modality):
-    result = measure_leakage(train=400, test=600, modality=modality)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("modality", "train", "test", "chance"),
+    # Best of four classifiers; one at pure chance passes 0.56 on 600, or 0.58 on 350, in 1 of
+    # 600 tries.
+    [("chest", 400, 600, 0.56), ("head_ct", 250, 350, 0.58), ("breast_ultrasound", 250, 350, 0.58)],
+)
+def test_the_view_keeps_fine_attributes_secret_and_the_crop_tells_them(
+    modality, train, test, chance
+):
+    result = measure_leakage(train, test, modality=modality)
     assert set(result.crop) == set(STUDIES[modality].signs)
-    # Best of four classifiers; one at pure chance passes 0.56 on 600 in 1 of 600 tries. The model
-    # sees the bicubic view. Averaging over areas lets through a little of what lies above its
-    # cut-off, so that view is held to what the bound on the model's own accuracy allows.
-    limits = {"bicubic": 0.56, "area": 0.60}
+    # The model sees the bicubic view. Averaging over areas lets through a little of what lies
+    # above its cut-off, so that view is held to what the bound on the model's own accuracy allows.
+    limits = {"bicubic": chance, "area": chance + 0.04}
     for (name, resizer), accuracy in result.view.items():
         assert accuracy <= limits[resizer], f"{name} leaks into the {resizer} view"
     for name, accuracy in result.crop.items():
         assert accuracy >= 0.95, f"{name} cannot be read from a crop"
+
+
+def test_every_modality_is_measured():
+    for modality in MODALITIES:
+        assert {sign.attribute for sign in STUDIES[modality].signs.values()} == set(
+            labels_of(modality).fine
+        )

@@ -2,19 +2,30 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engine.geometry import FULL_IMAGE, Box, PatchGrid
 from engine.processor import ImageProcessor
+from training.config import ConfigError, build
+from training.image_labels import ImageHeads, answers_of, image_loss, labelled_crop, labelled_view
+from training.materials import load_materials
+from training.phantoms import MODALITIES, labels_of, modality_of, seed_for
+from training.phantoms.breast_ultrasound.words import MALIGNANT, MARGIN
+from training.phantoms.head_ct.words import INTRAPARENCHYMAL, SWIRL
 from training.phantoms.label_names import CHEST_LABELS
+from training.questions import FAMILIES_OF, case_for
+from training.reports import report_text
+from training.vision import DenseHeads, DenseTargets, dense_loss
 from training.world import (
     GENERATOR_VERSION,
     VIEW_BUDGET,
     Case,
+    ModalityShares,
     WorldConfig,
     balanced_case,
     build_case,
@@ -170,3 +181,147 @@ def test_balanced_cases_take_families_and_answers_in_turn() -> None:
     one, other = balanced_case(WorldConfig(), 7), balanced_case(WorldConfig(), 7 + 29)
     assert one.question.family == other.question.family
     assert one.question.answer != other.question.answer
+
+
+SHARES = ModalityShares(chest=0.5, head_ct=0.3, breast_ultrasound=0.2)
+
+
+def test_modalities_take_turns_by_their_shares() -> None:
+    turns = [SHARES.turn(index) for index in range(400)]
+    for modality, share in SHARES.named.items():
+        numbers = [number for name, number in turns if name == modality]
+        assert numbers == list(range(len(numbers)))
+        assert abs(len(numbers) - 400 * share) <= 3
+    assert {name for name, _ in turns[:12]} == set(SHARES.named)
+    assert [ModalityShares(chest=1.0).turn(index) for index in (0, 7)] == [
+        ("chest", 0),
+        ("chest", 7),
+    ]
+
+
+def test_shares_name_every_modality_and_sum_to_one() -> None:
+    assert {field.name for field in fields(ModalityShares)} == set(MODALITIES)
+    for wrong in ({}, {"chest": 0.5}, {"chest": 1.5, "head_ct": -0.5}):
+        with pytest.raises(ValueError, match="sum to 1"):
+            ModalityShares(**wrong)
+    config = build(WorldConfig, {"modalities": {"chest": 0.5, "head_ct": 0.5}})
+    assert tuple(config.modalities.named) == ("chest", "head_ct")
+    with pytest.raises(ConfigError, match=r"Did you mean 'modalities\.head_ct'"):
+        build(WorldConfig, {"modalities": {"head": 1.0}})
+
+
+def test_worlds_of_chests_keep_their_files_and_mixed_ones_have_their_own() -> None:
+    plain = WorldConfig(seed=1)
+    assert shard_path(Path("w"), plain, 125) == Path("w/train-1-000125.npz")
+    assert "modalities" not in plain.fingerprint
+    mixed = replace(plain, modalities=SHARES)
+    assert mixed.name == "train-1-chest0.5-head_ct0.3-breast_ultrasound0.2"
+    assert mixed.fingerprint["modalities"]["head_ct"] == 0.3
+
+
+def test_families_take_turns_in_each_modality() -> None:
+    config = WorldConfig(modalities=SHARES)
+    for modality, families in FAMILIES_OF.items():
+        indices = [index for index in range(30) if SHARES.turn(index)[0] == modality][:3]
+        asked = [balanced_case(config, index).question.family for index in indices]
+        assert asked == list(families)[:3]
+
+
+@pytest.fixture(scope="module")
+def mixed_cases() -> list[Case]:
+    """A chest, a head with a swirl, a breast with spicules, labelled alike."""
+    ordered = [
+        balanced_case(WorldConfig(), 26),
+        case_for("haemorrhage_swirl", "yes", seed_for("train", 1, 2)),
+        case_for("mass_margin", "spiculated", seed_for("train", 2, 2)),
+    ]
+    return [build_case(one, crops=1, labels=SHARES.labels) for one in ordered]
+
+
+def test_a_mixed_world_labels_what_each_picture_shows(mixed_cases: list[Case]) -> None:
+    labels = SHARES.labels
+    names = tuple(labels.attributes)
+    for case, kind, attribute in zip(
+        mixed_cases,
+        ("nodule", INTRAPARENCHYMAL, MALIGNANT),
+        ("margin", SWIRL, MARGIN),
+        strict=True,
+    ):
+        view = case.view
+        assert view.cover.shape == (view.grid.cells, len(labels.covers))
+        assert view.edges.shape == (view.grid.cells, len(labels.box_groups), 4)
+        own = labels_of(modality_of(case.truth))
+        shown = {labels.covers[column] for column in np.flatnonzero(view.cover.any(axis=0))}
+        assert kind in shown
+        assert shown <= set(own.covers)
+        known = np.flatnonzero((view.attributes >= 0).any(axis=0))
+        assert {names[column] for column in known} <= set(own.attributes) - set(own.fine)
+        assert set(case.truth.traits) <= {names[column] for column in known}
+        crop = case.crops[Box(*case.asked.target_boxes[0])][0]
+        column = crop.attributes[:, names.index(attribute)]
+        assert set(column[column >= 0]) == {labels.attributes[attribute].index(case.asked.answer)}
+
+
+def test_labels_of_a_chest_are_the_same_in_a_mixed_world(
+    case: Case, mixed_cases: list[Case]
+) -> None:
+    labels = SHARES.labels
+    for name, column in zip(CHEST_LABELS.covers, case.view.cover.T, strict=True):
+        assert np.array_equal(mixed_cases[0].view.cover[:, labels.covers.index(name)], column)
+    for name, edges in zip(CHEST_LABELS.box_groups, case.view.edges.swapaxes(0, 1), strict=True):
+        group = labels.box_groups.index(name)
+        assert np.array_equal(mixed_cases[0].view.edges[:, group], edges, equal_nan=True)
+
+
+def test_mixed_cases_survive_the_file(mixed_cases: list[Case], tmp_path: Path) -> None:
+    save_cases(tmp_path / "shard.npz", mixed_cases)
+    for one, copy in zip(mixed_cases, load_cases(tmp_path / "shard.npz"), strict=True):
+        assert copy.truth.to_json(masks=False) == one.truth.to_json(masks=False)
+        assert np.array_equal(copy.view.attributes, one.view.attributes)
+        assert copy.asked == one.asked
+
+
+def test_the_tower_learns_from_a_mixed_batch(mixed_cases: list[Case]) -> None:
+    """Losses are finite and reach every head; the answers to all modalities' questions count."""
+    labels = SHARES.labels
+    dense, image = DenseHeads(8, labels), ImageHeads(8, labels)
+    pictures = [labelled_view(case, labels) for case in mixed_cases]
+    pictures += [
+        labelled_crop(crop, labels)
+        for case in mixed_cases
+        for crop in case.crops[Box(*case.asked.target_boxes[0])]
+    ]
+    tokens = torch.randn(sum(p.grid.cells for p in pictures), 8)
+    parts = dense_loss(dense(tokens), DenseTargets.of(pictures, labels), None, labels)
+    parts |= {f"image {n}": part for n, part in image_loss(image, tokens, pictures).items()}
+    torch.stack(list(parts.values())).sum().backward()
+    for name, part in parts.items():
+        assert torch.isfinite(part), name
+        assert float(part.detach()) > 0, name
+    known = {
+        family
+        for picture in pictures
+        for family, answer in zip(answers_of(labels), picture.labels.answers, strict=True)
+        if answer >= 0
+    }
+    for families in FAMILIES_OF.values():
+        assert known & families.keys()
+    assert {"margin", SWIRL, MARGIN} <= known
+
+
+def test_a_report_names_what_a_section_shows(mixed_cases: list[Case]) -> None:
+    _, head, breast = (report_text(case.truth, (224, 224)) for case in mixed_cases)
+    assert "The right hemisphere lies at [" in head
+    assert "Intraparenchymal haemorrhage: " in head
+    assert "Midline shift: " in head
+    assert "swirl" not in head
+    assert "Malignant mass: " in breast
+    assert "spiculated" not in breast
+    for text in (head, breast):
+        for kind in ("subdural haematoma", "cyst"):
+            assert text.count(f"No {kind}.") <= 1
+
+
+def test_training_and_validation_must_show_the_same(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="same modalities"):
+        load_materials(tmp_path, WorldConfig(modalities=SHARES), WorldConfig(count=1), None, print)

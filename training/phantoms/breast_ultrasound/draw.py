@@ -18,7 +18,7 @@ from training.phantoms.anatomy import Generator, Image
 from training.phantoms.breast_ultrasound.anatomy import SKIN, Breast, beam_noise, ligaments
 from training.phantoms.breast_ultrasound.findings import Mass, Scene
 from training.phantoms.breast_ultrasound.words import BENIGN, CYST, MALIGNANT
-from training.phantoms.canvas import falloff, resize
+from training.phantoms.canvas import falloff, resize, smooth
 from training.phantoms.section import STEP, window_px
 
 _LOOK_STREAM: Final = 13_000_003
@@ -27,8 +27,8 @@ _FAT, _GLAND, _MUSCLE, _DEEP = -25.0, -12.0, -24.0, -37.0
 _ECHO: Final = {CYST: -70.0, BENIGN: -36.0, MALIGNANT: -37.0}
 _BEHIND: Final = {CYST: 8.0, BENIGN: 6.0, MALIGNANT: -15.0}
 _FLOOR: Final = -45.0
-_SPICULE_GAIN: Final = 75.0
-_SPECK_GAIN: Final = 600.0
+_SPICULE_GAIN: Final = 110.0
+_SPECK_GAIN: Final = 900.0
 """Grey levels of a line or grain of full strength before its low frequencies are taken out."""
 
 
@@ -40,7 +40,7 @@ def draw(scene: Scene, seed: int) -> NDArray[np.uint8]:
     for mass in scene.masses:
         _add_mass(echo, breast, mass, rng)
     echo += breast.field.bent(_speckle(echo.shape, rng))
-    grey = _compressed(echo, rng)
+    grey = smooth(_compressed(echo, rng), 0.8)
     native = resize(grey, breast.field.shape, cv2.INTER_CUBIC)
     for mass in scene.masses:
         _add_signs(native, mass)

@@ -195,9 +195,12 @@ def _outline(rng: Generator, kind: str) -> Points:
             radius += rng.normal(0, lobes / order, 2) @ np.stack(
                 [np.cos(order * t), np.sin(order * t)]
             )
+    points = np.stack([radius * np.cos(t), radius * np.sin(t)], axis=-1)
     aspect = np.sqrt(rng.uniform(*_ASPECTS[kind]))
-    points = np.stack([radius * np.cos(t) * aspect, radius * np.sin(t) / aspect], axis=-1)
+    points *= np.array([aspect, 1 / aspect]) / np.ptp(points, axis=0)
     tilt = np.deg2rad(rng.uniform(-9, 9))
     turned = points @ np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
-    outline: Points = turned / np.sqrt((radius**2).mean())
+    x, y = turned.T
+    area = abs((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2
+    outline: Points = turned * np.sqrt(np.pi / area)
     return outline
