@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from training.config import ConfigError, ConfigT, load_config
-from training.phantoms import write_dataset
+from training.phantoms import CHEST, MODALITIES, write_dataset
 from training.phantoms.truth import SPLITS
 from training.samples import write_samples
 from training.score_group import score_file
@@ -42,12 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    phantoms = commands.add_parser("phantoms", help="write phantoms as DICOM with their truth")
-    phantoms.add_argument("--out", type=Path, required=True)
-    phantoms.add_argument("--count", type=int, required=True)
-    phantoms.add_argument("--seed", type=int, default=0)
-    phantoms.add_argument("--split", choices=SPLITS, default="train")
-    phantoms.set_defaults(command=_phantoms)
+    _add_phantoms(commands.add_parser("phantoms", help="write phantoms as DICOM with their truth"))
     samples = commands.add_parser("samples", help="write the sample phantoms of the app")
     samples.add_argument("--out", type=Path, default=Path("assets/samples"))
     samples.set_defaults(command=_samples)
@@ -70,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--benchmark", choices=("phantoms", "lungs", "distribution"), default="phantoms"
     )
+    evaluate.add_argument("--modality", choices=MODALITIES, default=CHEST, help="of the phantoms")
     evaluate.add_argument("--checkpoint", required=True)
     evaluate.add_argument(
         "--method", choices=("direct", "latent", "zoom", "auto"), default="direct"
@@ -105,6 +101,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_phantoms(phantoms: argparse.ArgumentParser) -> None:
+    phantoms.add_argument("--out", type=Path, required=True)
+    phantoms.add_argument("--count", type=int, required=True)
+    phantoms.add_argument("--seed", type=int, default=0)
+    phantoms.add_argument("--split", choices=SPLITS, default="train")
+    phantoms.add_argument("--modality", choices=MODALITIES, default=CHEST)
+    phantoms.set_defaults(command=_phantoms)
+
+
 def _add_memory(memory: argparse.ArgumentParser) -> None:
     memory.add_argument("config", type=Path)
     memory.add_argument("overrides", nargs="*", metavar="key=value")
@@ -132,7 +137,7 @@ def _report(line: str) -> None:
 def _phantoms(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise ValueError(f"--count must be at least 1, not {options.count}.")
-    path = write_dataset(options.out, options.count, options.seed, options.split)
+    path = write_dataset(options.out, options.count, options.seed, options.split, options.modality)
     sys.stdout.write(f"{options.count} phantoms and {path.name} written.\n")
     return 0
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from engine.engine import Engine
-from engine.geometry import Box
+from engine.geometry import Box, PatientSide
 from engine.request import (
     Budgets,
     DisplayImage,
@@ -32,8 +32,7 @@ from engine.trace_io import write_trace
 from training.out_of_distribution import area_under_curve
 from training.phantoms import to_view8
 from training.questions import (
-    FAMILIES,
-    FINE_FAMILIES,
+    FAMILIES_OF,
     Question,
     balanced_questions,
     lung_question,
@@ -44,14 +43,25 @@ from training.trajectories import is_right
 # Two-sided 95% of the normal distribution.
 Z: Final = 1.959964
 MAX_NEW_TOKENS: Final = 160
-# Three of 29 families are fine: asked three times as often, they make a quarter of the questions,
-# and their accuracy is nearly as sure as that of the others.
-ASKED_FAMILIES: Final = (*FAMILIES, *FINE_FAMILIES, *FINE_FAMILIES)
+# What a file of each modality says of itself: modality, and the patient's side at its left edge.
+_SHOWN: Final[dict[str, tuple[str, PatientSide]]] = {
+    "chest": ("DX", "right"),
+    "head_ct": ("CT", "right"),
+    "breast_ultrasound": ("US", ""),
+}
 
 # Families that anyone answers who has read the question: no image is needed for them.
-TEXT_ONLY_FAMILIES: Final = ("modality", "body_part", "lung", "lung_name")
+TEXT_ONLY_FAMILIES: Final = (
+    *("modality", "body_part", "lung", "lung_name"),
+    *("head_modality", "head_region", "hemisphere", "breast_modality", "breast_region"),
+)
 # Families whose target is a part of the body; that of all others is a finding.
-ANATOMY_FAMILIES: Final = ("lung", "lung_name", "heart_size")
+ANATOMY_FAMILIES: Final = (
+    *("lung", "lung_name", "heart_size", "hemisphere", "slice_level", "midline_shift"),
+    *("shift_side", "image_format", "breast_composition"),
+)
+# Families that ask for a zoom to a named part: without one nothing was found.
+_NAMED: Final = ("lung", "hemisphere")
 
 
 class EvaluationError(ValueError):
@@ -127,7 +137,7 @@ def _overlap(question: Question, trace: Trace, targets: Sequence[Box]) -> float 
     if not targets or started is None or started.request.method not in ("zoom", "auto"):
         return None
     if not trace.regrounds:
-        return 0.0 if question.kind == "fine" or question.family == "lung" else None
+        return 0.0 if question.kind == "fine" or question.family in _NAMED else None
     box = Box(*trace.regrounds[0].box)
     return max(box.intersection_over_union(target) for target in targets)
 
@@ -330,10 +340,23 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
     return _printed(result, options)
 
 
+def asked_families(modality: str) -> tuple[str, ...]:
+    """Families to ask in turn.
+
+    Three of 29 about a chest are fine: asked three times as often, they make a quarter of the
+    questions, and their accuracy is nearly as sure as that of the others.
+    """
+    families = FAMILIES_OF[modality]
+    fine = [name for name, family in families.items() if family.kind == "fine"]
+    return (*families, *fine, *fine)
+
+
 def _phantoms(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question]]:
-    for case in balanced_questions(options.limit, options.seed, options.split, ASKED_FAMILIES):
+    families = asked_families(options.modality)
+    shown, edge = _SHOWN[options.modality]
+    for case in balanced_questions(options.limit, options.seed, options.split, families):
         pixels = to_view8(case.phantom())
-        yield DisplayImage(pixels=pixels, modality="DX", left_edge="right"), case.question
+        yield DisplayImage(pixels=pixels, modality=shown, left_edge=edge), case.question
 
 
 def _lungs(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question]]:

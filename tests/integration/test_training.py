@@ -140,3 +140,10 @@ def test_phantoms_are_written_with_their_truth(tmp_path: Path) -> None:
     lines = (tmp_path / "set" / "truth.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2
     assert len(list((tmp_path / "set").glob("*.dcm"))) == 2
+
+
+def test_phantoms_of_another_modality_are_written(tmp_path: Path) -> None:
+    arguments = ["phantoms", "--out", str(tmp_path / "set"), "--count", "1"]
+    assert main([*arguments, "--modality", "head_ct"]) == 0
+    (line,) = (tmp_path / "set" / "truth.jsonl").read_text(encoding="utf-8").splitlines()
+    assert '"study":"head_ct"' in line

@@ -2,7 +2,16 @@
 
 import pytest
 
-from training.evaluate import Outcome, _bootstrap, summary, wilson_interval
+from training.evaluate import (
+    ANATOMY_FAMILIES,
+    TEXT_ONLY_FAMILIES,
+    Outcome,
+    _bootstrap,
+    asked_families,
+    summary,
+    wilson_interval,
+)
+from training.questions import ALL_FAMILIES, FAMILIES_OF
 
 
 def outcome(**changes: object) -> Outcome:
@@ -88,3 +97,18 @@ def test_bootstrap_holds_the_mean_and_narrows() -> None:
     assert many is not None
     assert few[0] < 0.5 < few[1]
     assert many[1] - many[0] < few[1] - few[0]
+
+
+@pytest.mark.parametrize("modality", FAMILIES_OF)
+def test_fine_families_are_asked_three_times_as_often(modality: str) -> None:
+    asked = asked_families(modality)
+    for name, family in FAMILIES_OF[modality].items():
+        assert asked.count(name) == (3 if family.kind == "fine" else 1)
+    assert set(asked) == FAMILIES_OF[modality].keys()
+
+
+def test_families_that_are_counted_apart_exist() -> None:
+    assert set(TEXT_ONLY_FAMILIES) | set(ANATOMY_FAMILIES) <= ALL_FAMILIES.keys()
+    # One answer for every image of a modality: the question alone tells it.
+    constant = {name for name, family in ALL_FAMILIES.items() if len(family.answers) == 1}
+    assert constant <= set(TEXT_ONLY_FAMILIES)
