@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -36,6 +38,7 @@ _POLICY: Final = {
 # A Space shows the page in a frame of Hugging Face.
 _SPACE_FRAMES: Final = "https://huggingface.co https://*.huggingface.co https://*.hf.space"
 _FILES: Final = "/gradio_api/file="
+_UPLOAD: Final = "/gradio_api/upload"
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -120,6 +123,47 @@ class SameOriginGuard:
         if origin is None:
             return True
         return urlsplit(origin).netloc in {host, headers.get("x-forwarded-host", host)}
+
+
+class UploadSweeper:
+    """ASGI middleware that deletes what was uploaded and not opened, also where it broke off.
+
+    Args:
+        app: the wrapped application.
+        upload_root: the folder that uploads arrive in.
+        served_root: the folder of our own files inside it, which are no uploads.
+        seconds: how long an upload may wait for its tab to open it.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, upload_root: Path, served_root: Path, seconds: float
+    ) -> None:
+        self._app = app
+        self._folders = (upload_root, served_root)
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on; looks after an upload once its time is over."""
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            if scope["type"] == "http" and scope["path"].endswith(_UPLOAD):
+                loop = asyncio.get_running_loop()
+                loop.call_later(self._seconds, delete_uploads, *self._folders, self._seconds)
+
+
+def delete_uploads(upload_root: Path, served_root: Path, seconds: float) -> None:
+    """Deletes the uploads to which nothing was written for so many seconds."""
+    oldest = time.time() - seconds
+    for entry in list(upload_root.iterdir()):
+        if entry == served_root:
+            continue
+        # A tab may open it at this moment, and a folder may still hold a younger one.
+        with contextlib.suppress(OSError):
+            for file in [entry] if entry.is_file() else list(entry.iterdir()):
+                if file.stat().st_mtime <= oldest:
+                    file.unlink()
+            entry.rmdir()
 
 
 def _host_name(host: str) -> str:

@@ -20,9 +20,10 @@ from app.security import (
     LOOPBACK,
     PrivateHeaders,
     SameOriginGuard,
+    UploadSweeper,
     private_folder,
 )
-from app.session import IDLE_SECONDS, SWEEP_SECONDS, Sessions
+from app.session import IDLE_SECONDS, Sessions
 from app.startup import is_loopback
 from app.texts import (
     ABOUT,
@@ -64,25 +65,14 @@ def build(
         engine: what runs requests; None makes a page that replays saved runs only.
         samples: what can be opened without a file; None takes those in `assets/samples`.
         on_space: whether the page says that uploads go to a Space.
-
-    Returns:
-        The blocks, with `lightbox_folder` naming the temporary folder of its files.
     """
-    upload_root = _upload_root()
-    served_root = upload_root / SERVED
+    folders = _folders()
     shown = list_samples(ASSETS / "samples") if samples is None else samples
-    folders = {"upload_root": upload_root, "served_root": served_root}
     turns = Turns()
-    sessions = Sessions(private_folder(), served_root)
+    sessions = Sessions(private_folder(), folders["served_root"])
     handlers = Handlers(engine, sessions, shown, turns, **folders, version=VERSION)
     demo: gr.Blocks
-    with gr.Blocks(
-        title=TITLE,
-        analytics_enabled=False,
-        fill_width=True,
-        # For uploads that no tab has claimed.
-        delete_cache=(SWEEP_SECONDS, IDLE_SECONDS),
-    ) as demo:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
         # A hot reload would switch the history of runs on again; it keeps questions and
         # file names in the browser.
         demo.run_history = False
@@ -108,8 +98,8 @@ def build(
     return demo
 
 
-def _upload_root() -> Path:
-    """A private folder in Gradio's temporary folder, in which Gradio then works.
+def _folders() -> dict[str, Path]:
+    """A private folder in Gradio's temporary folder, in which Gradio then works, and our own in it.
 
     `gradio app.py` executes the program a second time, and both must use the same, so the
     folder that this process has made before is taken again.
@@ -120,7 +110,8 @@ def _upload_root() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         folder = private_folder(prefix, folder)
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    return folder.resolve()
+    upload_root = folder.resolve()
+    return {"upload_root": upload_root, "served_root": upload_root / SERVED}
 
 
 def _wire(
@@ -178,6 +169,7 @@ def launch_options(host: str | None, *, on_space: bool = False) -> dict[str, Any
             "middleware": [
                 Middleware(PrivateHeaders, on_space=on_space),
                 Middleware(SameOriginGuard, hosts=hosts),
+                Middleware(UploadSweeper, **_folders(), seconds=IDLE_SECONDS),
             ]
         },
     }

@@ -6,13 +6,14 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
@@ -23,7 +24,9 @@ from app.security import (
     PrivateHeaders,
     SameOriginGuard,
     UploadError,
+    UploadSweeper,
     claim_upload,
+    delete_uploads,
     private_folder,
 )
 
@@ -115,8 +118,8 @@ def roots(tmp_path: Path) -> tuple[Path, Path]:
     return upload, served
 
 
-def uploaded(upload: Path, data: bytes) -> Path:
-    folder = upload / "0123abcd"
+def uploaded(upload: Path, data: bytes, name: str = "0123abcd") -> Path:
+    folder = upload / name
     folder.mkdir(exist_ok=True)
     file = folder / "x.bin"
     file.write_bytes(data)
@@ -196,6 +199,48 @@ def test_a_large_upload_is_refused_and_deleted(
         claim_upload(str(file), *roots)
 
     assert not file.exists()
+
+
+def test_old_uploads_are_deleted_with_their_folders(roots: tuple[Path, Path]) -> None:
+    upload, served = roots
+    old, fresh = uploaded(upload, b"old"), uploaded(upload, b"fresh", "4567cdef")
+    broken, arriving = upload / "tmp1", upload / "tmp2"
+    ours = served / "session" / "image.raw"
+    ours.parent.mkdir()
+    for file in (broken, arriving, ours):
+        file.write_bytes(b"x")
+    for file in (old, broken, ours):
+        os.utime(file, (0, 0))
+
+    delete_uploads(upload, served, 60.0)
+
+    assert not old.parent.exists()
+    assert not broken.exists()
+    assert fresh.exists()
+    assert arriving.exists()
+    assert ours.exists()
+
+
+def test_an_upload_that_breaks_off_is_swept(roots: tuple[Path, Path]) -> None:
+    upload, served = roots
+
+    async def break_off(_: Request) -> PlainTextResponse:
+        (upload / "tmp1").write_bytes(b"half of a picture")
+        raise ClientDisconnect
+
+    app = Starlette(
+        routes=[Route("/gradio_api/upload", break_off, methods=["POST"])],
+        middleware=[Middleware(UploadSweeper, upload_root=upload, served_root=served, seconds=0.1)],
+    )
+    with TestClient(app) as client:
+        with pytest.raises(ClientDisconnect):
+            client.post("/gradio_api/upload")
+        assert (upload / "tmp1").exists()
+        end = time.monotonic() + 30.0
+        while (upload / "tmp1").exists() and time.monotonic() < end:
+            time.sleep(0.02)
+
+    assert not (upload / "tmp1").exists()
 
 
 def test_private_folders_are_closed_to_others() -> None:

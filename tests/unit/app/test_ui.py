@@ -12,13 +12,11 @@ from typing import Any
 
 import pytest
 
-from app.ui import launch_options
-
 # In a process of its own, because Gradio leaves event loops and sockets open in this one.
 PROGRAM = """
 import json, os, stat
 from pathlib import Path
-from app.ui import build
+from app.ui import build, launch_options
 
 def mode(folder):
     return stat.S_IMODE(Path(folder).stat().st_mode)
@@ -33,8 +31,16 @@ print(json.dumps({
     "mode": mode(first),
     "mode_of_parent": mode(Path(first).parent),
     "siblings": len(list(Path(first).parent.glob("lightbox-gradio-*"))),
-    "delete_cache": page.delete_cache,
+    "middleware": [
+        [layer.cls.__name__, {name: str(value) for name, value in layer.kwargs.items()}]
+        for layer in launch_options("127.0.0.1")["app_kwargs"]["middleware"]
+    ],
     "endpoints": page.get_api_info(),
+    "options": {
+        name: value
+        for name, value in launch_options("127.0.0.1").items()
+        if isinstance(value, bool | list)
+    },
     "public": [fn.api_name for fn in page.fns.values() if fn.api_visibility != "private"],
 }))
 """
@@ -95,8 +101,13 @@ def test_without_a_folder_one_is_made(tmp_path: Path) -> None:
     assert made["mode"] == 0o700
 
 
-def test_uploads_that_nobody_claims_are_gone_within_half_an_hour(facts: dict[str, Any]) -> None:
-    assert sum(facts["delete_cache"]) <= 30 * 60
+def test_uploads_that_nobody_opens_are_gone_within_half_an_hour(facts: dict[str, Any]) -> None:
+    layers = dict(facts["middleware"])
+
+    assert set(layers) == {"PrivateHeaders", "SameOriginGuard", "UploadSweeper"}
+    assert layers["UploadSweeper"]["upload_root"] == facts["folder"]
+    assert layers["UploadSweeper"]["served_root"] == f"{facts['folder']}/served"
+    assert float(layers["UploadSweeper"]["seconds"]) <= 30 * 60
 
 
 def test_programs_see_two_endpoints(facts: dict[str, Any]) -> None:
@@ -113,8 +124,8 @@ def test_what_the_page_itself_listens_to_is_private(facts: dict[str, Any]) -> No
     assert facts["public"] == ["explain", "load_trace"]
 
 
-def test_the_launch_opens_nothing_to_others() -> None:
-    options = launch_options("127.0.0.1")
+def test_the_launch_opens_nothing_to_others(facts: dict[str, Any]) -> None:
+    options = facts["options"]
 
     for name in ("share", "run_history", "show_error", "ssr_mode", "mcp_server"):
         assert options[name] is False
