@@ -92,7 +92,7 @@ def test_a_pair_that_differs_in_one_attribute_looks_alike_in_the_view(attribute)
     assert outside.max() == 0
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     ("modality", "train", "test", "chance"),
     # Best of four classifiers; one at pure chance passes 0.56 on 600, or 0.58 on 350, in 1 of
