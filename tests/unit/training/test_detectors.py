@@ -6,7 +6,8 @@ import torch
 from training.detectors import attend_to_findings
 from training.embedded import embedded_config, new_model, train_tokenizer
 from training.image_labels import ImageHeads
-from training.phantoms.label_names import CHEST_LABELS
+from training.phantoms import MODALITIES, labels_of
+from training.phantoms.label_names import CHEST_LABELS, joined
 from training.phantoms.truth import SIDES
 from training.vision import DenseHeads
 
@@ -106,3 +107,21 @@ def test_too_few_heads_are_refused(heads: DenseHeads, image_heads: ImageHeads) -
     config.text_config.rope_parameters["mrope_section"] = [8, 8, 8]
     with pytest.raises(ValueError, match="attention heads"):
         attend_to_findings(new_model(config), heads, image_heads, SHARED[None])
+
+
+@pytest.mark.parametrize(
+    "modalities", [("head_ct",), ("breast_ultrasound",), MODALITIES], ids="+".join
+)
+def test_detectors_of_a_mixed_world_are_those_of_its_first_modality(
+    modalities: tuple[str, ...],
+) -> None:
+    labels = joined([labels_of(name) for name in modalities])
+    torch.manual_seed(3)
+    dense, image = DenseHeads(192, labels), ImageHeads(192, labels)
+    model = new_model(embedded_config(train_tokenizer(["a nodule"] * 3, vocabulary=400))).eval()
+    attend_to_findings(model, dense, image, SHARED + torch.randn(256, 192))
+    kind = labels_of(modalities[0]).findings[0]
+    direction = _centred(dense.cover.weight[labels.covers.index(kind)])
+    assert (_weights(model, direction, 0, 0, 1).argmax(-1) == 37).all()
+    value = model.model.language_model.layers[0].self_attn.v_proj.weight[0]
+    torch.testing.assert_close(value.detach(), direction)
