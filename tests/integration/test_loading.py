@@ -264,13 +264,21 @@ def test_an_adapter_in_a_pickled_file_is_refused(adapter: Path) -> None:
     assert "safetensors" in complaint(adapter)
 
 
-@pytest.mark.parametrize("base", [None, "", 3, "/nowhere/at/all"])
-def test_an_adapter_without_its_base_is_refused(adapter: Path, base: object) -> None:
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        (None, "does not name the model"),
+        ("", "does not name the model"),
+        (3, "does not name the model"),
+        ("/nowhere/at/all", "no checkpoint all"),
+    ],
+)
+def test_an_adapter_without_its_base_is_refused(adapter: Path, base: object, said: str) -> None:
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, "base_model_name_or_path": base}), encoding="utf-8")
 
-    complaint(adapter)
+    assert said in complaint(adapter)
 
 
 def test_an_adapter_of_itself_is_refused(adapter: Path) -> None:
@@ -280,7 +288,7 @@ def test_an_adapter_of_itself_is_refused(adapter: Path) -> None:
         json.dumps({**config, "base_model_name_or_path": str(adapter)}), encoding="utf-8"
     )
 
-    complaint(adapter)
+    assert "cannot be loaded" in complaint(adapter)
 
 
 # --- what is wrong with a checkpoint ------------------------------------------------------

@@ -24,6 +24,7 @@ from training.phantoms.anatomy import (
     smooth_curve,
 )
 from training.phantoms.config import FindingRequest
+from training.phantoms.room import NoRoomError
 from training.phantoms.truth import (
     CARDIOMEGALY,
     CONSOLIDATION,
@@ -64,10 +65,6 @@ _ZONE_GAP: Final = 0.05
 """Distance of a focal finding's centre from the borders of its zone, in lung heights."""
 
 _COVERS: Final = ("moderate", "large")
-
-
-class NoRoomError(Exception):
-    """There is no room for the finding in this patient."""
 
 
 @dataclass(frozen=True)

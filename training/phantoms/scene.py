@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
-
-import numpy as np
 
 from training.phantoms.anatomy import Anatomy, Generator, mask_box, sample_anatomy
 from training.phantoms.config import SIZES, FindingRequest, PhantomConfig
 from training.phantoms.findings import (
     HEART_RATIOS,
-    NoRoomError,
     Scene,
     grid_mask,
     place,
     start_scene,
 )
+from training.phantoms.room import NoRoomError, first_with_room, place_somewhere
 from training.phantoms.truth import (
     CARDIOMEGALY,
     CONSOLIDATION,
@@ -35,7 +34,6 @@ from training.phantoms.truth import (
 
 # what fills most of a lung is placed before what must find room in the rest
 _ORDER: Final = (CARDIOMEGALY, EFFUSION, PNEUMOTHORAX, CONSOLIDATION, NODULE, TUBE, LINE)
-_PATIENTS: Final = 60
 _TRIES_EACH: Final = 3
 
 
@@ -47,17 +45,12 @@ def plan(seed: int, config: PhantomConfig) -> tuple[Scene, Truth]:
     Raises:
         ValueError: a negative seed, or no patient has room for the required findings.
     """
-    if seed < 0:
-        raise ValueError("The seed of a phantom must not be negative.")
-    for attempt in range(_PATIENTS):
-        rng = np.random.default_rng((seed, attempt))
-        try:
-            scene, shape = _try_patient(rng, config)
-        except NoRoomError:
-            continue
+
+    def attempt(rng: Generator) -> tuple[Scene, Truth]:
+        scene, shape = _try_patient(rng, config)
         return scene, _truth(scene, shape, seed, rng)
-    kinds = ", ".join(r.kind for r in config.require)
-    raise ValueError(f"No patient has room for these findings at once: {kinds}; ask for fewer.")
+
+    return first_with_room(seed, (), attempt, [request.kind for request in config.require])
 
 
 def _try_patient(rng: Generator, config: PhantomConfig) -> tuple[Scene, tuple[int, int]]:
@@ -68,21 +61,11 @@ def _try_patient(rng: Generator, config: PhantomConfig) -> tuple[Scene, tuple[in
     scene = start_scene(anatomy)
     for request in requests:
         try:
-            _place_somewhere(scene, request, rng)
+            place_somewhere(partial(place, scene, request, rng), _TRIES_EACH)
         except NoRoomError:
             if request in config.require:
                 raise
     return scene, shape
-
-
-def _place_somewhere(scene: Scene, request: FindingRequest, rng: Generator) -> None:
-    for _ in range(_TRIES_EACH - 1):
-        try:
-            place(scene, request, rng)
-        except NoRoomError:
-            continue
-        return
-    place(scene, request, rng)
 
 
 def _sample_extras(rng: Generator, config: PhantomConfig) -> tuple[FindingRequest, ...]:

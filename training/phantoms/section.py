@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from training.phantoms.anatomy import Generator, Image, Points, fixed_point
-from training.phantoms.findings import NoRoomError
 from training.phantoms.label_names import LabelNames
-from training.phantoms.truth import MASK_GRID, Box, Finding, Mask, Structure, pack_mask, unpack_mask
+from training.phantoms.truth import (
+    MASK_GRID,
+    Box,
+    Finding,
+    Mask,
+    Structure,
+    anatomy_from_json,
+    anatomy_to_json,
+    findings_of_kind,
+)
 
 STEP: Final = 2
 """Native pixels per cell of the grid on which everything but fine texture is drawn."""
-
-_PATIENTS: Final = 60
-_PlanT = TypeVar("_PlanT")
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,7 @@ class SectionTruth:
 
     def of_kind(self, kind: str, side: str | None = None) -> tuple[Finding, ...]:
         """Findings of one kind, on one side when it is given."""
-        return tuple(
-            f for f in self.findings if f.kind == kind and (side is None or f.side == side)
-        )
+        return findings_of_kind(self.findings, kind, side)
 
     def to_json(self, *, masks: bool = True) -> dict[str, Any]:
         """JSON-ready dictionary."""
@@ -64,13 +67,7 @@ class SectionTruth:
             "split": self.split,
             "height": self.height,
             "width": self.width,
-            "anatomy": {
-                name: {
-                    "box": [round(v, 6) for v in s.box],
-                    **({"mask": pack_mask(s.mask)} if masks else {}),
-                }
-                for name, s in self.anatomy.items()
-            },
+            "anatomy": anatomy_to_json(self.anatomy, masks=masks),
             "findings": [f.to_json(masks=masks) for f in self.findings],
             "traits": dict(self.traits),
             "pixel_spacing": self.pixel_spacing,
@@ -87,20 +84,12 @@ class SectionTruth:
             split=record["split"],
             height=int(record["height"]),
             width=int(record["width"]),
-            anatomy={
-                name: Structure(_box(s["box"]), unpack_mask(s.get("mask")))
-                for name, s in record["anatomy"].items()
-            },
+            anatomy=anatomy_from_json(record["anatomy"]),
             findings=tuple(Finding.from_json(f) for f in record["findings"]),
             traits=dict(record["traits"]),
             pixel_spacing=float(record["pixel_spacing"]),
             modality=record["modality"],
         )
-
-
-def _box(values: Sequence[float]) -> Box:
-    x0, y0, x1, y1 = (float(v) for v in values)
-    return (x0, y0, x1, y1)
 
 
 @dataclass(frozen=True)
@@ -158,31 +147,6 @@ def check_wishes(config: SectionConfig, names: LabelNames) -> None:
     for name, value in (pair for wishes in wanted for pair in wishes.items()):
         if value not in names.attributes.get(name, ()):
             raise ValueError(f"Unknown attribute {name!r} or value {value!r}.")
-
-
-def first_with_room(
-    seed: int, stream: int, attempt: Callable[[Generator], _PlanT], config: SectionConfig
-) -> _PlanT:
-    """The first patient of a seed in whom everything finds room.
-
-    Args:
-        seed: of the phantom.
-        stream: of the modality, so that equal seeds of two modalities have nothing in common.
-        attempt: plans a patient, or raises `NoRoomError`.
-        config: what is asked for.
-
-    Raises:
-        ValueError: a negative seed, or no patient has room for the required findings.
-    """
-    if seed < 0:
-        raise ValueError("The seed of a phantom must not be negative.")
-    for number in range(_PATIENTS):
-        try:
-            return attempt(np.random.default_rng((seed, stream, number)))
-        except NoRoomError:
-            continue
-    kinds = ", ".join(r.kind for r in config.require)
-    raise ValueError(f"No patient has room for these findings at once: {kinds}; ask for fewer.")
 
 
 def with_extras(

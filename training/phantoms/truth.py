@@ -187,9 +187,7 @@ class Truth:
 
     def of_kind(self, kind: str, side: str | None = None) -> tuple[Finding, ...]:
         """Findings of one kind, on one side when it is given."""
-        return tuple(
-            f for f in self.findings if f.kind == kind and (side is None or f.side == side)
-        )
+        return findings_of_kind(self.findings, kind, side)
 
     def to_json(self, *, masks: bool = True) -> dict[str, Any]:
         """JSON-ready dictionary."""
@@ -198,13 +196,7 @@ class Truth:
             "split": self.split,
             "height": self.height,
             "width": self.width,
-            "anatomy": {
-                name: {
-                    "box": [round(v, 6) for v in s.box],
-                    **({"mask": pack_mask(s.mask)} if masks else {}),
-                }
-                for name, s in self.anatomy.items()
-            },
+            "anatomy": anatomy_to_json(self.anatomy, masks=masks),
             "carina": [round(v, 6) for v in self.carina],
             "findings": [f.to_json(masks=masks) for f in self.findings],
             "cardiothoracic_ratio": round(self.cardiothoracic_ratio, 4),
@@ -222,10 +214,7 @@ class Truth:
             split=record["split"],
             height=int(record["height"]),
             width=int(record["width"]),
-            anatomy={
-                name: Structure(_box(s["box"]), unpack_mask(s.get("mask")))
-                for name, s in record["anatomy"].items()
-            },
+            anatomy=anatomy_from_json(record["anatomy"]),
             carina=(float(record["carina"][0]), float(record["carina"][1])),
             findings=tuple(Finding.from_json(f) for f in record["findings"]),
             cardiothoracic_ratio=float(record["cardiothoracic_ratio"]),
@@ -233,6 +222,32 @@ class Truth:
             photometric=record["photometric"],
             modality=record["modality"],
         )
+
+
+def findings_of_kind(
+    findings: tuple[Finding, ...], kind: str, side: str | None = None
+) -> tuple[Finding, ...]:
+    """Findings of one kind, on one side when it is given."""
+    return tuple(f for f in findings if f.kind == kind and (side is None or f.side == side))
+
+
+def anatomy_to_json(anatomy: dict[str, Structure], *, masks: bool) -> dict[str, Any]:
+    """JSON-ready dictionary of structures by name."""
+    return {
+        name: {
+            "box": [round(v, 6) for v in structure.box],
+            **({"mask": pack_mask(structure.mask)} if masks else {}),
+        }
+        for name, structure in anatomy.items()
+    }
+
+
+def anatomy_from_json(record: dict[str, Any]) -> dict[str, Structure]:
+    """Inverse of :func:`anatomy_to_json`."""
+    return {
+        name: Structure(_box(structure["box"]), unpack_mask(structure.get("mask")))
+        for name, structure in record.items()
+    }
 
 
 def pack_mask(mask: Mask) -> str:

@@ -31,7 +31,7 @@ from training.phantoms.breast_ultrasound.words import (
     SIZES,
     SPICULATED,
 )
-from training.phantoms.findings import NoRoomError
+from training.phantoms.room import NoRoomError
 from training.phantoms.section import (
     STEP,
     SectionRequest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from training.phantoms.anatomy import Generator, mask_box
@@ -16,13 +17,11 @@ from training.phantoms.breast_ultrasound.words import (
     KINDS,
     STUDY,
 )
-from training.phantoms.findings import NoRoomError
+from training.phantoms.room import NoRoomError, first_with_room, place_somewhere
 from training.phantoms.section import (
     SectionConfig,
-    SectionRequest,
     SectionTruth,
     check_wishes,
-    first_with_room,
     pick,
     truth_mask,
     with_extras,
@@ -41,11 +40,8 @@ def plan(seed: int, config: SectionConfig) -> tuple[Scene, SectionTruth]:
         ValueError: unknown wishes, a negative seed, or no patient has room for them.
     """
     check_wishes(config, BREAST_LABELS)
-
-    def attempt(rng: Generator) -> tuple[Scene, SectionTruth]:
-        return _try_patient(seed, config, rng)
-
-    return first_with_room(seed, _STREAM, attempt, config)
+    kinds = [request.kind for request in config.require]
+    return first_with_room(seed, (_STREAM,), partial(_try_patient, seed, config), kinds)
 
 
 def _try_patient(seed: int, config: SectionConfig, rng: Generator) -> tuple[Scene, SectionTruth]:
@@ -58,21 +54,11 @@ def _try_patient(seed: int, config: SectionConfig, rng: Generator) -> tuple[Scen
         if not required and len(scene.masses) >= _MOST:
             continue
         try:
-            _place_somewhere(scene, request, rng)
+            place_somewhere(partial(place, scene, request, rng), _TRIES_EACH)
         except NoRoomError:
             if required:
                 raise
     return scene, _truth(scene, seed)
-
-
-def _place_somewhere(scene: Scene, request: SectionRequest, rng: Generator) -> None:
-    for _ in range(_TRIES_EACH - 1):
-        try:
-            place(scene, request, rng)
-        except NoRoomError:
-            continue
-        return
-    place(scene, request, rng)
 
 
 def _truth(scene: Scene, seed: int) -> SectionTruth:

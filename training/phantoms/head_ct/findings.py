@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 
 from training.phantoms.anatomy import Generator, Image, Points, mask_box
-from training.phantoms.findings import NoRoomError
 from training.phantoms.head_ct.anatomy import Head
 from training.phantoms.head_ct.words import (
     BLEED_SIZES,
@@ -28,6 +27,7 @@ from training.phantoms.head_ct.words import (
     THICKNESSES,
     VENTRICLES,
 )
+from training.phantoms.room import NoRoomError
 from training.phantoms.section import (
     STEP,
     SectionRequest,

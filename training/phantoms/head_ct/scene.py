@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import numpy as np
 
 from training.phantoms.anatomy import Generator, mask_box
 from training.phantoms.canvas import Canvas
-from training.phantoms.findings import NoRoomError
 from training.phantoms.head_ct.anatomy import hemisphere, midline, sample_head, ventricles
 from training.phantoms.head_ct.findings import Scene, levels_of, place
 from training.phantoms.head_ct.words import (
@@ -26,12 +26,12 @@ from training.phantoms.head_ct.words import (
     STUDY,
     SUBDURAL,
 )
+from training.phantoms.room import NoRoomError, first_with_room, place_somewhere
 from training.phantoms.section import (
     SectionConfig,
     SectionRequest,
     SectionTruth,
     check_wishes,
-    first_with_room,
     pick,
     truth_mask,
     with_extras,
@@ -52,11 +52,8 @@ def plan(seed: int, config: SectionConfig) -> tuple[Scene, SectionTruth]:
         ValueError: unknown wishes, a negative seed, or no patient has room for them.
     """
     check_wishes(config, HEAD_LABELS)
-
-    def attempt(rng: Generator) -> tuple[Scene, SectionTruth]:
-        return _try_patient(seed, config, rng)
-
-    return first_with_room(seed, _STREAM, attempt, config)
+    kinds = [request.kind for request in config.require]
+    return first_with_room(seed, (_STREAM,), partial(_try_patient, seed, config), kinds)
 
 
 def _try_patient(seed: int, config: SectionConfig, rng: Generator) -> tuple[Scene, SectionTruth]:
@@ -69,7 +66,7 @@ def _try_patient(seed: int, config: SectionConfig, rng: Generator) -> tuple[Scen
     head = sample_head(rng, level, towards * float(rng.uniform(*SHIFTS_MM[shift])))
     scene = Scene(head, np.zeros_like(head.inside))
     for request in sorted(requests, key=lambda r: _ORDER.index(r.kind)):
-        _place_somewhere(scene, request, rng)
+        place_somewhere(partial(place, scene, request, rng), _TRIES_EACH)
     traits = {SLICE_LEVEL: level, SHIFT: shift, SHIFT_SIDE: side}
     return scene, _truth(scene, seed, traits)
 
@@ -102,16 +99,6 @@ def _shift(
     if shift not in options or config.traits.get(SHIFT_SIDE) not in (None, side):
         raise NoRoomError(SHIFT)
     return shift, side
-
-
-def _place_somewhere(scene: Scene, request: SectionRequest, rng: Generator) -> None:
-    for _ in range(_TRIES_EACH - 1):
-        try:
-            place(scene, request, rng)
-        except NoRoomError:
-            continue
-        return
-    place(scene, request, rng)
 
 
 def _truth(scene: Scene, seed: int, traits: dict[str, str]) -> SectionTruth:
