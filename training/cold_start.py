@@ -27,11 +27,11 @@ from training.world import Case
 # Of the questions, those that are answered without a zoom, some of them although the prompt
 # offers one: a policy that always zooms could not find out what a zoom is worth.
 ANSWERED_AT_ONCE: Final = 0.3
-_TELLING: Final = ("report", "real", "latent")
+_TELLING: Final = ("report", "real", "latent", "places")
 
 
 def check_blind(mix: MixConfig) -> None:
-    """Refuses records that hold true boxes: reports, lungs of real images, regions of latents.
+    """Refuses records that hold true boxes: reports, places, lungs of real images, latents.
 
     Raises:
         ValueError: the mix has a share of one.

@@ -11,10 +11,11 @@ from engine.geometry import Box
 from engine.request import Method
 from training.latents import LatentConfig
 from training.loop import StepsConfig
+from training.phantoms import AnyTruth
 from training.questions import Question, lung_questions, questions_for
 from training.real_images import RealRadiograph, real_picture, shifted_view
 from training.records import Form, Record, RecordWriter
-from training.reports import REPORT_QUESTIONS
+from training.reports import REPORT_QUESTIONS, places_of
 from training.world import CROP_PADDING, Case, Picture, jittered, resized
 
 
@@ -106,6 +107,7 @@ class MixConfig:
         conversation: of several questions about one image, before anything else.
         short: of many questions about one image with answers of a few words, before anything else.
         turns: questions of a conversation.
+        places: boxes that are asked for at the end of a record of short answers.
         letters: records a step, beside the batch, that only ask for the letter of an answer.
         probe: of records that answer at once (belief probes).
         auto: of the records whose prompt leaves the choice to the model.
@@ -121,6 +123,7 @@ class MixConfig:
     conversation: float = 0.0
     short: float = 0.0
     turns: int = 4
+    places: int = 0
     letters: int = 0
 
     def __post_init__(self) -> None:
@@ -132,8 +135,9 @@ class MixConfig:
             raise ValueError("report, conversation and short must not be more than 1 together.")
         if self.turns < 1:
             raise ValueError(f"turns must be at least 1, not {self.turns}.")
-        if self.letters < 0:
-            raise ValueError(f"letters must not be negative, not {self.letters}.")
+        for name in ("places", "letters"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
 
 
 def phantom_record(
@@ -151,7 +155,8 @@ def phantom_record(
     if case.truth is not None and draw < mix.report + mix.conversation:
         return writer.conversation(conversation_about(case, mix.turns, rng), case.view)
     if case.truth is not None and draw < mix.report + mix.conversation + mix.short:
-        return writer.short_answers(short_questions(case, rng), case.view)
+        places = drawn_places(case.truth, mix.places, rng)
+        return writer.short_answers(short_questions(case, rng), case.view, places)
     return drawn_record(asked_of(case, rng), mix, writer, rng, latents)
 
 
@@ -167,11 +172,22 @@ def short_questions(case: Case, rng: np.random.Generator, most: int = 12) -> lis
     return sorted(kept, key=lambda question: not question.family.endswith("_present"))
 
 
+def drawn_places(truth: AnyTruth, most: int, rng: np.random.Generator) -> list[tuple[str, Box]]:
+    """Up to `most` structures and findings with their boxes, in any order."""
+    places = places_of(truth)
+    return [places[i] for i in rng.permutation(len(places))[:most]]
+
+
 def letter_record(case: Case, writer: RecordWriter, rng: np.random.Generator) -> Record:
-    """The letter of an answer to any question about a phantom, its reasoning given."""
-    if case.truth is None:
+    """The letter of an answer about a phantom, its reasoning given.
+
+    Of the family that the phantom was made for, as these take turns: of all that can be asked about
+    phantoms, few questions are about margins, zones or numbers, and their letters came last.
+    """
+    if case.truth is None or case.asked is None:
         raise ValueError("A case without truth has no questions of its own.")
-    questions = questions_for(case.truth, rng)
+    family = case.asked.family
+    questions = [q for q in questions_for(case.truth, rng) if q.family == family] or [case.asked]
     return writer.letter(questions[int(rng.integers(len(questions)))])
 
 

@@ -37,7 +37,7 @@ from engine.prompt import (
 from engine.request import METHODS, Method
 from training.phantoms import AnyTruth
 from training.questions import Question
-from training.reports import report_text, whole_pixels
+from training.reports import box_text, report_text, whole_pixels
 from training.world import Picture
 
 # The answer is one token among thirty, and the one that is asked for.
@@ -45,6 +45,8 @@ ANSWER_WEIGHT: Final = 3.0
 # Of the coordinates in a report. At full weight their noise, a pixel more or less, drowned the
 # words: after 800 steps the model still guessed what it now writes after 400.
 COORDINATE_WEIGHT: Final = 0.1
+# Of the coordinates that are asked for, several in one record.
+PLACE_WEIGHT: Final = 0.5
 SHORT_ANSWERS: Final = "Answer every question in a few words."
 _COORDINATES: Final = re.compile(r"(\[[0-9, ]+\])")
 
@@ -179,7 +181,12 @@ class RecordWriter:
         ]
         return self._joined([(head, 0.0, view), *written, (IM_END, 1.0, None)], ())
 
-    def short_answers(self, questions: Sequence[Question], view: Picture) -> Record:
+    def short_answers(
+        self,
+        questions: Sequence[Question],
+        view: Picture,
+        places: Sequence[tuple[str, Box]] = (),
+    ) -> Record:
         """Many questions about one image, each with its answer in words and nothing else.
 
         A conversation spends eighty tokens on an answer, most of them wording that is soon
@@ -188,6 +195,8 @@ class RecordWriter:
         Args:
             questions: in the order in which they are asked.
             view: the whole image.
+            places: names and boxes of what is asked for behind the questions, where the answer is
+                a box as a tool call writes it.
         """
         head = prompt_text(
             style="compact",
@@ -199,6 +208,9 @@ class RecordWriter:
         parts: list[tuple[str, float, Picture | None]] = [(head, 0.0, view)]
         for question in questions:
             parts += [(question.text, 0.0, None), (f" {question.answer}.\n", 1.0, None)]
+        for name, box in places:
+            written = box_text(box.as_tuple(), seen_size(view))
+            parts += [(place_question(name), 0.0, None), (f" {written}\n", PLACE_WEIGHT, None)]
         return self._joined([*parts, (IM_END, 1.0, None)], ())
 
     def letter(self, question: Question) -> Record:
@@ -253,8 +265,13 @@ def _thought(text: str) -> str:
     return f"{THINK_OPEN}{text}{THINK_CLOSE}\n"
 
 
+def place_question(name: str) -> str:
+    """Asks for the box of a structure or finding."""
+    return f"Where is the {name}?"
+
+
 def seen_box(box: Box, view: Picture) -> tuple[int, int, int, int]:
-    """A normalised box in whole pixels of the picture that the model sees."""
+    """A normalised box as a tool call writes it, in pixels of the picture that the model sees."""
     return whole_pixels(box, seen_size(view))
 
 

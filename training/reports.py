@@ -26,6 +26,9 @@ REPORT_QUESTIONS: Final = (
     "Write a report of the image.",
 )
 # From right to left as the image shows it, then inwards.
+# Boxes are written to this many pixels. What lies between is finer than a small view shows: told to
+# the pixel, last digits were noise that took longer to average out than the places to learn.
+COORDINATE_STEP: Final = 5
 _STRUCTURES: Final = (("right_lung", "right lung"), ("left_lung", "left lung"), ("heart", "heart"))
 _KINDS: Final = (NODULE, CONSOLIDATION, EFFUSION, PNEUMOTHORAX, TUBE, LINE)
 
@@ -83,7 +86,38 @@ def box_text(box: tuple[float, float, float, float], size: tuple[int, int]) -> s
 
 
 def whole_pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A normalised box in whole pixels of an image of `size`; never empty."""
+    """A normalised box in pixels of an image of `size`, to `COORDINATE_STEP`; never empty.
+
+    >>> whole_pixels(Box(0.0, 0.5, 1.0, 0.52), (224, 196))
+    (0, 110, 195, 115)
+    """
     height, width = size
-    x0, y0, x1, y1 = (round(value) for value in box.to_pixels(width, height))
-    return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
+    x0, y0, x1, y1 = box.to_pixels(width, height)
+    left, right = _whole_span(x0, x1, width)
+    top, bottom = _whole_span(y0, y1, height)
+    return left, top, right, bottom
+
+
+def _whole_span(low: float, high: float, size: int) -> tuple[int, int]:
+    """Both ends in whole steps, at least one apart, inside an image side of `size` pixels."""
+    last = size // COORDINATE_STEP
+    first = min(round(low / COORDINATE_STEP), last - 1)
+    end = min(max(round(high / COORDINATE_STEP), first + 1), last)
+    return first * COORDINATE_STEP, end * COORDINATE_STEP
+
+
+def places_of(truth: AnyTruth) -> list[tuple[str, Box]]:
+    """What there is one of, with its box: organs, and findings that are alone of their kind."""
+    if isinstance(truth, SectionTruth):
+        names = labels_of(truth.study)
+        organs = [(name, name.replace("_", " ")) for name in names.boxed if name in truth.anatomy]
+        kinds: tuple[str, ...] = names.findings
+    else:
+        organs, kinds = list(_STRUCTURES), _KINDS
+    places = [(words, Box(*truth.anatomy[name].box)) for name, words in organs]
+    for kind in kinds:
+        found = truth.of_kind(kind)
+        if len(found) == 1:
+            pointed = found[0].focus if kind in (TUBE, LINE) else found[0].box
+            places.append((kind, Box(*pointed)))
+    return places

@@ -106,13 +106,16 @@ class Finding:
     measures: dict[str, float] = field(default_factory=dict)
 
     def to_json(self, *, masks: bool = True) -> dict[str, Any]:
-        """JSON-ready dictionary; masks as base64 of their packed bits."""
+        """JSON-ready dictionary; masks as base64 of their packed bits.
+
+        Boxes keep every digit: crops are found by the boxes that questions point to.
+        """
         record: dict[str, Any] = {
             "kind": self.kind,
             "side": self.side,
             "zone": self.zone,
-            "box": [round(v, 6) for v in self.box],
-            "focus": [round(v, 6) for v in self.focus],
+            "box": [float(v) for v in self.box],
+            "focus": [float(v) for v in self.focus],
             "attributes": dict(self.attributes),
             "measures": {k: round(v, 4) for k, v in self.measures.items()},
         }
@@ -235,7 +238,7 @@ def anatomy_to_json(anatomy: dict[str, Structure], *, masks: bool) -> dict[str, 
     """JSON-ready dictionary of structures by name."""
     return {
         name: {
-            "box": [round(v, 6) for v in structure.box],
+            "box": [float(v) for v in structure.box],
             **({"mask": pack_mask(structure.mask)} if masks else {}),
         }
         for name, structure in anatomy.items()

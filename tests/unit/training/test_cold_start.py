@@ -55,7 +55,8 @@ def test_every_call_names_a_box_of_dice_and_is_answered_with_its_crop(
         (box,) = boxes
         assert record.pictures[0] is case.view
         assert record.pictures[1] in known[box]
-        assert record.roi == (Box(*(v / 224 for v in box)),)
+        (asked,) = record.roi
+        assert seen_box(asked, case.view) == box
     assert {boxes[0] for _, boxes in zooms} == set(known)
 
 
@@ -115,7 +116,7 @@ def test_some_questions_are_answered_at_once(case: Case) -> None:
 
 
 def test_what_tells_is_refused(tokenizer) -> None:
-    for name in ("report", "real", "latent"):
+    for name in ("report", "real", "latent", "places"):
         with pytest.raises(ValueError, match=rf"mix\.{name} must be 0"):
             check_blind(replace(MIX, **{name: 0.1}))
     box = Box(0.25, 0.25, 0.5, 0.5)

@@ -12,8 +12,15 @@ from engine.prompt import IMAGE_PAD
 from tests.unit.training.conftest import picture
 from training.embedded import embedded_config, train_tokenizer
 from training.questions import Question, case_for
-from training.records import ANSWER_WEIGHT, COORDINATE_WEIGHT, RecordWriter, corpus, seen_box
-from training.reports import report_text
+from training.records import (
+    ANSWER_WEIGHT,
+    COORDINATE_WEIGHT,
+    PLACE_WEIGHT,
+    RecordWriter,
+    corpus,
+    seen_box,
+)
+from training.reports import places_of, report_text
 
 QUESTION = Question(
     family="nodule_margin",
@@ -53,7 +60,7 @@ def test_zoom_record_never_learns_the_tool_response(tokenizer) -> None:
     target = Box(*QUESTION.target_boxes[0])
     record = RecordWriter(tokenizer).write(QUESTION, "zoom", picture(), crop, target)
     text = learned(tokenizer, record)
-    assert '"bbox_2d": [49, 112, 98, 168]' in text
+    assert '"bbox_2d": [50, 110, 100, 170]' in text
     assert "tool_response" not in text
     assert "user" not in text
     assert text.endswith("<think>Its margin is smooth.</think>\n<answer>B</answer><|im_end|>")
@@ -142,9 +149,43 @@ def test_zoom_without_a_crop_is_refused(tokenizer) -> None:
         RecordWriter(tokenizer).write(QUESTION, "zoom", picture())
 
 
-def test_coordinates_are_pixels_of_what_the_model_sees() -> None:
-    assert seen_box(Box(0.0, 0.5, 1.0, 1.0), picture(0, 224, 196)) == (0, 112, 196, 224)
-    assert seen_box(Box(0.5, 0.5, 0.501, 0.501), picture()) == (98, 112, 99, 113)
+@pytest.mark.parametrize(
+    ("box", "written"),
+    [
+        ((0.0, 0.5, 1.0, 1.0), (0, 110, 195, 220)),
+        ((0.5, 0.5, 0.501, 0.501), (100, 110, 105, 115)),
+        ((0.99, 0.995, 1.0, 1.0), (190, 215, 195, 220)),
+        ((0.26, 0.26, 0.74, 0.51), (50, 60, 145, 115)),
+    ],
+)
+def test_coordinates_are_pixels_of_what_the_model_sees_to_five(box, written) -> None:
+    """By hand, in 196 columns and 224 rows."""
+    assert seen_box(Box(*box), picture(0, 224, 196)) == written
+
+
+def test_places_are_what_there_is_one_of() -> None:
+    truth = case_for("nodule_count", "two", 3).truth()
+    assert len(truth.of_kind("nodule")) == 2
+    places = dict(places_of(truth))
+    assert "nodule" not in places
+    assert {"right lung", "left lung", "heart"} <= places.keys()
+    assert places["right lung"] == Box(*truth.anatomy["right_lung"].box)
+    tube = case_for("tube_present", "yes", 3).truth()
+    assert dict(places_of(tube))["endotracheal tube"] == Box(
+        *tube.of_kind("endotracheal tube")[0].focus
+    )
+
+
+def test_places_are_asked_behind_all_questions_and_answered_as_a_call_does(tokenizer) -> None:
+    places = [("heart", Box(0.25, 0.5, 0.5, 1.0)), ("left lung", Box(0.5, 0.0, 1.0, 0.9))]
+    record = RecordWriter(tokenizer).short_answers([QUESTION], picture(), places)
+    assert learned(tokenizer, record) == (
+        " smooth.\n [50, 110, 100, 220]\n [100, 0, 195, 200]\n<|im_end|>"
+    )
+    text = tokenizer.decode(record.ids)
+    assert text.index(QUESTION.text) < text.index("Where is the heart?")
+    assert text.index("Where is the heart?") < text.index("Where is the left lung?")
+    assert sorted(set(record.weights)) == [0.0, PLACE_WEIGHT, 1.0]
 
 
 def test_tags_and_control_tokens_are_single_tokens(tokenizer) -> None:
