@@ -159,7 +159,9 @@ def test_phantoms_of_an_older_generator_are_refused(case: Case, tmp_path: Path) 
     world_of(tmp_path, config, case)
     older = {**config.fingerprint, "generator": GENERATOR_VERSION - 1}
     (tmp_path / "train-0.json").write_text(json.dumps(older), encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"generator: {GENERATOR_VERSION - 1} there, {GENERATOR_VERSION} here"):
+    with pytest.raises(
+        ValueError, match=rf"generator: {GENERATOR_VERSION - 1} there, {GENERATOR_VERSION} here"
+    ):
         load_world(tmp_path, config)
 
 
