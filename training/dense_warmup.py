@@ -86,11 +86,13 @@ class DenseWeights:
         cover: of a sum over names.
         attributes: of a mean over readings.
         edges: of a mean over distances, in shares of a picture.
+        extents: of the same in sides of the box (`training.vision.extent_loss`).
     """
 
     cover: float = 0.0
     attributes: float = 0.0
     edges: float = 0.0
+    extents: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

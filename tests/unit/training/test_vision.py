@@ -11,12 +11,14 @@ from engine.processor import ImageProcessor
 from training.dense_warmup import known_cover_of, texture_alone
 from training.phantoms.label_names import CHEST_LABELS
 from training.vision import (
+    LEAST_SIDE,
     STRUCTURE_WEIGHT,
     DenseHeads,
     DenseTargets,
     attribute_losses,
     augmented,
     dense_loss,
+    extent_loss,
     grid_thw_of,
     patches_of,
     window_of,
@@ -90,8 +92,27 @@ def test_loss_is_small_for_right_readings_and_ignores_what_is_unknown() -> None:
     weights = len(CHEST_LABELS.findings) + STRUCTURE_WEIGHT * len(CHEST_LABELS.structures)
     assert float(parts["cover"]) == pytest.approx(20.0 * weights, rel=1e-5)
     assert float(parts["edges"]) == pytest.approx(0.5)
+    assert float(parts["extents"]) == pytest.approx(1.0)
     unknown = torch.zeros(4, len(CHEST_LABELS.covers), dtype=torch.bool)
     assert float(dense_loss(wrong, targets, unknown)["cover"]) == 0.0
+
+
+def test_extents_are_counted_in_sides_of_the_box_and_groups_alike() -> None:
+    """By hand: one token of a finding 0.1 wide and 0.2 high, three of an organ of 0.5."""
+    true = torch.full((4, 2, 4), torch.nan)
+    true[0, 0] = torch.tensor([0.04, 0.15, 0.06, 0.05])
+    true[1:, 1] = torch.tensor([0.1, 0.2, 0.4, 0.3])
+    read = true.nan_to_num()
+    read[0, 0] += torch.tensor([0.01, 0.04, 0.0, 0.0])
+    read[2, 1] += torch.tensor([0.0, 0.0, -0.25, 0.0])
+    read[3, 0] = 7.0  # That token lies in no finding.
+    finding = (0.01 / 0.1 + 0.04 / 0.2) / 4
+    organ = 0.25 / 0.5 / 12
+    assert float(extent_loss(read, true)) == pytest.approx((finding + organ) / 2)
+    true[0, 0] = torch.tensor([0.001, 0.001, 0.001, 0.001])
+    tiny = true[:1, :1]
+    assert float(extent_loss(tiny + 0.01, tiny)) == pytest.approx(0.01 / LEAST_SIDE)
+    assert float(extent_loss(tiny, torch.full_like(tiny, torch.nan))) == 0.0
 
 
 def test_nothing_known_gives_no_loss_of_that_part() -> None:
