@@ -62,7 +62,8 @@ class App {
       this.compare);
     this.title = el('h2', { class: 'lb-title', text: 'Reasoning' });
     this.reasoning = el('section', { class: 'lb-reasoning', 'aria-label': 'Reasoning' },
-      el('div', { class: 'lb-reasoning-head' }, this.title, this.status), this.scroll);
+      el('div', { class: 'lb-reasoning-head' }, this.title, this.status), this.scroll,
+      this.tree.about);
     this.file = el('input', { type: 'file', class: 'lb-file', id: 'lb-file',
       'aria-label': 'Open an image or a saved trace' });
     this.empty = this.buildEmpty();

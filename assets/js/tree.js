@@ -20,16 +20,17 @@ class Tree {
     this.list = el('ol', { class: 'lb-tree-rows', 'aria-label': 'Attempts' });
     this.drawing = el('div', { class: 'lb-tree-drawing' }, this.lines, this.list);
     this.legend = el('p', { class: 'lb-quiet lb-tree-legend' },
-      el('span', { class: 'lb-tree-key lb-tree-key-fork' }), 'branched off here, with the chance of it',
-      el('span', { class: 'lb-tree-key lb-tree-key-call' }), 'looked closer, none branched off',
+      el('span', { class: 'lb-tree-key lb-tree-key-fork',
+        text: 'another branched off here, with the chance of it' }),
+      el('span', { class: 'lb-tree-key', text: 'looked closer, none branched off' }),
       hint('A line runs from the first word of an attempt to its last. Just before an attempt '
         + 'writes where to look closer, it is measured how unsure it is: the spread over its next '
         + 'words, in nats, against that of its first words. The larger the rise, the larger the '
         + 'chance that another attempt branches off there and looks elsewhere.'));
-    this.about = el('p', { class: 'lb-tree-about' });
+    // Stands below the list, so that it stays in sight while that scrolls.
+    this.about = el('p', { class: 'lb-tree-about', hidden: true });
     this.root = el('div', { class: 'lb-tree', hidden: true }, this.intro, this.votes,
-      el('h3', { class: 'lb-sub', text: 'How they branched' }), this.legend, this.drawing,
-      this.about);
+      el('h3', { class: 'lb-sub', text: 'How they branched' }), this.legend, this.drawing);
     this.back = button('', { class: 'lb-small', id: 'lb-back' }, () => this.app.openMember(null));
     this.place = el('span', { class: 'lb-quiet' });
     this.bar = el('div', { class: 'lb-tree-bar', hidden: true }, this.back, this.place);
@@ -79,6 +80,7 @@ class Tree {
     this.group = group || null;
     if (fresh) this.build();
     this.root.hidden = !this.shown;
+    this.about.hidden = !this.shown;
     this.bar.hidden = !group || group.member === null;
     if (!group) return;
     if (group.member !== null) {
@@ -149,18 +151,18 @@ class Tree {
       + this.origin(member);
   }
 
-  // Everything about an attempt in sentences.
+  // Where an attempt looked, and what was weighed there, in sentences.
   describe(number) {
     const member = this.group.members[number];
     const places = member.boxes.map(([x0, y0, x1, y1]) => percent(x0) + ' to ' + percent(x1)
       + ' from the left, ' + percent(y0) + ' to ' + percent(y1) + ' from the top');
-    const looked = places.length ? 'It looked closer at ' + places.join(' and at ') + '.'
-      : 'It did not look closer.';
+    const looked = 'Attempt ' + (number + 1) + (places.length
+      ? ' looked closer at ' + places.join(' and at ') + '.' : ' did not look closer.');
     const weighed = member.decisions.map((decision) => 'Before it wrote where to look, at word '
       + decision.word + ', it was unsure by ' + nats(decision.nats) + ' against '
       + nats(decision.before) + ' in its first words. The chance that another attempt branches off '
       + 'was ' + percent(decision.chance) + '; ' + branched(decision.children));
-    return [this.sentence(number), looked, ...weighed].join(' ');
+    return [looked, ...weighed].join(' ');
   }
 
   say() {

@@ -94,7 +94,7 @@ DECISION = ForkDecision(token_index=3, baseline_nats=0.1, coordinates_nats=0.2, 
         pytest.param(
             {1: {"decisions": (replace(DECISION, probability=1.1),)}}, "probability", id="above 1"
         ),
-        pytest.param({1: {"trace": Trace(())}}, "start", id="no run"),
+        pytest.param({1: {"trace": Trace(()), "decisions": ()}}, "start", id="no run"),
     ],
 )
 def test_members_that_are_no_tree_are_refused(
