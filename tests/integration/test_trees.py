@@ -25,6 +25,8 @@ from training.regrounding import BranchRule, branch_probability
 from training.trajectories import roll_out
 from training.trees import tree_of
 
+pytestmark = pytest.mark.timeout(900)
+
 MOST_SEEDS = 40
 # Any rise will do, and every draw succeeds.
 ALWAYS = BranchRule(base=1.0, gamma=0.0, least_rise=-np.inf)
