@@ -44,7 +44,8 @@ class Tree {
       if (row) this.app.openMember(Number(row.dataset.member));
     });
     this.list.addEventListener('keydown', (event) => this.key(event));
-    for (const name of ['pointerover', 'focusin']) {
+    // A move, because a list that scrolls under a resting pointer is no wish of its owner.
+    for (const name of ['pointermove', 'focusin']) {
       this.list.addEventListener(name, (event) => {
         const row = rowOf(event);
         if (row) this.mark(Number(row.dataset.member));
