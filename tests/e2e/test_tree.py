@@ -114,8 +114,9 @@ def test_a_damaged_group_is_refused_beside_the_one_that_is_open(
 ) -> None:
     page = open_page(page_server)
     open_group(page)
-    good = group_to_zip(group())
-    upload(page, good.replace(b'"parent"', b'"perent"', 1), "x.radgroup.zip")
+    damaged = bytearray(group_to_zip(group()))
+    damaged[len(damaged) // 2] ^= 0xFF
+    upload(page, bytes(damaged), "x.radgroup.zip")
 
     expect(page.locator(".lb-status")).to_have_attribute("data-kind", "error")
     expect(page.locator(".lb-tree-row")).to_have_count(6)
