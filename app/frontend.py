@@ -16,6 +16,7 @@ SCRIPTS: Final = (
     "cards.js",
     "strip.js",
     "inspector.js",
+    "tree.js",
     "composer.js",
     "gate.js",
     "main.js",

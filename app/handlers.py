@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 
 from app.charts import run_chart
 from app.forms import request_from, window_from
+from app.group_view import group_json
 from app.live import LiveRun, StreamEngine, Turns
 from app.pictures import describe, display_image, picture_files
 from app.samples import Sample
@@ -22,6 +23,7 @@ from app.session import CrowdedError, OpenImage, Session, Sessions
 from app.texts import (
     CROWDED,
     FAULT,
+    GROUP_GONE,
     IMAGE_GONE,
     LOOK_FIRST,
     NO_ENGINE,
@@ -30,6 +32,7 @@ from app.texts import (
     TAB_ENDED,
 )
 from app.view import RunView
+from engine.group_io import is_group_file, read_group
 from engine.imaging import ImagingError, SourceImage, open_image
 from engine.request import Request, RequestError
 from engine.trace import Trace
@@ -94,6 +97,8 @@ class Handlers:
         with session.lock:
             state["turn"] = session.turn
             state["image"] = session.image.facts if session.image else None
+            if session.group is not None:
+                state["group"] = {**session.group.facts, "member": session.group.member}
             if session.view is not None and session.run_folder is not None:
                 state["run"] = {
                     "key": session.run_folder.name,
@@ -106,7 +111,7 @@ class Handlers:
         return state
 
     def open_image(self, data: gr.EventData, request: gr.Request) -> Json:
-        """An uploaded image or saved trace; which of the two, its content tells."""
+        """An uploaded image, saved trace or saved group; which of them, its content tells."""
         session = self._session(request)
         if session is None:
             return self._failed(None, "E110", CROWDED)
@@ -115,6 +120,8 @@ class Handlers:
         except UploadError as error:
             return self._failed(session, "E100", str(error))
         if content[:4] == b"PK\x03\x04":
+            if is_group_file(content):
+                return self._open_group(session, _turn(data), content)
             return self._open_trace(session, _turn(data), content)
         return self._open_image(session, _turn(data), content)
 
@@ -131,6 +138,29 @@ class Handlers:
         if sample.kind == "recorded":
             return self._open_trace(session, _turn(data), content)
         return self._open_image(session, _turn(data), content, form=_stamped(sample.form()))
+
+    def open_member(self, data: gr.EventData, request: gr.Request) -> Json:
+        """A member of the open group as a run; without a number, back to the tree."""
+        session = self._session(request)
+        if session is None:
+            return self._failed(None, "E110", CROWDED)
+        number = _get(data, "member")
+        with session.lock:
+            opened = session.group
+            if opened is None:
+                return self._failed(session, "E403", GROUP_GONE)
+            if not session.lands(_turn(data)):
+                return self._overtaken(session)
+            members = opened.group.members
+            if type(number) is not int or not 0 <= number < len(members):
+                session.forget_run()
+                opened.member = None
+                return self.page(session)
+            opened.member = number
+            view = session.new_run(replay=True)
+            session.take(view, members[number].trace)
+            session.end_open_run(view)
+            return self.page(session)
 
     def set_frame(self, data: gr.EventData, request: gr.Request) -> Json:
         """Another frame of the open image."""
@@ -208,6 +238,9 @@ class Handlers:
             return gr.skip(), gr.skip()
         with session.lock:
             events = tuple(session.events)
+            if session.view is None and session.group is not None:
+                # The chart of the member that was open has nothing to stand beside.
+                return gr.skip(), gr.update(visible=False)
             if session.view is None or session.view.status == "running":
                 return gr.skip(), gr.skip()
         figure: go.Figure = run_chart(Trace.from_events(events))
@@ -284,11 +317,27 @@ class Handlers:
             if not session.lands(turn):
                 return self._overtaken(session)
             session.set_image(None)
+            session.set_group(None)
             session.before = None
             view = session.new_run(replay=True)
             session.take(view, trace)
             session.end_open_run(view)
             return self.page(session, {"form": _stamped(_form_of(trace))})
+
+    def _open_group(self, session: Session, turn: int | None, content: bytes) -> Json:
+        try:
+            group = read_group(content)
+        except TraceFileError as error:
+            return self._failed(session, "E402", str(error))
+        facts = group_json(group)
+        with session.lock:
+            if not session.lands(turn):
+                return self._overtaken(session)
+            session.stop.set()
+            session.set_image(None)
+            session.forget_run()
+            session.set_group(group, facts)
+            return self.page(session, {"form": _stamped(_form_of(group.members[0].trace))})
 
     def _open_image(
         self,
@@ -317,6 +366,7 @@ class Handlers:
             if isinstance(content, bytes):
                 file.write_bytes(content)
                 session.forget_run()
+                session.set_group(None)
             folder = session.new_folder()
             for name, data in files.items():
                 (folder / name).write_bytes(data)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from app.view import RunView
+from engine.group import Group
 from engine.imaging import SourceImage
 from engine.trace import Event
 
@@ -19,6 +20,23 @@ SWEEP_SECONDS: Final = 60
 # With the wait for the next sweep, nothing outlives half an hour without use.
 IDLE_SECONDS: Final = 1800 - SWEEP_SECONDS
 MAX_SESSIONS: Final = 64
+
+
+@dataclass(slots=True)
+class OpenGroup:
+    """The group of a session.
+
+    Attributes:
+        group: its members, as read.
+        facts: see `app.group_view.group_json`, with the folder of its picture.
+        folder: holds `display.png`.
+        member: the number of the member whose run is shown; None while the tree is.
+    """
+
+    group: Group
+    facts: dict[str, Any]
+    folder: Path
+    member: int | None = None
 
 
 class CrowdedError(RuntimeError):
@@ -63,6 +81,7 @@ class Session:
     turn: int = 0
     stopped: int = 0
     image: OpenImage | None = None
+    group: OpenGroup | None = None
     events: list[Event] = field(default_factory=list)
     view: RunView | None = None
     run_folder: Path | None = None
@@ -178,12 +197,24 @@ class Session:
             if image is None or image.file != old.file:
                 old.file.unlink(missing_ok=True)
 
+    def set_group(self, group: Group | None, facts: dict[str, Any] | None = None) -> None:
+        """Replaces the group; the picture of the one before is deleted."""
+        if self.group is not None:
+            shutil.rmtree(self.group.folder, ignore_errors=True)
+        self.group = None
+        if group is not None:
+            folder = self.new_folder()
+            (folder / "display.png").write_bytes(group.started.image.display_png)
+            self.group = OpenGroup(
+                group, {"key": folder.name, "folder": str(folder), **(facts or {})}, folder
+            )
+
     def close(self) -> None:
         """Stops the run and deletes every file."""
         with self.lock:
             self.closed = True
             self.stop.set()
-            self.image, self.view = None, None
+            self.image, self.view, self.group = None, None, None
             shutil.rmtree(self.private, ignore_errors=True)
             shutil.rmtree(self.served, ignore_errors=True)
 

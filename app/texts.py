@@ -48,6 +48,7 @@ NO_TAB: Final = "This request belongs to no tab: open the page in a browser."
 TAB_ENDED: Final = "This tab was closed or not used for half an hour: reload the page."
 OTHER_IMAGE: Final = "Another image was opened meanwhile: press Explain again."
 IMAGE_GONE: Final = "The image was deleted after half an hour without use: open it again."
+GROUP_GONE: Final = "The attempts were deleted after half an hour without use: open them again."
 FAULT: Final = "The run broke off because of a fault in the program; your image is still loaded."
 
 METHOD_TEXTS: Final = {
@@ -98,6 +99,11 @@ preferences only.
 A saved trace holds the 8-bit picture, the question and the model's steps, and no tag of the
 original: check for burned-in text before you share it.
 
+### Attempts at one question
+A file `*.radgroup.zip` holds many attempts of a model at the same question. Part of them branched
+off another one just before it wrote where to look, because it was unsure there. The page draws
+them as a tree with every place they looked at; an attempt that you choose opens as a run.
+
 ### Keys
 | where | keys |
 |---|---|
@@ -108,6 +114,7 @@ original: check for burned-in text before you share it.
 | Drawing a box | arrows move it, with `shift` they change its size, `Enter` done, `Esc` cancel |
 | Timeline | `space` play or pause, `left` `right` step (with `shift`: ten steps) |
 | | `up` `down` previous or next event, `n` next unsure word, `1`-`9` crop, `Home` `End` |
+| Attempts | `up` `down` former and next, `Home` `End`, `Enter` open |
 | Everywhere | `Esc` stop, `Ctrl+Enter` explain, `/` question, `?` keys |
 
 Single letters, digits and signs can be switched off in the list of keys.

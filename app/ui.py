@@ -134,6 +134,9 @@ def _wire(
             **quiet,
         ),
     ]
+    opened.append(
+        live.open_member(handlers.open_member, outputs=[live], concurrency_limit=4, **quiet)
+    )
     live.set_frame(handlers.set_frame, outputs=[live], concurrency_limit=4, **quiet)
     live.stop_run(handlers.stop, **aside)
     live.save_trace(handlers.save_trace, outputs=[live], concurrency_limit=4, **quiet)

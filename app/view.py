@@ -137,7 +137,7 @@ class RunView:
             self.cards.append([kind, len(self.items)])
 
     def _start(self, event: RunStarted) -> None:
-        self.run = _start_facts(event)
+        self.run = start_facts(event)
         self._threshold = event.request.entropy_threshold
         self._unsure_above = unsure_above(event)
         self._open_question = not event.request.options
@@ -327,7 +327,8 @@ def is_unsure(token: TokenStep, limit: float) -> bool:
     return counted and token.entropy_nats > limit
 
 
-def _start_facts(event: RunStarted) -> Json:
+def start_facts(event: RunStarted) -> Json:
+    """What the page says of a run before it has written a word."""
     request, image, model = event.request, event.image, event.model
     distance = event.out_of_distribution
     changes = request.interventions

@@ -118,7 +118,7 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latent-steps", type=int, default=8)
     parser.add_argument(
         "--entropy-threshold",
-        type=_nats,
+        type=nats,
         metavar="NATS",
         help="look closer after a word less sure than this; checkpoint: its own limit",
     )
@@ -240,13 +240,14 @@ def _silence_libraries() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _nats(text: str) -> float | str:
+def nats(text: str) -> float | str:
+    """An entropy of the command line, or the word that stands for the checkpoint's own."""
     return text if text == "checkpoint" else float(text)
 
 
 def _request(options: argparse.Namespace) -> Request:
     return Request(
-        image=_display_image(options),
+        image=display_image(options),
         question=options.question,
         options=tuple(options.option),
         method=options.method,
@@ -262,7 +263,16 @@ def _request(options: argparse.Namespace) -> Request:
     )
 
 
-def _display_image(options: argparse.Namespace) -> DisplayImage:
+def display_image(options: argparse.Namespace) -> DisplayImage:
+    """The image that a command line names, as the viewer shows it.
+
+    Args:
+        options: `image` (a path), `frame` from 0, and `window` as center and width or None.
+
+    Raises:
+        ImagingError: it cannot be opened.
+        UsageError: the window is out of range.
+    """
     source = open_image(options.image, frame=options.frame)
     window = _window(options.window, source)
     shown = window or source.default_window

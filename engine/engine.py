@@ -148,17 +148,23 @@ class Engine:
         if loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(loaded.device)
         decoder, seen, start = self.prepare(request)
-        yield self._started(start.request, seen, start, run_id, clock)
+        yield self.started(seen, start, run_id, clock)
         run = Rollout(decoder, start, clock=clock, stop=stop)
         rollout.append(run)
         del start
         for _, event in run.events():
             yield event
 
-    def _started(
-        self, request: Request, seen: SeenImage, start: Start, run_id: str, clock: float
-    ) -> RunStarted:
-        loaded = self.loaded
+    def started(self, seen: SeenImage, start: Start, run_id: str, clock: float) -> RunStarted:
+        """The first event of a run that `prepare` has prepared.
+
+        Args:
+            seen: the view, as prepared.
+            start: the prompt, as prepared.
+            run_id: of the run.
+            clock: `time.perf_counter()` at its start.
+        """
+        loaded, request = self.loaded, start.request
         distance = None if loaded.detector is None else loaded.detector.judge(start.view)
         return RunStarted(
             seconds=time.perf_counter() - clock,

@@ -65,6 +65,7 @@ MAX_INTEGER_DIGITS: Final = 20
 _EVENT_BY_NAME: Final[Mapping[str, type[Event]]] = {cls.__name__: cls for cls in EVENT_TYPES}
 _PNG_FIELDS: Final = ("display_png", "seen_png", "crop_png")
 _TRACE, _MANIFEST = "trace.jsonl", "manifest.json"
+VIEWS: Final[Mapping[str, str]] = {"display_png": "display.png", "seen_png": "seen.png"}
 _CONFIG: Final = ConfigDict(
     strict=True, extra="forbid", val_json_bytes="base64", allow_inf_nan=False
 )
@@ -176,13 +177,18 @@ def loads(line: str | bytes, blobs: dict[str, bytes] | None = None) -> Event:
     Raises:
         TraceFileError: when the line is not JSON or not an event.
     """
-    encoded = _parsed(line, "The trace has a line that is not valid JSON.")
+    encoded = parsed(line, "The trace has a line that is not valid JSON.")
     if not isinstance(encoded, dict):
         raise TraceFileError("The trace has a line that is not a JSON object.")
     return from_json(encoded, blobs)
 
 
-def _parsed(text: str | bytes, complaint: str) -> object:
+def parsed(text: str | bytes, complaint: str) -> object:
+    """A JSON document of finite numbers and whole numbers of a sane length.
+
+    Raises:
+        TraceFileError: with the complaint, when it is none.
+    """
     try:
         return json.loads(
             text, parse_constant=_not_finite, parse_float=_finite_float, parse_int=_short_int
@@ -251,7 +257,12 @@ def check_png(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _check_order(events: Iterable[Event]) -> None:
+def check_order(events: Iterable[Event]) -> None:
+    """Whether events can be one run, in order, with maps that fit their images.
+
+    Raises:
+        TraceFileError: they cannot.
+    """
     grids: dict[int, tuple[int, int]] = {}
     crops = 0
     ended = False
@@ -290,8 +301,15 @@ def write_trace(path: str | Path, events: Iterable[Event], *, app_version: str =
         TraceFileError: as `to_zip` does.
         OSError: when the folder cannot be written.
     """
-    target = Path(path)
-    data = to_zip(events, app_version=app_version)
+    write_whole(Path(path), to_zip(events, app_version=app_version))
+
+
+def write_whole(target: Path, data: bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        OSError: when the folder cannot be written.
+    """
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".radtrace-")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -312,27 +330,54 @@ def to_zip(events: Iterable[Event], *, app_version: str = "") -> bytes:
             not finite, or more events, crops or bytes than a file may hold.
     """
     run = tuple(events)
-    _check_order(run)
+    check_order(run)
     members: dict[str, bytes] = {}
-    lines: list[bytes] = []
-    for event in run:
-        _check_event(event)
-        lines.append(dumps(event, functools.partial(_store, event, members)).encode() + b"\n")
-        _check_line(len(lines), lines[-1])
-    if not lines:
+    members[_TRACE] = event_lines(run, functools.partial(_store, members))
+    if not members[_TRACE]:
         raise TraceFileError("The trace is empty.")
-    members[_TRACE] = b"".join(lines)
+    return sealed(members, {"app_version": app_version, "events": len(run)})
+
+
+def event_lines(events: Iterable[Event], store: Callable[[Event, str, bytes], str | None]) -> bytes:
+    """Events as JSON lines, held to the limits of reading.
+
+    Args:
+        events: of one run, or a part of one.
+        store: given an event, the name of a field and a picture, the member of the archive
+            that holds it; None: it stays inline.
+
+    Raises:
+        TraceFileError: for what `events_of_lines` would refuse.
+    """
+    lines: list[bytes] = []
+    for event in events:
+        _check_event(event)
+        lines.append(dumps(event, functools.partial(store, event)).encode() + b"\n")
+        _check_line(len(lines), lines[-1])
+    return b"".join(lines)
+
+
+def sealed(members: dict[str, bytes], facts: Mapping[str, object]) -> bytes:
+    """An archive of the members with a manifest of their hashes; equal members, equal bytes.
+
+    Args:
+        members: content by name.
+        facts: further keys of the manifest.
+
+    Raises:
+        TraceFileError: they take more bytes than a file may hold.
+    """
     if sum(map(len, members.values())) + MAX_MANIFEST_BYTES > MAX_UNPACKED_BYTES:
         raise TraceFileError(
             f"The trace takes more than {MAX_UNPACKED_BYTES // 2**20} MB: it cannot be saved."
         )
     manifest = {
+        **facts,
         "schema_version": SCHEMA_VERSION,
-        "app_version": app_version,
         "notice": NOTICE,
-        "events": len(lines),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
     }
+    members = dict(members)
     members[_MANIFEST] = json.dumps(manifest, indent=1, sort_keys=True).encode("utf-8")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -357,11 +402,8 @@ def _compression(name: str, data: bytes) -> int:
     return zipfile.ZIP_DEFLATED
 
 
-def _store(event: Event, members: dict[str, bytes], field: str, data: bytes) -> str | None:
-    if isinstance(event, Reground):
-        name = f"crops/{event.number}.png"
-    else:
-        name = {"display_png": "display.png", "seen_png": "seen.png"}[field]
+def _store(members: dict[str, bytes], event: Event, field: str, data: bytes) -> str | None:
+    name = f"crops/{event.number}.png" if isinstance(event, Reground) else VIEWS[field]
     if name in members or not _is_member(name):
         return None  # It stays inline.
     members[name] = data
@@ -379,12 +421,35 @@ def read_trace(source: str | Path | bytes) -> Trace:
             a newer version.
         OSError: when the path cannot be read.
     """
+    members = unsealed(source, _is_member, needed=_TRACE)
+    pictures = {name: data for name, data in members.items() if name.endswith(".png")}
+    trace = Trace.from_events(events_of_lines(members[_TRACE], pictures))
+    if not trace.events:
+        raise TraceFileError("The trace is empty.")
+    check_order(trace)
+    return trace
+
+
+def unsealed(
+    source: str | Path | bytes, is_member: Callable[[str], bool], *, needed: str
+) -> dict[str, bytes]:
+    """The members of an archive that `sealed` made, by name; nothing about it is trusted.
+
+    Args:
+        source: a path, or the bytes of the file.
+        is_member: whether an entry of that name belongs there.
+        needed: a member that has to be there, beside the manifest.
+
+    Raises:
+        TraceFileError: it is too large, of another kind, damaged, or of a newer version.
+        OSError: the path cannot be read.
+    """
     data = source if isinstance(source, bytes) else _file_bytes(Path(source))
     if len(data) > MAX_FILE_BYTES:
         raise TraceFileError(f"The file is larger than {MAX_FILE_BYTES // 2**20} MB.")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = dict(_members(archive))
+            members = dict(_members(archive, is_member))
     except TraceFileError:
         raise
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
@@ -393,10 +458,8 @@ def read_trace(source: str | Path | bytes) -> Trace:
         # What zipfile and its codecs raise on damaged input (zlib.error, EOFError,
         # RuntimeError, struct.error, ...) shares no base class.
         raise TraceFileError("The saved trace is damaged and cannot be unpacked.") from error
-    _check_manifest(members)
-    trace = Trace.from_events(_events(members))
-    _check_order(trace)
-    return trace
+    _check_manifest(members, needed)
+    return members
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -404,7 +467,9 @@ def _file_bytes(path: Path) -> bytes:
         return stream.read(MAX_FILE_BYTES + 1)
 
 
-def _members(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
+def _members(
+    archive: zipfile.ZipFile, is_member: Callable[[str], bool]
+) -> Iterator[tuple[str, bytes]]:
     entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
         raise TraceFileError(f"The file has more than {MAX_ENTRIES} entries.")
@@ -412,7 +477,7 @@ def _members(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
         raise TraceFileError("The file has two entries of the same name.")
     budget = MAX_UNPACKED_BYTES
     for entry in entries:
-        _check_entry(entry)
+        _check_entry(entry, is_member)
         if entry.file_size > budget:
             raise TraceFileError("The file unpacks to more than this version accepts.")
         # The size in the directory may lie: never read beyond it, and demand it exactly.
@@ -424,9 +489,9 @@ def _members(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
         yield entry.filename, data
 
 
-def _check_entry(entry: zipfile.ZipInfo) -> None:
+def _check_entry(entry: zipfile.ZipInfo, is_member: Callable[[str], bool]) -> None:
     name = entry.filename
-    if not _is_member(name) or name != entry.orig_filename:
+    if not (name == _MANIFEST or is_member(name)) or name != entry.orig_filename:
         raise TraceFileError("The file has an entry that does not belong in a trace.")
     mode = entry.external_attr >> 16
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
@@ -440,7 +505,7 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
 def _is_member(name: str) -> bool:
     folder, _, file = name.partition("/")
     stem = file.removesuffix(".png")
-    return name in (_TRACE, _MANIFEST, "display.png", "seen.png") or (
+    return name in (_TRACE, *VIEWS.values()) or (
         folder == "crops"
         and file == f"{stem}.png"
         and stem.isascii()
@@ -450,12 +515,12 @@ def _is_member(name: str) -> bool:
     )
 
 
-def _check_manifest(members: Mapping[str, bytes]) -> None:
-    if _MANIFEST not in members or _TRACE not in members:
+def _check_manifest(members: Mapping[str, bytes], needed: str) -> None:
+    if _MANIFEST not in members or needed not in members:
         raise TraceFileError("This is not a saved trace: its manifest or its events are missing.")
     if len(members[_MANIFEST]) > MAX_MANIFEST_BYTES:
         raise TraceFileError("The manifest of the saved trace is too large.")
-    manifest = _parsed(members[_MANIFEST], "The manifest of the saved trace is damaged.")
+    manifest = parsed(members[_MANIFEST], "The manifest of the saved trace is damaged.")
     if not isinstance(manifest, dict):
         raise TraceFileError("The manifest of the saved trace is damaged.")
     version = manifest.get("schema_version")
@@ -476,14 +541,19 @@ def _check_manifest(members: Mapping[str, bytes]) -> None:
         raise TraceFileError("The saved trace was changed or damaged: its checksums do not match.")
 
 
-def _events(members: Mapping[str, bytes]) -> Iterator[Event]:
-    pictures = {name: data for name, data in members.items() if name.endswith(".png")}
-    count = 0
-    for count, line in enumerate(io.BytesIO(members[_TRACE]), start=1):
+def events_of_lines(lines: bytes, pictures: dict[str, bytes]) -> Iterator[Event]:
+    """The events of JSON lines.
+
+    Args:
+        lines: one event each.
+        pictures: by name; each is taken out by the event that names it.
+
+    Raises:
+        TraceFileError: there are too many, or one is damaged.
+    """
+    for count, line in enumerate(io.BytesIO(lines), start=1):
         _check_line(count, line)
         yield loads(line, pictures)
-    if not count:
-        raise TraceFileError("The trace is empty.")
 
 
 def _check_line(count: int, line: bytes) -> None:

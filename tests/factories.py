@@ -15,6 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from engine.geometry import Box
+from engine.group import ForkDecision, Group, Member, shared_events
+from engine.group_io import member_start
 from engine.request import Budgets, DisplayImage, Request
 from engine.trace import (
     Alternative,
@@ -39,6 +41,7 @@ from engine.trace import (
 )
 
 GRID = 8
+NODULE = Box(0.205, 0.52, 0.455, 0.77)
 REASONING = (
     "The lungs are well expanded . The heart is of normal width . In the right lower zone there"
     " is a round density of about two centimetres with a margin"
@@ -92,9 +95,11 @@ def words(text: str) -> list[str]:
     return [f" {word}" for word in text.split()]
 
 
-def tool_pieces() -> list[str]:
-    """The tool call in pieces of six characters."""
-    return [TOOL[start : start + 6] for start in range(0, len(TOOL), 6)]
+def tool_pieces(box: Box = NODULE) -> list[str]:
+    """The tool call for a box in pieces of six characters."""
+    numbers = ",".join(f"{edge:.0f}" for edge in box.to_pixels(224, 224))
+    text = TOOL.replace("46,116,102,172", numbers)
+    return [text[start : start + 6] for start in range(0, len(text), 6)]
 
 
 class _Script:
@@ -256,8 +261,18 @@ def started(request: Request, run_id: str, *, flagged: bool = False) -> RunStart
     )
 
 
-def events_of(request: Request, run_id: str = "run", *, flagged: bool = False) -> Iterator[Event]:
-    """A whole synthetic run for the request: look, doubt, zoom, latents, answer."""
+def events_of(
+    request: Request,
+    run_id: str = "run",
+    *,
+    flagged: bool = False,
+    box: Box = NODULE,
+    choice: int = 0,
+) -> Iterator[Event]:
+    """A whole synthetic run for the request: look, doubt, zoom, latents, answer.
+
+    The zoom goes to `box`, and the answer is the option with the number `choice`.
+    """
     script = _Script(request, request.seed)
     count = len(request.options)
     yield started(request, run_id, flagged=flagged)
@@ -269,15 +284,15 @@ def events_of(request: Request, run_id: str = "run", *, flagged: bool = False) -
     for word in words(REASONING):
         yield script.token(word, "reasoning", 1.9 if word == " margin" else None)
     if request.method in ("zoom", "auto") and request.budgets.max_crops:
-        for piece in tool_pieces():
+        for piece in tool_pieces(box):
             forced = request.entropy_threshold is not None
             yield script.token(piece, "tool", 0.02, forced=forced)
         yield script.belief("before_crop", spread(count, 0.48), 1)
-        yield script.crop(request.image.pixels, Box(0.205, 0.52, 0.455, 0.77))
+        yield script.crop(request.image.pixels, box)
         yield script.belief("after_crop", spread(count, 0.83), 1)
         for word in words(SECOND):
             yield script.token(word, "reasoning")
-    answer = request.options[0] if request.options else "a spiculated nodule"
+    answer = request.options[choice] if request.options else "a spiculated nodule"
     final = spread(count, 0.91)
     yield script.belief("end", final, None)
     for word in words(answer):
@@ -285,7 +300,7 @@ def events_of(request: Request, run_id: str = "run", *, flagged: bool = False) -
     yield Answered(
         seconds=script.tick(),
         text=answer,
-        option=0 if request.options else None,
+        option=choice if request.options else None,
         valid=True,
         options=request.options,
         probabilities=final if request.options else (),
@@ -323,6 +338,49 @@ def request(**changes: object) -> Request:
 def trace(**changes: object) -> Trace:
     """A whole synthetic trace."""
     return Trace.from_events(events_of(request(**changes)))
+
+
+# Parent, whether anything is weighed at the zoom, box, and answer of the members of a group.
+MEMBERS: tuple[tuple[int | None, float | None, Box, int], ...] = (
+    (None, 0.65, NODULE, 0),
+    (None, 0.0, Box(0.6, 0.2, 0.8, 0.45), 1),
+    (None, 0.3, Box(0.55, 0.55, 0.8, 0.8), 2),
+    (0, 0.9, Box(0.22, 0.5, 0.5, 0.78), 0),
+    (2, None, Box(0.2, 0.52, 0.4, 0.72), 0),
+    (3, None, Box(0.25, 0.15, 0.45, 0.4), 1),
+)
+
+
+def group(**changes: object) -> Group:
+    """Three runs from the prompt and three that branched off them before their zoom."""
+    asked = request(method="zoom", **changes)
+    at = len(words(REASONING)) + TOOL.index("[") // 6
+    members: list[Member] = []
+    for number, (parent, chance, box, choice) in enumerate(MEMBERS):
+        seed = asked.seed + number
+        run = list(events_of(replace(asked, seed=seed), box=box, choice=choice))
+        start = member_start(started(asked, "run"), number)
+        own = run[1:]
+        if parent is not None:
+            before = members[parent].trace
+            shared = before.events[1 : shared_events(before, at)]
+            own = [*shared, *run[shared_events(Trace.from_events(run), at) :]]
+        decision = ForkDecision(
+            token_index=at,
+            baseline_nats=0.31,
+            coordinates_nats=0.31 + (chance or 0.0),
+            probability=chance or 0.0,
+        )
+        members.append(
+            Member(
+                trace=Trace((start, *own)),
+                parent=parent,
+                shared_tokens=0 if parent is None else at,
+                decisions=() if chance is None else (decision,),
+                correct=choice == 0,
+            )
+        )
+    return Group(members=tuple(members), truth=asked.options[0] if asked.options else "")
 
 
 def long_events(count: int, of: Request) -> Iterator[Event]:

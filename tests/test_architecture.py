@@ -34,6 +34,8 @@ MODEL_LIBRARIES = {
 TORCH_FREE_ROOTS = (
     "engine",
     "engine.geometry",
+    "engine.group",
+    "engine.group_io",
     "engine.imaging",
     "engine.request",
     "engine.trace",

@@ -13,9 +13,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from engine.cli import nats
+from engine.group_io import GROUP_SUFFIX
 from training.config import ConfigError, ConfigT, load_config
 from training.phantoms import CHEST, MODALITIES, write_dataset
 from training.phantoms.truth import SPLITS
+from training.regrounding import PRESETS
 from training.samples import write_samples
 from training.score_group import score_file
 from training.stopping import DivergedError
@@ -93,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=int, default=7, help="interleaved rounds")
     bench.set_defaults(command=_bench)
     _add_ablate(commands.add_parser("ablate", help="train and score the rows of an ablation"))
+    _add_tree(commands.add_parser("tree", help="roll one prompt out and save the tree it makes"))
     score = commands.add_parser(
         "score-group", help="rewards and branch probabilities of a group of trajectories"
     )
@@ -108,6 +112,34 @@ def _add_phantoms(phantoms: argparse.ArgumentParser) -> None:
     phantoms.add_argument("--split", choices=SPLITS, default="train")
     phantoms.add_argument("--modality", choices=MODALITIES, default=CHEST)
     phantoms.set_defaults(command=_phantoms)
+
+
+def _add_tree(tree: argparse.ArgumentParser) -> None:
+    tree.add_argument("checkpoint", metavar="CHECKPOINT", help="hub id or folder")
+    tree.add_argument("image", type=Path, nargs="?", help="DICOM, PNG or JPEG")
+    tree.add_argument("--frame", type=int, default=0, help="of the image, from 0")
+    tree.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"))
+    tree.add_argument("--phantom", metavar="SPLIT:NUMBER", help="instead of an image, with truth")
+    tree.add_argument("--question")
+    tree.add_argument("--option", action="append", default=[], metavar="TEXT")
+    tree.add_argument("--answer", metavar="TEXT", help="the right one, where it is known")
+    tree.add_argument("--group", type=int, default=16, metavar="M", help="members in all")
+    tree.add_argument(
+        "--branching", choices=tuple(PRESETS), default="medvr", help="rule of the forks"
+    )
+    tree.add_argument("--seed", type=int, default=0)
+    tree.add_argument("--temperature", type=float, default=1.0)
+    tree.add_argument("--max-new-tokens", type=int, default=256)
+    tree.add_argument("--max-crops", type=int, default=1)
+    tree.add_argument(
+        "--entropy-threshold",
+        type=nats,
+        metavar="NATS",
+        help="zoom after a word less sure than this; checkpoint: its own limit",
+    )
+    tree.add_argument("--device")
+    tree.add_argument("--out", type=Path, required=True, metavar=f"FILE{GROUP_SUFFIX}")
+    tree.set_defaults(command=_tree)
 
 
 def _add_memory(memory: argparse.ArgumentParser) -> None:
@@ -225,6 +257,13 @@ def _bench(options: argparse.Namespace) -> int:
 
     report = benchmark(repeats=options.repeats)
     sys.stdout.write((json.dumps(report, indent=2) if options.json else readable(report)) + "\n")
+    return 0
+
+
+def _tree(options: argparse.Namespace) -> int:
+    from training.trees import grow_tree
+
+    sys.stdout.write(f"{grow_tree(options)}\n")
     return 0
 
 

@@ -19,6 +19,8 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from engine.engine import Engine
+from engine.group import MAX_MEMBERS
+from engine.group_io import GROUP_SUFFIX, write_group
 from engine.loading import CheckpointError, load_checkpoint
 from engine.request import DisplayImage
 from training.adapters import AdapterConfig, add_adapter
@@ -43,9 +45,12 @@ from training.rollout_groups import (
     PolicyMethod,
     RewardedGroup,
     RolloutConfig,
+    drawn_request,
     rewarded,
     rolled_out,
 )
+from training.trajectories import TrajectoryGroup
+from training.trees import tree_of
 from training.world import Case
 
 # Streams of draws under the seed of a run.
@@ -90,6 +95,8 @@ class ReinforcementConfig:
         update: how rollouts become optimiser steps.
         steps: optimiser steps and their schedule; whole batches of rollouts.
         alarm: when tool use counts as dying (`zoom`).
+        trees_every: optimiser steps between trees that are saved, of the first prompt of a batch
+            (`engine.group_io`); a multiple of `update.steps`; 0: none.
     """
 
     out: Path
@@ -109,8 +116,16 @@ class ReinforcementConfig:
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     threads: int = 2
     export: ExportConfig = field(default_factory=ExportConfig)
+    trees_every: int = 0
 
     def __post_init__(self) -> None:
+        if self.trees_every < 0 or self.trees_every % self.update.steps:
+            raise ValueError(
+                f"trees_every must be a multiple of update.steps, {self.update.steps}, not "
+                f"{self.trees_every}: a tree is that of a batch of rollouts."
+            )
+        if self.trees_every and self.rollouts.group > MAX_MEMBERS:
+            raise ValueError(f"trees_every needs a rollouts.group of at most {MAX_MEMBERS}.")
         for name in ("steps", "save_every"):
             if getattr(self.steps, name) % self.update.steps:
                 raise ValueError(
@@ -282,8 +297,31 @@ def gathered(
         rollouts = rolled_out(
             engine, prompt, config.method, config.rollouts, config.objective.latents, draws
         )
+        if not place and saves_tree(config, batch):
+            save_tree(engine, prompt, config, rollouts, batch, draws)
         groups.append(rewarded(prompt.question, rollouts, config.reward))
     return groups
+
+
+def saves_tree(config: ReinforcementConfig, batch: int) -> bool:
+    """Whether the tree of a batch is saved."""
+    return bool(config.trees_every) and batch * config.update.steps % config.trees_every == 0
+
+
+def save_tree(
+    engine: Engine,
+    prompt: Prompt,
+    config: ReinforcementConfig,
+    rollouts: TrajectoryGroup,
+    batch: int,
+    draws: Sequence[int],
+) -> None:
+    """Writes the tree of a prompt, named by the optimiser step that learns from it first."""
+    request, _ = drawn_request(prompt, config.method, config.rollouts, draws)
+    folder = config.out / "policy" / "trees"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{batch * config.update.steps:06d}{GROUP_SUFFIX}"
+    write_group(path, tree_of(engine, request, rollouts, prompt.question))
 
 
 def pass_rate(engine: Engine, prompt: Prompt, config: ReinforcementConfig, number: int) -> float:

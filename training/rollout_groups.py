@@ -126,8 +126,7 @@ def rolled_out(
         latents: draws latents, where it draws any.
         draws: seeds everything that is drawn: tokens, forks, latents.
     """
-    rng = np.random.default_rng(list(draws))
-    request = policy_request(prompt, method, config, int(rng.integers(2**62)))
+    request, rng = drawn_request(prompt, method, config, draws)
     noise = int(rng.integers(2**62))
     return roll_out(
         engine,
@@ -137,6 +136,14 @@ def rolled_out(
         None if config.branching is None else (config.branching, rng),
         latent_draw(latents, engine.loaded.device, noise),
     )
+
+
+def drawn_request(
+    prompt: Prompt, method: PolicyMethod, config: RolloutConfig, draws: Sequence[int]
+) -> tuple[Request, np.random.Generator]:
+    """The request of `rolled_out` and the draws that come after its seed."""
+    rng = np.random.default_rng(list(draws))
+    return policy_request(prompt, method, config, int(rng.integers(2**62))), rng
 
 
 def latent_draw(policy: LatentPolicyConfig, device: torch.device, seed: int) -> LatentDraw | None:

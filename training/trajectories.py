@@ -12,6 +12,7 @@ import numpy as np
 from engine.engine import Engine
 from engine.forking import Forking, Origin, ZoomUncertainty
 from engine.geometry import Box
+from engine.group import ForkDecision
 from engine.latent import LatentDraw
 from engine.prompt import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 from engine.request import Request
@@ -50,20 +51,25 @@ class TrajectoryGroup:
 
     Attributes:
         trajectories: exactly as many as were asked for.
-        rises: entropy of the coordinates over that of the opening, nats, for every zoom call
-            that was complete while there was room to fork.
+        decisions: number of a trajectory and what was weighed, for every zoom call that was
+            complete while there was room to fork, in the order of the calls.
         forwarded: positions that were sent through the language model.
     """
 
     trajectories: tuple[Trajectory, ...]
-    rises: tuple[float, ...]
+    decisions: tuple[tuple[int, ForkDecision], ...]
     forwarded: int
+
+    @property
+    def rises(self) -> tuple[float, ...]:
+        """Entropy of the coordinates over that of the opening, nats, for every decision."""
+        return tuple(d.coordinates_nats - d.baseline_nats for _, d in self.decisions)
 
 
 def roll_out(
     engine: Engine,
     request: Request,
-    question: Question,
+    question: Question | None,
     count: int,
     forks: tuple[BranchRule, np.random.Generator] | None = None,
     draw_latent: LatentDraw | None = None,
@@ -73,7 +79,7 @@ def roll_out(
     Args:
         engine: of the policy.
         request: sampled, and without attention traces; branches differ in their seeds.
-        question: tells right from wrong.
+        question: tells right from wrong; None: nobody knows, and nothing counts as right.
         count: trajectories.
         forks: rule and draws of EVR: half of the trajectories begin at the prompt, the others
             fork off them, and what forks leave over begins at the prompt. None: all begin
@@ -81,19 +87,19 @@ def roll_out(
         draw_latent: of a policy whose latents are drawn; None: slots are fed their means.
     """
     decoder, _, start = engine.prepare(request)
-    rises: list[float] = []
-    forking = None if forks is None else Forking(count, _children(*forks, rises))
+    decisions: list[tuple[int, ForkDecision]] = []
+    forking = None if forks is None else Forking(count, _children(*forks, decisions))
     roots = count if forks is None else max(1, count // 2)
     rollout = Rollout(decoder, start, count=roots, forking=forking, draw_latent=draw_latent)
     events: dict[int, list[Event]] = {}
     for branch, event in rollout.events():
         events.setdefault(branch, []).append(event)
     trajectories = tuple(_trajectory(rollout, number, events, question) for number in range(count))
-    return TrajectoryGroup(trajectories, tuple(rises), decoder.forwarded)
+    return TrajectoryGroup(trajectories, tuple(decisions), decoder.forwarded)
 
 
 def _children(
-    rule: BranchRule, rng: np.random.Generator, rises: list[float]
+    rule: BranchRule, rng: np.random.Generator, decisions: list[tuple[int, ForkDecision]]
 ) -> Callable[[ZoomUncertainty], int]:
     """One draw for every zoom call: does the branch fork?"""
 
@@ -103,14 +109,24 @@ def _children(
         # Of this branch's own opening, so that the baseline is never another rollout's.
         baseline = mean_entropy(uncertainty.opening, rule.opening)
         tool = mean_entropy(uncertainty.coordinates)
-        rises.append(tool - baseline)
-        return int(rng.random() < branch_probability(baseline, tool, rule))
+        probability = branch_probability(baseline, tool, rule)
+        decision = ForkDecision(
+            token_index=len(uncertainty.opening),
+            baseline_nats=baseline,
+            coordinates_nats=tool,
+            probability=probability,
+        )
+        decisions.append((uncertainty.branch, decision))
+        return int(rng.random() < probability)
 
     return children
 
 
 def _trajectory(
-    rollout: Rollout, number: int, events: Mapping[int, Sequence[Event]], question: Question
+    rollout: Rollout,
+    number: int,
+    events: Mapping[int, Sequence[Event]],
+    question: Question | None,
 ) -> Trajectory:
     branch = rollout.branches[number]
     whole = whole_events(rollout.origins, number, events)
@@ -119,7 +135,7 @@ def _trajectory(
     return Trajectory(
         sequence=rollout.sequences[number],
         outcome=TrajectoryOutcome(
-            correct=is_right(question, answered),
+            correct=question is not None and is_right(question, answered),
             well_formed=well_formed(branch.text) and branch.failed_calls == 0,
             boxes=boxes,
         ),

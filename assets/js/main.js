@@ -37,6 +37,7 @@ class App {
     this.cards = new Cards(this);
     this.strip = new Strip(this);
     this.inspector = new Inspector(this);
+    this.tree = new Tree(this);
     this.composer = new Composer(this);
     this.layout();
     this.listen();
@@ -57,15 +58,18 @@ class App {
         ['Answer', 'You see what each step did to its belief in every answer.']].map(
         ([title, text], i) => el('li', {}, el('span', { class: 'lb-ghost-number',
           text: String(i + 1) }), el('b', { text: title }), el('span', { text }))));
-    this.scroll = el('div', { class: 'lb-scroll' }, this.ghosts, this.cards.list, this.compare);
-    const reasoning = el('section', { class: 'lb-reasoning', 'aria-label': 'Reasoning' },
-      el('div', { class: 'lb-reasoning-head' }, el('h2', { class: 'lb-title',
-        text: 'Reasoning' }), this.status), this.scroll);
+    this.scroll = el('div', { class: 'lb-scroll' }, this.tree.root, this.ghosts, this.cards.list,
+      this.compare);
+    this.title = el('h2', { class: 'lb-title', text: 'Reasoning' });
+    this.reasoning = el('section', { class: 'lb-reasoning', 'aria-label': 'Reasoning' },
+      el('div', { class: 'lb-reasoning-head' }, this.title, this.status), this.scroll,
+      this.tree.about);
     this.file = el('input', { type: 'file', class: 'lb-file', id: 'lb-file',
       'aria-label': 'Open an image or a saved trace' });
     this.empty = this.buildEmpty();
     this.viewer.stage.append(this.empty, this.stale);
-    clear(this.root, this.banners, this.viewer.root, this.composer.root, reasoning,
+    this.viewer.root.prepend(this.tree.bar);
+    clear(this.root, this.banners, this.viewer.root, this.composer.root, this.reasoning,
       this.inspector.root, this.strip.root, this.file, this.voice);
     this.headTools();
   }
@@ -121,6 +125,7 @@ class App {
     const senders = {
       open_image: () => trigger('open_image', payload),
       open_sample: () => trigger('open_sample', payload),
+      open_member: () => trigger('open_member', payload),
       set_frame: () => trigger('set_frame', payload),
       explain: () => trigger('explain', payload),
       stop_run: () => trigger('stop_run', payload),
@@ -165,6 +170,11 @@ class App {
     this.say(LB.text.checking);
     this.wait('checking');
     this.send('open_sample', { turn: this.next(), index });
+  }
+
+  // An attempt of the open group; null goes back to all of them.
+  openMember(member) {
+    this.send('open_member', { turn: this.next(), member });
   }
 
   setFrame(frame) {
@@ -227,6 +237,7 @@ class App {
     });
     this.takeImage(state);
     this.takeRun(run);
+    this.takeGroup(state.group);
     this.once(state.error, (error) => this.say(error.message + ' (' + error.code + ')', 'error'));
     this.once(state.download, (file) => this.download(file.name));
     this.strip.root.hidden = !state.image && !run;
@@ -256,13 +267,14 @@ class App {
 
   takeImage(state) {
     const facts = state.image;
-    const replay = state.run && state.run.replay && state.run.facts;
+    const run = state.run && state.run.replay && state.run.facts ? state.run : null;
+    // All attempts of a group are about the picture of the group.
+    const replay = state.group || run;
     this.empty.hidden = Boolean(facts || replay);
     if (replay) {
-      if (this.shownImage !== state.run.key) {
-        this.shownImage = state.run.key;
-        this.viewer.setPicture(fileUrl(state.run.folder, 'display.png'),
-          pictureFacts(state.run));
+      if (this.shownImage !== replay.key) {
+        this.shownImage = replay.key;
+        this.viewer.setPicture(fileUrl(replay.folder, 'display.png'), pictureFacts(replay));
       }
     } else if (facts && this.shownImage !== facts.id) {
       this.shownImage = facts.id;
@@ -294,6 +306,16 @@ class App {
     else this.mark();
   }
 
+  takeGroup(group) {
+    this.tree.take(group);
+    const shown = this.tree.shown;
+    this.root.dataset.view = shown ? 'tree' : 'run';
+    this.title.textContent = shown ? 'Attempts' : 'Reasoning';
+    this.reasoning.setAttribute('aria-label', this.title.textContent);
+    this.inspector.root.hidden = shown;
+    if (shown) this.ghosts.hidden = true;
+  }
+
   forget() {
     this.run = null;
     this.cursor = 0;
@@ -311,6 +333,7 @@ class App {
 
   stateName() {
     if (!this.state) return 'loading';
+    if (!this.run && this.state.group) return 'tree';
     if (!this.run) return this.state.image ? 'ready' : 'empty';
     if (this.run.status === 'running') return this.state.queued ? 'queued' : 'running';
     return { answered: 'done', failed: 'error' }[this.run.status] || this.run.status;
@@ -342,7 +365,8 @@ class App {
           run.status === 'failed' ? 'error' : '');
       }
     } else if (!run && !state.error) {
-      this.say(!state.image ? '' : this.composer.missing() || 'Ready: press Explain.');
+      this.say(state.group ? plural(state.group.members.length, 'attempt') + ' at one question.'
+        : !state.image ? '' : this.composer.missing() || 'Ready: press Explain.');
     }
     this.speak(run);
     this.banner(state);

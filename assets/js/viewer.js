@@ -620,21 +620,25 @@ class Viewer {
 
   paintBoxes(context, matrix) {
     const ratio = this.ratio || 1;
-    for (const { number: n, box, active, skipped } of this.boxes) {
+    for (const { number: n, box, active, skipped, color, dash, faded, slot } of this.boxes) {
       const points = this.corners(matrix, box);
+      const ink = color || (skipped ? '#9AA4AE' : '#56B4E9');
+      context.globalAlpha = faded ? 0.3 : 1;
       this.outline(context, points);
       context.lineWidth = (active ? 3 : 2) * ratio;
-      context.setLineDash(CROP_DASHES[(n - 1) % CROP_DASHES.length].map((d) => d * ratio));
-      context.strokeStyle = skipped ? '#9AA4AE' : '#56B4E9';
+      context.setLineDash((dash || CROP_DASHES[(n - 1) % CROP_DASHES.length])
+        .map((d) => d * ratio));
+      context.strokeStyle = ink;
       context.stroke();
       context.setLineDash([]);
       const top = points.reduce((a, b) => (b.y + b.x < a.y + a.x ? b : a));
       const radius = 10 * ratio;
-      const x = clamp(top.x, radius, this.canvas.width - radius);
+      // Boxes that begin at one place wear their numbers side by side.
+      const x = clamp(top.x + (slot || 0) * 2 * radius, radius, this.canvas.width - radius);
       const y = clamp(top.y, radius, this.canvas.height - radius);
       context.beginPath();
       context.arc(x, y, radius, 0, 2 * Math.PI);
-      context.fillStyle = skipped ? '#9AA4AE' : '#56B4E9';
+      context.fillStyle = ink;
       context.fill();
       context.fillStyle = '#0B0E11';
       context.font = '600 ' + 12 * ratio + 'px system-ui, sans-serif';
@@ -642,6 +646,7 @@ class Viewer {
       context.textBaseline = 'middle';
       context.fillText(String(n), x, y + ratio * 0.5);
     }
+    context.globalAlpha = 1;
   }
 
   readouts() {

@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from engine.engine import Engine
+from engine.group_io import read_group
 from engine.loading import load_checkpoint
 from engine.tiny import TinyShape, tiny_manifest, tiny_model
 from tests.integration.test_loading import save
@@ -87,6 +88,7 @@ def test_medvr_logs_from_step_zero_alarms_and_exports(
         "zoom",
         rollouts={"prompts": 1, "group": 4, "max_new_tokens": 4, "branching": {"gamma": 0.5}},
         alarm={"share": 0.5, "batches": 2},
+        trees_every=4,
     )
     assert main(["medvr", str(path)]) == 0
     out, said = capsys.readouterr()
@@ -96,6 +98,11 @@ def test_medvr_logs_from_step_zero_alarms_and_exports(
     assert [record["step"] for record in found] == [0, 2, 2, 4, 4]
     assert "validation_accuracy" in found[0]
     assert [r["tool_alarm"] for r in found if "tool_alarm" in r] == [0, 1]
+    # Of two batches, two steps each, the first is due.
+    (tree,) = (folder / "medvr" / "policy" / "trees").iterdir()
+    assert tree.name == "step-000000.radgroup.zip"
+    assert len(read_group(tree).members) == 4
+    assert {member.correct for member in read_group(tree).members} <= {True, False}
     engine = Engine.load(folder / "medvr" / "checkpoint")
     assert engine.loaded.manifest.stage == "medvr"
 
@@ -167,6 +174,7 @@ def test_the_reference_stays_where_the_policy_began(
         ("medvr", "zoom", {"base": "nowhere/at/all"}, "Run the stage that makes it first"),
         ("medvr", "zoom", {"rewards": {}}, "Did you mean 'reward'?"),
         ("medvr", "zoom", {"update": {"steps": 3}}, "must be a multiple of update.steps, 3"),
+        ("medvr", "zoom", {"trees_every": 3}, "trees_every must be a multiple of update.steps, 2"),
         (
             "medvr",
             "direct",

@@ -23,9 +23,10 @@ from app.live import StreamEngine, Turns
 from app.samples import Sample
 from app.session import Sessions
 from app.texts import CROWDED, IMAGE_GONE, LOOK_FIRST, NO_TAB, OTHER_IMAGE
+from engine.group_io import group_to_zip
 from engine.trace import RunStarted
 from engine.trace_io import read_trace, to_zip
-from tests.factories import FakeEngine, chest, png, trace
+from tests.factories import FakeEngine, chest, group, png, trace
 from tests.unit.imaging.dicom_files import to_file
 
 FORM = {
@@ -342,6 +343,75 @@ def test_the_chart_is_drawn_for_finished_runs_only(bench: Bench) -> None:
     assert nothing == gr.skip()
     assert len(figure.data) == 3
     assert panel["visible"] is True
+
+
+def member(page: Page, number: object) -> dict[str, Any]:
+    asked = page.event(turn=page.next(), member=number)
+    return page.handlers.open_member(asked, page.request)
+
+
+def test_a_group_opens_as_a_tree_and_its_members_as_runs(bench: Bench) -> None:
+    page = bench.page()
+    tree = group()
+
+    state = page.upload(group_to_zip(tree))
+
+    assert (state["image"], state["run"]) == (None, None)
+    assert state["group"]["member"] is None
+    assert len(state["group"]["members"]) == 6
+    assert state["form"]["question"] == "What is the margin of the nodule?"
+    folder = Path(state["group"]["folder"])
+    assert (folder / "display.png").read_bytes() == tree.started.image.display_png
+    assert page.handlers.chart(page.request) == (gr.skip(), gr.update(visible=False))
+
+    opened = member(page, 3)
+    assert opened["group"]["member"] == 3
+    assert opened["run"]["replay"] is True
+    assert opened["run"]["status"] == "answered"
+    assert opened["run"]["facts"]["seed"] == 3
+    saved = page.handlers.save_trace(page.request)
+    file = Path(saved["run"]["folder"]) / saved["download"]["name"]
+    assert read_trace(file) == tree.members[3].trace
+
+    back = member(page, None)
+    assert back["run"] is None
+    assert back["group"]["member"] is None
+    assert not Path(opened["run"]["folder"]).exists()
+    assert folder.exists()
+
+
+@pytest.mark.parametrize("number", [-1, 6, 1.0, True, "1", [1], None])
+def test_a_member_that_is_none_leads_back_to_the_tree(bench: Bench, number: object) -> None:
+    page = bench.page()
+    page.upload(group_to_zip(group()))
+
+    assert member(page, number)["group"]["member"] is None
+
+
+def test_without_a_group_there_is_no_member(bench: Bench) -> None:
+    assert member(bench.page(), 0)["error"]["code"] == "E403"
+
+
+@pytest.mark.parametrize("content", [png(chest(64)), to_zip(trace())])
+def test_whatever_is_opened_next_takes_the_place_of_the_group(bench: Bench, content: bytes) -> None:
+    page = bench.page()
+    folder = Path(page.upload(group_to_zip(group()))["group"]["folder"])
+    member(page, 1)
+
+    state = page.upload(content)
+
+    assert "group" not in state
+    assert not folder.exists()
+
+
+def test_a_damaged_group_leaves_what_is_open(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(group_to_zip(group()))
+
+    state = page.upload(group_to_zip(group())[:-300] + b"group.json")
+
+    assert state["error"]["code"] in {"E402", "E101"}
+    assert len(state["group"]["members"]) == 6
 
 
 def test_logs_hold_no_question_answer_or_option(

@@ -8,6 +8,7 @@ import torch
 
 from engine.forking import Origin
 from engine.geometry import Box
+from engine.group import ForkDecision
 from engine.loading import LoadedModel
 from engine.sequence import FedSequence
 from engine.tiny import TinyShape, tiny_model
@@ -23,6 +24,15 @@ from training.trajectories import Trajectory, TrajectoryGroup
 
 PROMPT = (10, 11, 12, 13)
 LEFT, RIGHT = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 1.0, 1.0)
+DECISIONS = tuple(
+    (
+        branch,
+        ForkDecision(
+            token_index=2, baseline_nats=0.5, coordinates_nats=0.5 + rise, probability=0.5
+        ),
+    )
+    for branch, rise in enumerate((1.0, 0.0))
+)
 ADVANTAGES = (0.7158330165238083, 0.7158330165238083, -0.026512333945326136, -1.4051536991022902)
 
 
@@ -69,7 +79,7 @@ def group() -> RewardedGroup:
         for sequence, correct, formed, boxes, origin in shapes
     )
     asked = question(targets=((0.0, 0.0, 0.5, 1.0),))
-    return rewarded(asked, TrajectoryGroup(trajectories, (1.0, 0.0), 77), RewardConfig())
+    return rewarded(asked, TrajectoryGroup(trajectories, DECISIONS, 77), RewardConfig())
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,174 @@
+"""Trees of real forks: every member is a run that replays, also after it was saved."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.decode import Decoder
+from engine.engine import Engine
+from engine.group import Group, shared_events
+from engine.group_io import read_group, write_group
+from engine.loading import LoadedModel
+from engine.replay import replayed_logprobs
+from engine.request import Budgets, DisplayImage, Request, Sampling, Tracing
+from engine.tiny import tiny_manifest
+from tests.integration.conftest import picture
+from tests.integration.test_loading import save
+from training.cli import main
+from training.questions import Question
+from training.regrounding import BranchRule, branch_probability
+from training.trajectories import roll_out
+from training.trees import tree_of
+
+pytestmark = pytest.mark.timeout(900)
+
+MOST_SEEDS = 40
+# Any rise will do, and every draw succeeds.
+ALWAYS = BranchRule(base=1.0, gamma=0.0, least_rise=-np.inf)
+TRUTH = Question(
+    family="asked",
+    kind="coarse",
+    text="Where is the nodule?",
+    options=(),
+    answer="left",
+    target_boxes=(),
+    reasoning="",
+    reasoning_before_zoom="",
+    reasoning_after_zoom="",
+)
+
+
+def zooming(seed: int) -> Request:
+    """Random weights zoom where the entropy rule makes them."""
+    return Request(
+        image=DisplayImage(pixels=picture()),
+        question="Where is the nodule?",
+        options=(),
+        method="zoom",
+        seed=seed,
+        entropy_threshold=5.6,
+        sampling=Sampling(temperature=1.0),
+        budgets=Budgets(max_new_tokens=60, max_crops=1),
+        tracing=Tracing(layers="none"),
+    )
+
+
+@pytest.fixture(scope="module")
+def grown(loaded: LoadedModel) -> tuple[Request, Group]:
+    """The first seed whose rollouts fork; do not change it."""
+    engine = Engine(loaded)
+    for seed in range(MOST_SEEDS):
+        request = zooming(seed)
+        forks = (ALWAYS, np.random.default_rng(seed))
+        rollouts = roll_out(engine, request, TRUTH, 6, forks)
+        if any(trajectory.origin for trajectory in rollouts.trajectories):
+            return request, tree_of(engine, request, rollouts, TRUTH)
+    pytest.fail(f"No group of {MOST_SEEDS} forks.")
+
+
+def test_the_tree_says_where_the_rollouts_forked_and_on_what(grown: tuple[Request, Group]) -> None:
+    _, tree = grown
+    forks = [number for number, member in enumerate(tree.members) if member.parent is not None]
+
+    assert len(tree.members) == 6
+    assert forks
+    for number in forks:
+        member, decision = tree.members[number], tree.decision_of(number)
+        assert decision is not None
+        assert decision.probability == branch_probability(
+            decision.baseline_nats, decision.coordinates_nats, ALWAYS
+        )
+        parent = tree.members[member.parent or 0].trace
+        tokens = parent.tokens[: decision.token_index]
+        opening = [token.entropy_nats for token in tokens[: ALWAYS.opening]]
+        assert decision.baseline_nats == pytest.approx(float(np.mean(opening)))
+        assert "".join(token.text for token in tokens).rstrip().endswith("[")
+        shared = shared_events(parent, member.shared_tokens)
+        assert member.trace.events[shared:] != parent.events[shared:]
+    assert tree.truth == "left"
+    assert {member.correct for member in tree.members} <= {True, False}
+
+
+def test_every_member_of_a_saved_tree_replays_to_its_own_log_probabilities(
+    grown: tuple[Request, Group], loaded: LoadedModel, tmp_path: Path
+) -> None:
+    request, tree = grown
+    file = tmp_path / "tree.radgroup.zip"
+
+    write_group(file, tree)
+    again = read_group(file)
+
+    assert again == tree
+    decoder = Decoder(loaded)
+    for member in again.members:
+        recorded = [token.logprob for token in member.trace.tokens]
+        replayed = replayed_logprobs(decoder, request, member.trace)
+        assert replayed == pytest.approx(recorded, abs=2e-4)
+
+
+def test_a_root_of_a_tree_is_the_run_of_its_seed(
+    grown: tuple[Request, Group], loaded: LoadedModel
+) -> None:
+    request, tree = grown
+    for number in range(2):
+        started = tree.members[number].trace.started
+        assert started is not None
+        alone = dataclasses.replace(request, seed=started.request.seed)
+        tokens = [e.token_id for e in Engine(loaded).stream(alone) if hasattr(e, "token_id")]
+        assert tokens == [token.token_id for token in tree.members[number].trace.tokens]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trees") / "base"
+    save(dataclasses.replace(loaded, manifest=tiny_manifest()), folder)
+    return folder
+
+
+def test_the_command_saves_a_tree(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "DOE_JANE.png"
+    Image.fromarray(picture()).save(image)
+    out = tmp_path / "tree.radgroup.zip"
+    options = ["--question", "Where?", "--option", "left", "--option", "right", "--group", "3"]
+    budgets = ["--max-new-tokens", "8", "--seed", "4"]
+
+    assert main(["tree", str(checkpoint), str(image), *options, *budgets, "--out", str(out)]) == 0
+
+    tree = read_group(out)
+    assert capsys.readouterr().out.startswith("3 members (0 forks, 0 zoomed) in tree.radgroup.zip")
+    assert [member.correct for member in tree.members] == [None] * 3
+    assert tree.started.request.question == "Where?"
+    assert b"DOE" not in out.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["DOE_JANE.png", out.name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param([], "either an image or --phantom", id="nothing"),
+        pytest.param(["--phantom", "test"], "SPLIT:NUMBER", id="no number"),
+        pytest.param(["--phantom", "exam:1"], "SPLIT:NUMBER", id="no split"),
+        pytest.param(["--phantom", "test:1", "--question", "x"], "brings its own", id="question"),
+        pytest.param(["a.png"], "needs --question", id="no question"),
+        pytest.param(["--phantom", "test:1", "--group", "65"], "2 to 64", id="too many"),
+        pytest.param(["--phantom", "test:1", "--group", "1"], "2 to 64", id="too few"),
+    ],
+)
+def test_bad_input_of_the_command_is_one_line(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tree.radgroup.zip"
+
+    assert main(["tree", "no/such", *arguments, "--out", str(out)]) == 2
+
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not out.exists()
