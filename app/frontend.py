@@ -17,9 +17,11 @@ SCRIPTS: Final = (
     "strip.js",
     "inspector.js",
     "composer.js",
+    "compare.js",
     "gate.js",
     "main.js",
 )
+SHEETS: Final = ("app.css", "compare.css")
 
 
 def page_script(assets: Path, constants: dict[str, Any]) -> str:
@@ -33,4 +35,4 @@ def page_script(assets: Path, constants: dict[str, Any]) -> str:
 
 def style_sheet(assets: Path) -> str:
     """The style sheet of the page."""
-    return (assets / "app.css").read_text(encoding="utf-8")
+    return "\n".join((assets / name).read_text(encoding="utf-8") for name in SHEETS)

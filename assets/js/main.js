@@ -39,6 +39,7 @@ class App {
     this.inspector = new Inspector(this);
     this.composer = new Composer(this);
     this.layout();
+    this.ways = new Ways(this);
     this.listen();
   }
 
@@ -123,6 +124,8 @@ class App {
       open_sample: () => trigger('open_sample', payload),
       set_frame: () => trigger('set_frame', payload),
       explain: () => trigger('explain', payload),
+      compare: () => trigger('compare', payload),
+      open_compared: () => trigger('open_compared', payload),
       stop_run: () => trigger('stop_run', payload),
       save_trace: () => trigger('save_trace', payload),
     };
@@ -201,7 +204,8 @@ class App {
   }
 
   busy() {
-    return this.pending === 'running' || Boolean(this.run && this.run.status === 'running');
+    return this.pending === 'running' || Boolean(this.ways && this.ways.running())
+      || Boolean(this.run && this.run.status === 'running');
   }
 
   finished() {
@@ -230,7 +234,7 @@ class App {
     this.once(state.error, (error) => this.say(error.message + ' (' + error.code + ')', 'error'));
     this.once(state.download, (file) => this.download(file.name));
     this.strip.root.hidden = !state.image && !run;
-    this.describeState(state);
+    if (!this.ways.take(state)) this.describeState(state);
     this.root.dataset.state = this.pending || this.stateName();
     this.composer.update();
   }
@@ -311,6 +315,7 @@ class App {
 
   stateName() {
     if (!this.state) return 'loading';
+    if (this.ways && this.ways.running()) return this.state.queued ? 'queued' : 'running';
     if (!this.run) return this.state.image ? 'ready' : 'empty';
     if (this.run.status === 'running') return this.state.queued ? 'queued' : 'running';
     return { answered: 'done', failed: 'error' }[this.run.status] || this.run.status;

@@ -39,7 +39,11 @@ def test_constants_cannot_leave_the_script() -> None:
 
 
 @pytest.mark.parametrize(
-    "event", ["open_image", "open_sample", "set_frame", "explain", "stop_run", "save_trace"]
+    "event",
+    [
+        *("open_image", "open_sample", "set_frame", "explain", "stop_run", "save_trace"),
+        *("compare", "open_compared"),
+    ],
 )
 def test_the_server_finds_the_names_of_the_events(event: str) -> None:
     assert f"'{event}'" in page_script(ASSETS, {})
