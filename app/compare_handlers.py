@@ -27,7 +27,7 @@ class CompareHandlers(Handlers):
         if session is not None:
             with session.lock:
                 comparison = session.comparison
-                state["comparison"] = comparison and comparison.to_json()
+                state["comparison"] = None if comparison is None else comparison.to_json()
         return state
 
     def compare(self, data: gr.EventData, request: gr.Request) -> Iterator[Json]:
@@ -61,7 +61,7 @@ class CompareHandlers(Handlers):
             return self._failed(None, "E110", CROWDED)
         with session.lock:
             comparison = session.comparison
-            trace = comparison and comparison.trace_named(_get(data, "name"))
+            trace = None if comparison is None else comparison.trace_named(_get(data, "name"))
             if comparison is None or trace is None:
                 return self._failed(session, "E403", "This run is not there any more.")
             if not comparison.over:

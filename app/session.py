@@ -131,7 +131,8 @@ class Session:
         """Ends what runs, forgets the comparison before and starts an empty one."""
         self._renew_stop()
         self.forget_comparison()
-        self.comparison = Comparison(request, self.new_folder(), self.image and self.image.id)
+        image = None if self.image is None else self.image.id
+        self.comparison = Comparison(request, self.new_folder(), image)
         return self.comparison
 
     def _renew_stop(self) -> None:
