@@ -3,7 +3,7 @@
 const WAYS = {
   direct: ['One look', 'No zoom: it answers from the whole image alone.'],
   own_calls: ['When it asks', 'It zooms where it asks for a closer look itself.'],
-  entropy_rule: ['When it is unsure', 'The program makes it zoom after a word that it was unsure of.'],
+  entropy_rule: ['When it is unsure', 'The program makes it zoom after an unsure word.'],
 };
 
 const TOKEN_HINT = 'A token is a word, or a part of one, that the model writes; it reads a picture '
@@ -22,7 +22,8 @@ class Ways {
   build() {
     this.start = button('Compare ways to look again', { class: 'lb-small', id: 'lb-ways-start' },
       () => this.begin());
-    this.show = button('Show comparison', { class: 'lb-small', id: 'lb-ways-show', hidden: true },
+    this.show = button('Comparison', { class: 'lb-small', id: 'lb-ways-show', hidden: true,
+      title: 'Show the comparison of this image again' },
       () => this.open());
     this.app.composer.whatIf.after(this.start, this.show);
     this.heading = el('h2', { class: 'lb-ways-title', tabindex: '-1', text: 'Ways to look again' });
