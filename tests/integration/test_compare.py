@@ -17,6 +17,8 @@ from engine.trace_io import read_trace
 from tests.factories import chest, png
 from tests.integration.test_loading import save
 
+pytestmark = pytest.mark.slow
+
 RUNS = (RunKey("direct"), RunKey("own_calls"), RunKey("entropy_rule"), RunKey("entropy_rule", 1))
 
 Call = Callable[..., tuple[int, str, str]]
