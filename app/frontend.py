@@ -18,9 +18,11 @@ SCRIPTS: Final = (
     "inspector.js",
     "tree.js",
     "composer.js",
+    "compare.js",
     "gate.js",
     "main.js",
 )
+SHEETS: Final = ("app.css", "compare.css")
 
 
 def page_script(assets: Path, constants: dict[str, Any]) -> str:
@@ -34,4 +36,4 @@ def page_script(assets: Path, constants: dict[str, Any]) -> str:
 
 def style_sheet(assets: Path) -> str:
     """The style sheet of the page."""
-    return (assets / "app.css").read_text(encoding="utf-8")
+    return "\n".join((assets / name).read_text(encoding="utf-8") for name in SHEETS)

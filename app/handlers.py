@@ -175,7 +175,6 @@ class Handlers:
     def explain(self, data: gr.EventData, request: gr.Request) -> Iterator[Json]:
         """Runs the model on the image that the page shows and streams what it does."""
         session = self._session(request)
-        form = _get(data, "form")
         if session is None:
             yield self._failed(None, "E110", CROWDED)
             return
@@ -183,17 +182,9 @@ class Handlers:
             yield self._failed(session, "E300", NO_ENGINE)
             return
         try:
-            image = session.image
-            if image is None or not isinstance(form, Mapping):
-                raise RequestError(IMAGE_GONE if _get(data, "image") else "Open an image first.")
-            if image.source.burned_in_risk and form.get("looked") is not True:
-                raise RequestError(LOOK_FIRST)
-            window, source = window_from(form)
-            wanted = request_from(form, display_image(image.source, window, source))
+            image, form, wanted = self._asked(session, data)
             with session.lock:
-                # What the user sees must be what the model sees, also after the rendering.
-                if session.image is not image or _get(data, "image") != image.id:
-                    raise RequestError(OTHER_IMAGE)
+                self._check_shown(session, data, image)
                 view = self._begun(session, _turn(data), wanted, form.get("compare") is True)
                 stop = session.stop
         except RequestError as error:
@@ -272,6 +263,27 @@ class Handlers:
     def _overtaken(self, session: Session) -> Json:
         """What stands now, because something newer came first or the tab is gone."""
         return self._failed(session, "E111", TAB_ENDED) if session.closed else self.page(session)
+
+    def _asked(
+        self, session: Session, data: gr.EventData
+    ) -> tuple[OpenImage, Mapping[str, Any], Request]:
+        """The open image, the form that was sent, and the request that both make.
+
+        Raises:
+            RequestError: with a sentence for the user, for anything that cannot be run.
+        """
+        image, form = session.image, _get(data, "form")
+        if image is None or not isinstance(form, Mapping):
+            raise RequestError(IMAGE_GONE if _get(data, "image") else "Open an image first.")
+        if image.source.burned_in_risk and form.get("looked") is not True:
+            raise RequestError(LOOK_FIRST)
+        window, source = window_from(form)
+        return image, form, request_from(form, display_image(image.source, window, source))
+
+    def _check_shown(self, session: Session, data: gr.EventData, image: OpenImage) -> None:
+        """What the user sees must be what the model sees, also after the rendering."""
+        if session.image is not image or _get(data, "image") != image.id:
+            raise RequestError(OTHER_IMAGE)
 
     def _begun(
         self, session: Session, turn: int | None, wanted: Request, compare: bool

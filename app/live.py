@@ -142,13 +142,15 @@ class LiveRun:
 
         Whatever is not a token (a crop, a latent step, the end) comes within `BATCH_SECONDS`.
 
-        Closing the iterator stops the run.
+        Closing the iterator stops the run; one that has ended leaves `stop` as it is, so that
+        runs that belong together may share it.
         """
         self._ticket = self._turns.join()
         self._thread.start()
+        done = False
         try:
             yield []
-            last, done, sent = 0.0, False, 0
+            last, sent = 0.0, 0
             while not done:
                 batch, done = self._drain(last, pace_of(sent))
                 last = time.monotonic()
@@ -156,7 +158,8 @@ class LiveRun:
                     sent += bool(batch)
                     yield batch
         finally:
-            self._stop.set()
+            if not done:
+                self._stop.set()
 
     def _drain(self, last: float, pace: float) -> tuple[list[Event], bool]:
         """What has come until `pace` seconds after `last`, or a shorter time if it is no token."""

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from app.comparison import Comparison
 from app.view import RunView
 from engine.group import Group
 from engine.imaging import SourceImage
+from engine.request import Request
 from engine.trace import Event
 
 SWEEP_SECONDS: Final = 60
@@ -73,6 +75,7 @@ class Session:
         stopped: the newest of these numbers that was stopped, perhaps before it began.
         stop: of the run in progress; set to end it.
         closed: whether the tab is gone; nothing is done for it any more.
+        comparison: of ways to look at the open image, if one was asked for.
     """
 
     private: Path
@@ -90,12 +93,15 @@ class Session:
     before: dict[str, Any] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
+    comparison: Comparison | None = None
     used: float = field(default_factory=time.monotonic)
 
     @property
     def running(self) -> bool:
         """Whether a run is in progress."""
-        return self.view is not None and self.view.status == "running" and not self.replay
+        comparing = self.comparison is not None and not self.comparison.over
+        single = self.view is not None and self.view.status == "running" and not self.replay
+        return comparing or single
 
     def touch(self) -> None:
         """Notes that the tab is in use."""
@@ -130,10 +136,7 @@ class Session:
 
     def new_run(self, *, replay: bool) -> RunView:
         """Ends and forgets the run before and starts an empty one."""
-        self.stop.set()
-        self.stop = threading.Event()
-        if 0 < self.turn <= self.stopped:
-            self.stop.set()
+        self._renew_stop()
         before = self.before
         self.forget_run()
         self.before = before
@@ -142,6 +145,26 @@ class Session:
         self.replay = replay
         self.run_image = None if replay or self.image is None else self.image.id
         return self.view
+
+    def new_comparison(self, request: Request) -> Comparison:
+        """Ends what runs, forgets the comparison before and starts an empty one."""
+        self._renew_stop()
+        self.forget_comparison()
+        image = None if self.image is None else self.image.id
+        self.comparison = Comparison(request, self.new_folder(), image)
+        return self.comparison
+
+    def _renew_stop(self) -> None:
+        self.stop.set()
+        self.stop = threading.Event()
+        if 0 < self.turn <= self.stopped:
+            self.stop.set()
+
+    def forget_comparison(self) -> None:
+        """Leaves no comparison behind."""
+        if self.comparison is not None:
+            shutil.rmtree(self.comparison.folder, ignore_errors=True)
+        self.comparison = None
 
     def forget_run(self) -> None:
         """Leaves no run behind."""
@@ -192,6 +215,7 @@ class Session:
         """Replaces the image; the files of the one before are deleted."""
         old = self.image
         self.image = image
+        self.forget_comparison()
         if old is not None:
             shutil.rmtree(old.facts["folder"], ignore_errors=True)
             if image is None or image.file != old.file:
@@ -214,7 +238,8 @@ class Session:
         with self.lock:
             self.closed = True
             self.stop.set()
-            self.image, self.view, self.group = None, None, None
+            self.image, self.view = None, None
+            self.group, self.comparison = None, None
             shutil.rmtree(self.private, ignore_errors=True)
             shutil.rmtree(self.served, ignore_errors=True)
 

@@ -12,8 +12,8 @@ from gradio.events import api
 from starlette.middleware import Middleware
 
 from app.api import Api
+from app.compare_handlers import CompareHandlers
 from app.frontend import page_script, style_sheet
-from app.handlers import Handlers
 from app.live import StreamEngine, Turns
 from app.samples import Sample, list_samples
 from app.security import (
@@ -70,7 +70,7 @@ def build(
     shown = list_samples(ASSETS / "samples") if samples is None else samples
     turns = Turns()
     sessions = Sessions(private_folder(), folders["served_root"])
-    handlers = Handlers(engine, sessions, shown, turns, **folders, version=VERSION)
+    handlers = CompareHandlers(engine, sessions, shown, turns, **folders, version=VERSION)
     demo: gr.Blocks
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
         # A hot reload would switch the history of runs on again; it keeps questions and
@@ -115,7 +115,7 @@ def _folders() -> dict[str, Path]:
 
 
 def _wire(
-    demo: gr.Blocks, handlers: Handlers, live: gr.HTML, chart: gr.Plot, panel: gr.Column
+    demo: gr.Blocks, handlers: CompareHandlers, live: gr.HTML, chart: gr.Plot, panel: gr.Column
 ) -> None:
     quiet: dict[str, Any] = {
         "show_progress": "hidden",
@@ -133,10 +133,12 @@ def _wire(
             concurrency_limit=16,
             **quiet,
         ),
+        live.open_compared(handlers.open_compared, outputs=[live], concurrency_limit=4, **quiet),
     ]
     opened.append(
         live.open_member(handlers.open_member, outputs=[live], concurrency_limit=4, **quiet)
     )
+    live.compare(handlers.compare, outputs=[live], concurrency_limit=16, **quiet)
     live.set_frame(handlers.set_frame, outputs=[live], concurrency_limit=4, **quiet)
     live.stop_run(handlers.stop, **aside)
     live.save_trace(handlers.save_trace, outputs=[live], concurrency_limit=4, **quiet)

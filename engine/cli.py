@@ -1,4 +1,4 @@
-"""The command line: `python -m engine trace | show | render | bench`.
+"""The command line: `python -m engine trace | compare | show | render | bench`.
 
 Bad input ends with status 2 and one line on stderr, a run that fails for another reason with
 status 1 and one line. `show` and `render` need no torch.
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
+from engine.comparison import RunKey, next_run, progress, readable_rows, report_json, request_of
 from engine.geometry import Box, BoxError
 from engine.imaging import ImagingError, SourceImage, Window, open_image, render
 from engine.rasters import encoded_png
@@ -47,6 +48,8 @@ DEFAULT_CHECKPOINT: Final = Path(__file__).resolve().parent.parent / "assets/che
 USAGE_STATUS: Final = 2
 FAILED_STATUS: Final = 1
 INTERRUPTED_STATUS: Final = 130
+# Codes of `Failed` that the user's input is the reason of.
+USAGE_CODES: Final = ("image_shape", "request")
 
 
 class UsageError(ValueError):
@@ -82,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m engine", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, parser_class=_Parser)
     _add_trace(commands.add_parser("trace", help="one run on one image"))
+    _add_compare(commands.add_parser("compare", help="ways to look again, and what each zoom did"))
     show = commands.add_parser("show", help="a saved trace as a readable table")
     show.add_argument("file", type=Path)
     show.set_defaults(run=_show)
@@ -104,11 +108,11 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"))
 
 
-def _add_trace(parser: argparse.ArgumentParser) -> None:
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """What every run takes, whatever its method."""
     _add_image(parser)
     parser.add_argument("question")
     parser.add_argument("--option", action="append", default=[], metavar="TEXT")
-    parser.add_argument("--method", choices=METHODS, default="direct")
     parser.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINT), metavar="ID_OR_DIR")
     parser.add_argument("--device")
     parser.add_argument("--seed", type=int, default=0)
@@ -122,10 +126,23 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
         metavar="NATS",
         help="look closer after a word less sure than this; checkpoint: its own limit",
     )
+
+
+def _add_trace(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--method", choices=METHODS, default="direct")
     _add_interventions(parser)
     parser.add_argument("--out", type=Path, metavar=f"FILE{SUFFIX}")
     parser.add_argument("--jsonl", action="store_true", help="events to stdout as they come")
     parser.set_defaults(run=_trace)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    """Runs without a zoom, with the model's own, by the entropy rule, and without each crop."""
+    _add_run(parser)
+    parser.set_defaults(run=_compare, method="zoom", entropy_threshold="checkpoint")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="save the trace of every run")
 
 
 def _add_interventions(parser: argparse.ArgumentParser) -> None:
@@ -199,18 +216,10 @@ def _read(path: Path) -> Trace:
 def _trace(options: argparse.Namespace) -> int:
     if options.out is not None:
         _check_target(options.out)
-    request = _request(options)
-    _silence_libraries()
-    # torch is imported only where a model runs.
-    from engine.engine import Engine
-    from engine.loading import CheckpointError
-
-    try:
-        engine = Engine.load(options.checkpoint, options.device)
-    except CheckpointError as error:
-        raise UsageError(str(error)) from error
+    request = _request(options, _interventions(options))
+    stream = _engine_stream(options)
     events: list[Event] = []
-    for event in engine.stream(request):
+    for event in stream(request):
         events.append(event)
         if options.jsonl:
             sys.stdout.write(dumps(event) + "\n")
@@ -218,15 +227,57 @@ def _trace(options: argparse.Namespace) -> int:
         else:
             _write_rows(_rows([event]))
     if options.out is not None:
-        try:
-            write_trace(options.out, events)
-        except OSError as error:
-            raise _unwritable(options.out, error) from error
+        _save(options.out, events)
     failed = next((event for event in events if isinstance(event, Failed)), None)
     if failed is not None:
         sys.stderr.write(failed.message + "\n")
-        return USAGE_STATUS if failed.code in ("image_shape", "request") else FAILED_STATUS
+        return USAGE_STATUS if failed.code in USAGE_CODES else FAILED_STATUS
     return 0
+
+
+def _engine_stream(options: argparse.Namespace) -> Callable[[Request], Iterator[Event]]:
+    """What runs requests on the checkpoint that the command line names."""
+    _silence_libraries()
+    # torch is imported only where a model runs.
+    from engine.engine import Engine
+    from engine.loading import CheckpointError
+
+    try:
+        return Engine.load(options.checkpoint, options.device).stream
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
+
+
+def _save(path: Path, events: Iterable[Event]) -> None:
+    try:
+        write_trace(path, events)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _compare(options: argparse.Namespace) -> int:
+    if options.out is not None:
+        _check_target_folder(options.out)
+    request = _request(options, Interventions())
+    stream = _engine_stream(options)
+    done: dict[RunKey, Trace] = {}
+    while (key := next_run(done)) is not None:
+        if not options.json:
+            _write_rows([progress(done, key)])
+            sys.stdout.flush()
+        done[key] = Trace.from_events(stream(request_of(request, key)))
+        if options.out is not None:
+            _save(options.out / f"{key.name}{SUFFIX}", done[key])
+    failed = [event for trace in done.values() for event in trace if isinstance(event, Failed)]
+    if len(failed) == len(done) and all(event.code in USAGE_CODES for event in failed):
+        raise UsageError(failed[0].message)
+    report = report_json(done)
+    if options.json:
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    else:
+        _write_rows(["", *readable_rows(report)])
+    sys.stderr.writelines(f"{event.message}\n" for event in failed[:1])
+    return FAILED_STATUS if failed else 0
 
 
 def _silence_libraries() -> None:
@@ -245,7 +296,7 @@ def nats(text: str) -> float | str:
     return text if text == "checkpoint" else float(text)
 
 
-def _request(options: argparse.Namespace) -> Request:
+def _request(options: argparse.Namespace, interventions: Interventions) -> Request:
     return Request(
         image=display_image(options),
         question=options.question,
@@ -259,7 +310,7 @@ def _request(options: argparse.Namespace) -> Request:
             latent_steps=options.latent_steps,
         ),
         entropy_threshold=options.entropy_threshold,
-        interventions=_interventions(options),
+        interventions=interventions,
     )
 
 
@@ -311,6 +362,15 @@ def _check_target(path: Path) -> None:
         raise UsageError(f"{path.name} is a folder: name a file to write.")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"{path.name} cannot be written: its folder is read-only.")
+
+
+def _check_target_folder(path: Path) -> None:
+    """Before anything is computed: makes the folder that traces are saved into."""
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path.name} cannot be made a folder: {error.strerror}.") from error
+    _check_target(path / "trace")
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:

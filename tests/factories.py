@@ -176,6 +176,7 @@ class _Script:
         height, width = pixels.shape[:2]
         x0, y0, x1, y1 = box.to_pixels_outward(width, height)
         self.crops += 1
+        unsure = self.crops == 1 and self.request.entropy_limit is not None
         picture = np.asarray(Image.fromarray(pixels[y0:y1, x0:x1]).resize((224, 224)))
         return Reground(
             seconds=self.tick(0.05),
@@ -186,10 +187,10 @@ class _Script:
             clamped=False,
             skipped=self.crops in self.request.interventions.skip_crops,
             trigger=Trigger(
-                kind="entropy" if self.crops == 1 else "tool_call",
+                kind="entropy" if unsure else "tool_call",
                 token_index=self.index - 1,
-                entropy_nats=1.9 if self.crops == 1 else None,
-                threshold=self.request.entropy_limit if self.crops == 1 else None,
+                entropy_nats=1.9 if unsure else None,
+                threshold=self.request.entropy_limit if unsure else None,
             ),
             rows=GRID,
             columns=GRID,
@@ -275,6 +276,7 @@ def events_of(
     """
     script = _Script(request, request.seed)
     count = len(request.options)
+    final = spread(count, 0.91)
     yield started(request, run_id, flagged=flagged)
     script.tick(0.2)
     yield script.belief("prefill", spread(count, 0.42), None)
@@ -289,11 +291,13 @@ def events_of(
             yield script.token(piece, "tool", 0.02, forced=forced)
         yield script.belief("before_crop", spread(count, 0.48), 1)
         yield script.crop(request.image.pixels, box)
-        yield script.belief("after_crop", spread(count, 0.83), 1)
+        withheld = 1 in request.interventions.skip_crops
+        yield script.belief("after_crop", spread(count, 0.5 if withheld else 0.83), 1)
+        # The crop is what makes it sure.
+        final = spread(count, 0.55) if withheld else final
         for word in words(SECOND):
             yield script.token(word, "reasoning")
     answer = request.options[choice] if request.options else "a spiculated nodule"
-    final = spread(count, 0.91)
     yield script.belief("end", final, None)
     for word in words(answer):
         yield script.token(word, "answer", 0.1)
@@ -416,6 +420,7 @@ class FakeEngine:
     def stream(self, request: Request, stop: threading.Event | None = None) -> Iterator[Event]:
         """The events of the run; ends early with `Finished(reason="stopped")`."""
         self.runs += 1
+        request = request.settled(0.4)
         run_id = f"fake-{id(self):x}-{self.runs}"
         waiter = stop or threading.Event()
         written = 0

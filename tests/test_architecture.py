@@ -33,6 +33,7 @@ MODEL_LIBRARIES = {
 }
 TORCH_FREE_ROOTS = (
     "engine",
+    "engine.comparison",
     "engine.geometry",
     "engine.group",
     "engine.group_io",

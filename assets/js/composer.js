@@ -238,6 +238,7 @@ class Composer {
     this.whatIf.classList.toggle('lb-marked', Boolean(some));
     this.again.disabled = !ready || !some || !app.finished();
     this.explain.title = app.live ? missing || 'Run the model (Ctrl+Enter)' : LB.text.no_engine;
+    if (app.ways) app.ways.update(ready);
     this.updateCrops();
     clear(this.coverList, ...this.covered.map((box, i) => button('Region ' + (i + 1) + ' ×', {
       class: 'lb-small', 'aria-label': 'Remove region ' + (i + 1),

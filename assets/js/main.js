@@ -40,6 +40,7 @@ class App {
     this.tree = new Tree(this);
     this.composer = new Composer(this);
     this.layout();
+    this.ways = new Ways(this);
     this.listen();
   }
 
@@ -128,6 +129,8 @@ class App {
       open_member: () => trigger('open_member', payload),
       set_frame: () => trigger('set_frame', payload),
       explain: () => trigger('explain', payload),
+      compare: () => trigger('compare', payload),
+      open_compared: () => trigger('open_compared', payload),
       stop_run: () => trigger('stop_run', payload),
       save_trace: () => trigger('save_trace', payload),
     };
@@ -211,7 +214,8 @@ class App {
   }
 
   busy() {
-    return this.pending === 'running' || Boolean(this.run && this.run.status === 'running');
+    return this.pending === 'running' || Boolean(this.ways && this.ways.running())
+      || Boolean(this.run && this.run.status === 'running');
   }
 
   finished() {
@@ -241,7 +245,7 @@ class App {
     this.once(state.error, (error) => this.say(error.message + ' (' + error.code + ')', 'error'));
     this.once(state.download, (file) => this.download(file.name));
     this.strip.root.hidden = !state.image && !run;
-    this.describeState(state);
+    if (!this.ways.take(state)) this.describeState(state);
     this.root.dataset.state = this.pending || this.stateName();
     this.composer.update();
   }
@@ -333,6 +337,7 @@ class App {
 
   stateName() {
     if (!this.state) return 'loading';
+    if (this.ways && this.ways.running()) return this.state.queued ? 'queued' : 'running';
     if (!this.run && this.state.group) return 'tree';
     if (!this.run) return this.state.image ? 'ready' : 'empty';
     if (this.run.status === 'running') return this.state.queued ? 'queued' : 'running';

@@ -41,13 +41,8 @@ def test_constants_cannot_leave_the_script() -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        "open_image",
-        "open_sample",
-        "open_member",
-        "set_frame",
-        "explain",
-        "stop_run",
-        "save_trace",
+        *("open_image", "open_sample", "open_member", "set_frame", "explain"),
+        *("stop_run", "save_trace", "compare", "open_compared"),
     ],
 )
 def test_the_server_finds_the_names_of_the_events(event: str) -> None:

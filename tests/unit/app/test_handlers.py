@@ -79,6 +79,8 @@ class Page:
 class Bench:
     """Handlers around an engine, in a folder of their own."""
 
+    kind = Handlers
+
     def __init__(self, folder: Path, engine: StreamEngine | None) -> None:
         self.upload_root = folder / "gradio"
         self.upload_root.mkdir()
@@ -88,7 +90,7 @@ class Bench:
         recorded = folder / "sample.radtrace.zip"
         recorded.write_bytes(to_zip(trace()))
         self.sessions = Sessions(folder / "private", served)
-        self.handlers = Handlers(
+        self.handlers = self.kind(
             engine,
             self.sessions,
             (
