@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +21,9 @@ from training.latents import LatentConfig
 from training.materials import Materials
 from training.records import Record, RecordWriter
 from training.world import Case
+
+# Of a question about a phantom.
+MOST_OPTIONS: Final = 4
 
 
 class RecordDraw:
@@ -71,9 +76,20 @@ class RecordDraw:
             case = self._cases[int(rng.integers(len(self._cases)))]
             records.append(self._phantom_record(case, rng))
         for _ in range(self._mix.letters):
-            case = self._cases[int(rng.integers(len(self._cases)))]
-            records.append(letter_record(case, self._writer, rng))
+            records.append(letter_record(self._case_for_letter(rng), self._writer, rng))
         return records
+
+    def _case_for_letter(self, rng: np.random.Generator) -> Case:
+        """A phantom for a letter: the more options its question has, the likelier.
+
+        One of two was learned after some hundred records of a family, one of four not after a
+        thousand.
+        """
+        while True:
+            case = self._cases[int(rng.integers(len(self._cases)))]
+            options = len(case.asked.options) if case.asked else 0
+            if rng.random() < (max(options, 2) - 1) ** 2 / (MOST_OPTIONS - 1) ** 2:
+                return case
 
     def _phantom_record(self, case: Case, rng: np.random.Generator) -> Record:
         if case.blind:
