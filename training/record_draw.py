@@ -75,8 +75,10 @@ class RecordDraw:
                 continue
             case = self._cases[int(rng.integers(len(self._cases)))]
             records.append(self._phantom_record(case, rng))
-        for _ in range(self._mix.letters):
-            records.append(letter_record(self._case_for_letter(rng), self._writer, rng))
+        records += [
+            letter_record(self._case_for_letter(rng), self._writer, rng)
+            for _ in range(self._mix.letters)
+        ]
         return records
 
     def _case_for_letter(self, rng: np.random.Generator) -> Case:
