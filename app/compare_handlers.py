@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import gradio as gr
 
 from app.comparison import Comparison
-from app.handlers import Handlers, Json, _get, _turn
+from app.handlers import Handlers, Json, field_sent, turn_sent
 from app.live import LiveRun, StreamEngine
 from app.session import Session
 from app.texts import CROWDED, NO_ENGINE
@@ -43,7 +43,7 @@ class CompareHandlers(Handlers):
             image, _, wanted = self._asked(session, data)
             with session.lock:
                 self._check_shown(session, data, image)
-                landed = session.lands(_turn(data))
+                landed = session.lands(turn_sent(data))
                 comparison = session.new_comparison(wanted) if landed else None
                 stop = session.stop
         except RequestError as error:
@@ -61,14 +61,14 @@ class CompareHandlers(Handlers):
             return self._failed(None, "E110", CROWDED)
         with session.lock:
             comparison = session.comparison
-            trace = None if comparison is None else comparison.trace_named(_get(data, "name"))
+            trace = None if comparison is None else comparison.trace_named(field_sent(data, "name"))
             if comparison is None or trace is None:
                 return self._failed(session, "E403", "This run is not there any more.")
             if not comparison.over:
                 return self._failed(
                     session, "E404", "Wait until the comparison is done, or stop it."
                 )
-            if not session.lands(_turn(data)):
+            if not session.lands(turn_sent(data)):
                 return self._overtaken(session)
             session.before = None
             view = session.new_run(replay=False)

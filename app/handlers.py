@@ -116,40 +116,40 @@ class Handlers:
         if session is None:
             return self._failed(None, "E110", CROWDED)
         try:
-            content = claim_upload(_get(data, "path"), self._upload_root, self._served_root)
+            content = claim_upload(field_sent(data, "path"), self._upload_root, self._served_root)
         except UploadError as error:
             return self._failed(session, "E100", str(error))
         if content[:4] == b"PK\x03\x04":
             if is_group_file(content):
-                return self._open_group(session, _turn(data), content)
-            return self._open_trace(session, _turn(data), content)
-        return self._open_image(session, _turn(data), content)
+                return self._open_group(session, turn_sent(data), content)
+            return self._open_trace(session, turn_sent(data), content)
+        return self._open_image(session, turn_sent(data), content)
 
     def open_sample(self, data: gr.EventData, request: gr.Request) -> Json:
         """One of the samples, with its question filled in."""
         session = self._session(request)
         if session is None:
             return self._failed(None, "E110", CROWDED)
-        index = _get(data, "index")
+        index = field_sent(data, "index")
         if type(index) is not int or not 0 <= index < len(self._samples):
             return self._failed(session, "E100", "There is no such sample.")
         sample = self._samples[index]
         content = sample.path.read_bytes()
         if sample.kind == "recorded":
-            return self._open_trace(session, _turn(data), content)
-        return self._open_image(session, _turn(data), content, form=_stamped(sample.form()))
+            return self._open_trace(session, turn_sent(data), content)
+        return self._open_image(session, turn_sent(data), content, form=_stamped(sample.form()))
 
     def open_member(self, data: gr.EventData, request: gr.Request) -> Json:
         """A member of the open group as a run; without a number, back to the tree."""
         session = self._session(request)
         if session is None:
             return self._failed(None, "E110", CROWDED)
-        number = _get(data, "member")
+        number = field_sent(data, "member")
         with session.lock:
             opened = session.group
             if opened is None:
                 return self._failed(session, "E403", GROUP_GONE)
-            if not session.lands(_turn(data)):
+            if not session.lands(turn_sent(data)):
                 return self._overtaken(session)
             members = opened.group.members
             if type(number) is not int or not 0 <= number < len(members):
@@ -167,10 +167,10 @@ class Handlers:
         session = self._session(request)
         if session is None:
             return self._failed(None, "E110", CROWDED)
-        frame, image = _get(data, "frame"), session.image
+        frame, image = field_sent(data, "frame"), session.image
         if image is None or type(frame) is not int:
             return self.page(session)
-        return self._open_image(session, _turn(data), image.file, frame=frame)
+        return self._open_image(session, turn_sent(data), image.file, frame=frame)
 
     def explain(self, data: gr.EventData, request: gr.Request) -> Iterator[Json]:
         """Runs the model on the image that the page shows and streams what it does."""
@@ -185,7 +185,7 @@ class Handlers:
             image, form, wanted = self._asked(session, data)
             with session.lock:
                 self._check_shown(session, data, image)
-                view = self._begun(session, _turn(data), wanted, form.get("compare") is True)
+                view = self._begun(session, turn_sent(data), wanted, form.get("compare") is True)
                 stop = session.stop
         except RequestError as error:
             yield self._failed(session, "E200", str(error))
@@ -200,7 +200,7 @@ class Handlers:
         """Ends the run of this tab; its stream then ends by itself."""
         session = self._session(request)
         if session is not None:
-            session.end_run(_turn(data))
+            session.end_run(turn_sent(data))
 
     def save_trace(self, request: gr.Request) -> Json:
         """The run as a file to download."""
@@ -272,9 +272,9 @@ class Handlers:
         Raises:
             RequestError: with a sentence for the user, for anything that cannot be run.
         """
-        image, form = session.image, _get(data, "form")
+        image, form = session.image, field_sent(data, "form")
         if image is None or not isinstance(form, Mapping):
-            raise RequestError(IMAGE_GONE if _get(data, "image") else "Open an image first.")
+            raise RequestError(IMAGE_GONE if field_sent(data, "image") else "Open an image first.")
         if image.source.burned_in_risk and form.get("looked") is not True:
             raise RequestError(LOOK_FIRST)
         window, source = window_from(form)
@@ -282,7 +282,7 @@ class Handlers:
 
     def _check_shown(self, session: Session, data: gr.EventData, image: OpenImage) -> None:
         """What the user sees must be what the model sees, also after the rendering."""
-        if session.image is not image or _get(data, "image") != image.id:
+        if session.image is not image or field_sent(data, "image") != image.id:
             raise RequestError(OTHER_IMAGE)
 
     def _begun(
@@ -404,13 +404,13 @@ def _decoded(content: bytes | Path, frame: int) -> tuple[SourceImage, dict[str, 
         raise ImagingError(FAULT) from None
 
 
-def _turn(data: gr.EventData) -> int | None:
+def turn_sent(data: gr.EventData) -> int | None:
     """The number that the page gave to what its user asks for; None for a caller without."""
-    turn = _get(data, "turn")
+    turn = field_sent(data, "turn")
     return turn if type(turn) is int and turn > 0 else None
 
 
-def _get(data: gr.EventData, name: str) -> object:
+def field_sent(data: gr.EventData, name: str) -> object:
     """A field of what the page sent; None when it sent something else than an object."""
     payload = data._data
     return payload.get(name) if isinstance(payload, Mapping) else None
