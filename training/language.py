@@ -108,7 +108,7 @@ class MixConfig:
         short: of many questions about one image with answers of a few words, before anything else.
         turns: questions of a conversation.
         places: boxes that are asked for at the end of a record of short answers.
-        letters: records a step, beside the batch, that only ask for the letter of an answer.
+        letters: records a step, beside the batch, that only ask for letters of given answers.
         probe: of records that answer at once (belief probes).
         auto: of the records whose prompt leaves the choice to the model.
         real: of records about real radiographs.
@@ -179,7 +179,7 @@ def drawn_places(truth: AnyTruth, most: int, rng: np.random.Generator) -> list[t
 
 
 def letter_record(case: Case, writer: RecordWriter, rng: np.random.Generator) -> Record:
-    """The letter of an answer about a phantom, its reasoning given.
+    """The letters of a question about a phantom, its reasoning given.
 
     Of the family that the phantom was made for, as these take turns: of all that can be asked about
     phantoms, few questions are about margins, zones or numbers, and their letters came last.
@@ -188,7 +188,7 @@ def letter_record(case: Case, writer: RecordWriter, rng: np.random.Generator) ->
         raise ValueError("A case without truth has no questions of its own.")
     family = case.asked.family
     questions = [q for q in questions_for(case.truth, rng) if q.family == family] or [case.asked]
-    return writer.letter(questions[int(rng.integers(len(questions)))])
+    return writer.letters(questions[int(rng.integers(len(questions)))], case.view)
 
 
 def conversation_about(case: Case, turns: int, rng: np.random.Generator) -> list[Question]:

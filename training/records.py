@@ -29,7 +29,6 @@ from engine.prompt import (
     option_letter,
     prompt_text,
     question_text,
-    system_text,
     tool_response_text,
     turn,
     zoom_call_text,
@@ -48,6 +47,8 @@ COORDINATE_WEIGHT: Final = 0.1
 # Of the coordinates that are asked for, several in one record.
 PLACE_WEIGHT: Final = 0.5
 SHORT_ANSWERS: Final = "Answer every question in a few words."
+# Answers that a sentence about them does not hold as they are.
+_UNNAMED: Final = ("yes", "no", "none")
 _COORDINATES: Final = re.compile(r"(\[[0-9, ]+\])")
 
 Form = Literal["direct", "latent", "zoom", "early", "after_latent", "before_zoom", "after_zoom"]
@@ -213,23 +214,34 @@ class RecordWriter:
             parts += [(place_question(name), 0.0, None), (f" {written}\n", PLACE_WEIGHT, None)]
         return self._joined([*parts, (IM_END, 1.0, None)], ())
 
-    def letter(self, question: Question) -> Record:
-        """The letter of an answer whose reasoning is given; without an image, and so short.
+    def letters(self, question: Question, view: Picture) -> Record:
+        """The letters of a question's options, each behind reasoning that ends in that option.
 
         Which letter stands before the option that fits is learned from nothing else, and from
-        whole answers alone it took the model a thousand steps.
+        whole answers alone it took the model thousands of steps. The reasoning is given, true or
+        not, so that the letter has to follow from it and not from the image. The image is there
+        all the same: what was learned without it held only in part where one was.
 
         Raises:
             ValueError: the question is open.
         """
-        index = question.answer_index
-        if index is None:
+        if question.answer_index is None:
             raise ValueError("An open question has no letter.")
-        asked = question_text("compact", "direct", question.text, question.options)
-        head = turn("system", system_text("compact", "direct")) + turn("user", asked)
-        given = f"{head}{assistant_head()}{_thought(question.reasoning)}"
-        answer = answer_text(option_letter(index))
-        return self._joined([(given, 0.0, None), (answer, ANSWER_WEIGHT, None)], ())
+        head = prompt_text(
+            style="compact",
+            question_first=True,
+            method="direct",
+            question=question.text,
+            options=question.options,
+        )
+        parts: list[tuple[str, float, Picture | None]] = [(head, 0.0, view)]
+        for number, (index, reasoning) in enumerate(reasonings_of(question)):
+            given = f"{IM_END}\n{assistant_head()}" if number else ""
+            parts += [
+                (f"{given}{_thought(reasoning)}", 0.0, None),
+                (answer_text(option_letter(index)), ANSWER_WEIGHT, None),
+            ]
+        return self._joined(parts, ())
 
     def _joined(
         self, parts: list[tuple[str, float, Picture | None]], roi: tuple[Box, ...]
@@ -252,6 +264,28 @@ def _answered(question: Question) -> list[tuple[str, float, Picture | None]]:
         (_thought(question.reasoning), 1.0, None),
         (answer_text(letter), ANSWER_WEIGHT, None),
         (IM_END, 1.0, None),
+    ]
+
+
+def reasonings_of(question: Question) -> list[tuple[int, str]]:
+    """The number of each option with reasoning that ends in it, in the order of the options.
+
+    It is the question's own with the answer in its last sentence exchanged. Where that sentence
+    does not name the answer ("There is no finding." for `none`), and for yes and no, there is but
+    the question's own.
+    """
+    index = question.answer_index
+    if index is None:
+        return []
+    own = question.reasoning
+    before, stop, last = own.rpartition(". ")
+    named = re.compile(rf"\b{re.escape(question.answer)}\b")
+    if question.answer in _UNNAMED or len(named.findall(last)) != 1:
+        return [(index, own)]
+    return [
+        (number, before + stop + named.sub(option, last))
+        for number, option in enumerate(question.options)
+        if option not in _UNNAMED
     ]
 
 

@@ -1,6 +1,7 @@
 """Records: what is written, what is learned, and how boxes become coordinates."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from training.records import (
     PLACE_WEIGHT,
     RecordWriter,
     corpus,
+    reasonings_of,
     seen_box,
 )
 from training.reports import places_of, report_text
@@ -112,15 +114,44 @@ def test_short_answers_are_learned_and_their_questions_are_not(tokenizer) -> Non
     assert len(record.pictures) == 1
 
 
-def test_a_letter_is_learned_without_an_image(tokenizer) -> None:
-    record = RecordWriter(tokenizer).letter(QUESTION)
-    assert record.pictures == ()
-    assert learned(tokenizer, record) == "<answer>B</answer>"
+def test_letters_follow_from_the_reasoning_that_is_given(tokenizer) -> None:
+    view = picture()
+    record = RecordWriter(tokenizer).letters(QUESTION, view)
+    assert record.pictures == (view,)
+    assert learned(tokenizer, record) == "<answer>A</answer><answer>B</answer>"
     text = tokenizer.decode(record.ids)
-    assert "A. spiculated\nB. smooth<|im_end|>" in text
-    assert text.endswith("Its margin is smooth.</think>\n<answer>B</answer>")
+    assert "A. spiculated\nB. smooth" in text
+    assert text.index("A. spiculated") < text.index("<|image_pad|>") < text.index("<think>")
+    before, after = text.split("<answer>A</answer>")
+    assert before.endswith("Its margin is spiculated.</think>\n")
+    assert after.endswith("Its margin is smooth.</think>\n<answer>B</answer>")
     with pytest.raises(ValueError, match="no letter"):
-        RecordWriter(tokenizer).letter(QUESTION.as_open())
+        RecordWriter(tokenizer).letters(QUESTION.as_open(), view)
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "reasoning", "others"),
+    [
+        (
+            "one",
+            ("two", "one"),
+            "Nodules: one. The number is one.",
+            ["Nodules: one. The number is two."],
+        ),
+        ("no", ("yes", "no"), "Both lungs are searched. There is no nodule.", []),
+        ("none", ("none", "nodule"), "All is searched. There is no finding.", []),
+        ("nodule", ("none", "nodule"), "All is searched. There is a nodule.", []),
+        ("left", ("left", "right"), "It is the left side of the left lung.", []),
+    ],
+)
+def test_only_the_answer_of_the_last_sentence_is_exchanged(
+    answer, options, reasoning, others
+) -> None:
+    question = replace(QUESTION, answer=answer, options=options, reasoning=reasoning)
+    found = reasonings_of(question)
+    assert (options.index(answer), reasoning) in found
+    assert [text for _, text in found if text != reasoning] == others
+    assert all(f" {options[number]}" in f" {text}" for number, text in found if len(found) > 1)
 
 
 def test_a_report_names_structures_and_every_kind_of_finding() -> None:
