@@ -188,7 +188,7 @@ def letter_record(case: Case, writer: RecordWriter, rng: np.random.Generator) ->
         raise ValueError("A case without truth has no questions of its own.")
     family = case.asked.family
     questions = [q for q in questions_for(case.truth, rng) if q.family == family] or [case.asked]
-    return writer.letters(questions[int(rng.integers(len(questions)))], case.view)
+    return writer.letters(questions[int(rng.integers(len(questions)))], case.view, rng)
 
 
 def conversation_about(case: Case, turns: int, rng: np.random.Generator) -> list[Question]:

@@ -214,7 +214,7 @@ class RecordWriter:
             parts += [(place_question(name), 0.0, None), (f" {written}\n", PLACE_WEIGHT, None)]
         return self._joined([*parts, (IM_END, 1.0, None)], ())
 
-    def letters(self, question: Question, view: Picture) -> Record:
+    def letters(self, question: Question, view: Picture, rng: np.random.Generator) -> Record:
         """The letters of a question's options, each behind reasoning that ends in that option.
 
         Which letter stands before the option that fits is learned from nothing else, and from
@@ -235,7 +235,10 @@ class RecordWriter:
             options=question.options,
         )
         parts: list[tuple[str, float, Picture | None]] = [(head, 0.0, view)]
-        for number, (index, reasoning) in enumerate(reasonings_of(question)):
+        # In the order of the options the letters were counted out, whatever the reasoning said.
+        listed = reasonings_of(question)
+        for number, place in enumerate(rng.permutation(len(listed))):
+            index, reasoning = listed[place]
             given = f"{IM_END}\n{assistant_head()}" if number else ""
             parts += [
                 (f"{given}{_thought(reasoning)}", 0.0, None),

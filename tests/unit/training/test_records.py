@@ -116,17 +116,22 @@ def test_short_answers_are_learned_and_their_questions_are_not(tokenizer) -> Non
 
 def test_letters_follow_from_the_reasoning_that_is_given(tokenizer) -> None:
     view = picture()
-    record = RecordWriter(tokenizer).letters(QUESTION, view)
+    record = RecordWriter(tokenizer).letters(QUESTION, view, np.random.default_rng(0))
     assert record.pictures == (view,)
-    assert learned(tokenizer, record) == "<answer>A</answer><answer>B</answer>"
+    assert sorted(re.findall("[AB]", learned(tokenizer, record))) == ["A", "B"]
     text = tokenizer.decode(record.ids)
     assert "A. spiculated\nB. smooth" in text
     assert text.index("A. spiculated") < text.index("<|image_pad|>") < text.index("<think>")
-    before, after = text.split("<answer>A</answer>")
-    assert before.endswith("Its margin is spiculated.</think>\n")
-    assert after.endswith("Its margin is smooth.</think>\n<answer>B</answer>")
+    given = re.findall(r"Its margin is (\w+)\.</think>\n<answer>(.)</answer>", text)
+    assert sorted(given) == [("smooth", "B"), ("spiculated", "A")]
     with pytest.raises(ValueError, match="no letter"):
-        RecordWriter(tokenizer).letters(QUESTION.as_open(), view)
+        RecordWriter(tokenizer).letters(QUESTION.as_open(), view, np.random.default_rng(0))
+
+
+def test_the_order_of_letters_tells_nothing(tokenizer) -> None:
+    writer, rng, view = RecordWriter(tokenizer), np.random.default_rng(0), picture()
+    firsts = [learned(tokenizer, writer.letters(QUESTION, view, rng))[8] for _ in range(200)]
+    assert 70 < firsts.count("A") < 130
 
 
 @pytest.mark.parametrize(
