@@ -313,7 +313,9 @@ class App {
   takeGroup(group) {
     this.tree.take(group);
     const shown = this.tree.shown;
-    this.root.dataset.view = shown ? 'tree' : 'run';
+    // What else is shown in place of a run (the ways to look again) is left alone.
+    if (shown) this.root.dataset.view = 'tree';
+    else if (this.root.dataset.view === 'tree') delete this.root.dataset.view;
     this.title.textContent = shown ? 'Attempts' : 'Reasoning';
     this.reasoning.setAttribute('aria-label', this.title.textContent);
     this.inspector.root.hidden = shown;
