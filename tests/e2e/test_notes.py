@@ -62,7 +62,7 @@ def test_notes_leave_the_picture_its_room_on_a_telephone(
     assert isinstance(start, RunStarted)
     upload(page, to_zip([replace(start, notices=NOTICES), *rest]), "x.radtrace.zip")
     wait_for(page, "done")
-    notes = page.locator(".lb-banner")
+    notes = page.locator(".lb-banners .lb-banner")
     expect(notes).to_have_count(2)
     height = "document.querySelector('.lb-banners').offsetHeight"
     assert page.evaluate(height) <= 844 / 8

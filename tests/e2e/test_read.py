@@ -394,7 +394,7 @@ def test_the_page_works_on_a_telephone(page_server: Served, open_page: OpenPage)
 def test_a_trace_replays_where_torch_is_not_installed(open_page: OpenPage, tmp_path: Path) -> None:
     with served(tmp_path, "--replay-only") as server:
         page = open_page(server)
-        expect(page.locator(".lb-banner")).to_contain_text("live runs are off")
+        expect(page.locator(".lb-banners .lb-banner")).to_contain_text("live runs are off")
         upload(page, to_zip(trace()), "lesson.radtrace.zip")
         wait_for(page, "done")
         expect(page.locator(".lb-answer")).to_have_text("Spiculated")
