@@ -237,7 +237,9 @@ def test_an_image_unlike_the_training_is_marked(page_server: Served, open_page: 
     upload(page, to_zip(events_of(request(), flagged=True)), "x.radtrace.zip")
     wait_for(page, "done")
 
-    expect(page.locator(".lb-banner-warn")).to_contain_text("unlike what the model was trained on")
+    expect(page.locator(".lb-banners .lb-banner-warn")).to_contain_text(
+        "unlike what the model was trained on"
+    )
     expect(page.locator(".lb-card-answer .lb-unlike")).to_be_visible()
     page.locator(".lb-inspector summary", has_text="About this run").click()
     expect(page.locator(".lb-inspector")).to_contain_text("3.1 (limit 1), marked")
