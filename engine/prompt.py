@@ -17,7 +17,8 @@ from engine.request import Method, Request
 IM_START: Final = "<|im_start|>"
 IM_END: Final = "<|im_end|>"
 IMAGE_PAD: Final = "<|image_pad|>"
-IMAGE: Final = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"
+VISION_START: Final = "<|vision_start|>"
+IMAGE: Final = f"{VISION_START}{IMAGE_PAD}<|vision_end|>"
 
 THINK_OPEN: Final = "<think>"
 THINK_CLOSE: Final = "</think>"

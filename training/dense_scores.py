@@ -12,7 +12,7 @@ from engine.geometry import Box, BoxError, PatchGrid, clamped_box
 from training.image_labels import centres_of
 from training.real_images import RealRadiograph, real_picture
 from training.vision import DenseHeads, visual_tokens
-from training.world import Case, Picture
+from training.world import Case, Picture, sides_of
 
 Readings = tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]
 
@@ -32,6 +32,7 @@ def box_from_edges(weights: torch.Tensor, edges: torch.Tensor, grid: PatchGrid) 
     x, y = centres_of(grid).unbind(-1)
     boxes = torch.stack([x - edges[:, 0], y - edges[:, 1], x + edges[:, 2], y + edges[:, 3]], -1)
     mean = (boxes * weights[:, None]).sum(0) / weights.sum().clamp_min(1e-6)
+    mean /= torch.tensor(sides_of(grid)).repeat(2)
     try:
         return clamped_box(*(float(value) for value in mean))[0]
     except BoxError:

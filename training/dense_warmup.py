@@ -33,6 +33,7 @@ from training.vision import (
     DenseTargets,
     augmented,
     dense_loss,
+    length_spread,
     visual_tokens,
     window_of,
 )
@@ -40,6 +41,7 @@ from training.world import Picture
 
 # Linear heads stand a larger learning rate than the tower under them.
 HEAD_RATE: Final = 3.0
+HEADS: Final = ("heads", "image_heads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +87,16 @@ class DenseWeights:
     Attributes:
         cover: of a sum over names.
         attributes: of a mean over readings.
-        edges: of a mean over distances, in shares of a picture.
+        edges: of a mean over distances, in shares of the longer side of a picture.
         extents: of the same in sides of the box (`training.vision.extent_loss`).
+        lengths: of how much the lengths of tokens differ (`training.vision.length_spread`).
     """
 
     cover: float = 0.0
     attributes: float = 0.0
     edges: float = 0.0
     extents: float = 0.0
+    lengths: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +148,7 @@ def warm_up(
         run_steps(
             folder=out / part.name,
             modules=modules,
-            rates={"heads": HEAD_RATE, "image_heads": HEAD_RATE},
+            readings=dict.fromkeys(HEADS, HEAD_RATE),
             config=part.steps,
             loss_at=DenseStep(model, heads, pool, part, seed),
             report=prefixed(report, part.name),
@@ -198,6 +202,7 @@ class DenseStep:
             known_cover_of(pictures),
             self.pool.labels,
         )
+        parts["lengths"] = length_spread(tokens)
         weights = asdict(self.part.weights)
         if self.part.image != ImageWeights():
             parts |= image_loss(self.heads.image, tokens, pictures)

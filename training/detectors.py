@@ -1,13 +1,14 @@
-"""The language model's first attentions begin as the finding detectors of the warm-up.
+"""Attentions behind the language model's first layer begin as the finding detectors of the warm-up.
 
 A small finding covers one visual token of sixty-four. From random weights attention is nearly
 uniform, and in the mean of all tokens such a finding is lost: after fifty thousand answers the
 model told tubes and pneumothoraces, which cover many tokens, and neither nodules nor effusions.
-So every head of the first layer begins with a constant query, and a key that measures one
+So every head of the second layer begins with a constant query, and a key that measures one
 finding's coverage along the direction that the warm-up's linear head has learned; heads of the
-second layer do so for findings of each side. Their values begin as the warm-up's readings of the
-token that is found: what covers it, where it lies, how far its box reaches. What the heads find,
-and what is made of it, is learned as everything else.
+third layer do so for findings of each side. Their values begin as the warm-up's readings of the
+token that is found: what covers it, where it and the corners of its box lie. What the heads find,
+and what is made of it, is learned as everything else. The first layer, which tells every token its
+place (`training.first_layer`), is left as it is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
 
+from training.first_layer import CornerHead
 from training.image_labels import ImageHeads
 from training.phantoms import labels_of
 from training.phantoms.label_names import LabelNames
@@ -39,25 +41,49 @@ _SIDED: Final = 6
 
 
 @torch.no_grad()
-def attend_to_findings(
+def quieten_words(
     model: Qwen2_5_VLForConditionalGeneration,
     dense: DenseHeads,
     image: ImageHeads,
     tokens: torch.Tensor,
 ) -> None:
-    """Sets queries, keys and values of the first two layers, and words, in place.
+    """Takes out of all words what the warm-up reads in visual tokens, so that none looks like one.
 
-    Words lose what lies in the directions that detectors read, so that none looks like a finding.
+    Args:
+        model: with fresh language weights; changed in place.
+        dense: readings of what a token covers, trained on the tower's tokens.
+        image: readings of where a finding lies, trained on the same.
+        tokens: `(N, D)`, visual tokens of training views.
+    """
+    names = labels_of(dense.labels.modalities[0])
+    read = [_covered(dense, name) for name in (*names.findings, *names.boxed)]
+    read += [_placed(image, place) for place in names.places]
+    read += [_unit(row * image.token_norm.weight) for row in image.centres.weight]
+    seen = _basis([*read, _unit(tokens.mean(0))])
+    words = model.model.language_model.embed_tokens.weight
+    words -= words @ seen @ seen.T
+
+
+@torch.no_grad()
+def attend_to_findings(
+    model: Qwen2_5_VLForConditionalGeneration,
+    dense: DenseHeads,
+    image: ImageHeads,
+    corners: CornerHead,
+    tokens: torch.Tensor,
+) -> None:
+    """Sets queries, keys and values of the second and the third layer in place.
 
     The detectors lie in the slowest rotary dimensions, whose angles hardly change over a
     sequence, so that the distance between text and image does not matter. There are no more of them
     than the first modality has findings: those of a second one are left to be learned.
 
     Args:
-        model: with fresh language weights.
-        dense: readings of what a token covers, trained on the tower's tokens.
+        model: with a trained first layer and otherwise fresh language weights.
+        dense: readings of what a token covers, trained on what the first layer makes of it.
         image: readings of where a finding lies, trained on the same.
-        tokens: `(N, D)`, visual tokens of training views.
+        corners: readings of where its box lies, trained on the same.
+        tokens: `(N, D)`, visual tokens of training views behind the first layer.
 
     Raises:
         ValueError: the model has fewer heads than there are kinds of findings, or a head is
@@ -72,21 +98,17 @@ def attend_to_findings(
     sided = [_placed(image, place) for place in names.places[:_SIDED]]
     part = -(-len(findings) // text.num_key_value_heads)
     readings = [
-        _readings(dense, image, names, findings[first : first + part])
+        _readings(dense, image, corners, names, findings[first : first + part])
         for first in range(0, len(findings), part)
     ]
     shared = _apart(_unit(tokens.mean(0)), _basis([*kinds, *sided]))
-    language = model.model.language_model
-    first, second = language.layers[:2]
-    _detect(first.self_attn, [key + _SHARED * shared for key in kinds], readings)
+    _, second, third = model.model.language_model.layers[:3]
+    _detect(second.self_attn, [key + _SHARED * shared for key in kinds], readings)
     _detect(
-        second.self_attn,
+        third.self_attn,
         [key + _SHARED * shared for key in sided],
         [readings[0]] * len(readings),
     )
-    words = language.embed_tokens.weight
-    seen = _basis([*kinds, *sided, shared, *(row for part in readings for row in part)])
-    words -= words @ seen @ seen.T
 
 
 def _basis(directions: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -132,13 +154,18 @@ def _detect(
 
 
 def _readings(
-    dense: DenseHeads, image: ImageHeads, names: LabelNames, kinds: Sequence[str]
+    dense: DenseHeads,
+    image: ImageHeads,
+    corners: CornerHead,
+    names: LabelNames,
+    kinds: Sequence[str],
 ) -> list[torch.Tensor]:
-    """Directions that tell what a found token holds: kinds, organs, place, edges, attributes."""
+    """Directions that tell what a found token holds: kinds, organs, place, corners, attributes."""
     found = [_covered(dense, name) for name in (*kinds, *names.boxed[:2])]
     found += [_unit(row * image.token_norm.weight) for row in image.centres.weight]
     group = 4 * dense.labels.box_groups.index("finding")
-    found += [_unit(row * dense.norm.weight) for row in dense.edges.weight[group : group + 4]]
+    boxes = corners.corners.weight[group : group + 4]
+    found += [_unit(row * corners.norm.weight) for row in boxes]
     found += [_placed(image, place) for place in names.places if place[0] in kinds]
     rows = torch.split(dense.attributes.weight, dense.sizes)
     seen_in = {"grade": "pleural effusion", "tip": "endotracheal tube"}

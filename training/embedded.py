@@ -1,6 +1,6 @@
 """The embedded model: the class of Qwen2.5-VL at a few million parameters.
 
-`Qwen2_5_VLForConditionalGeneration` with a four-block vision tower and a four-layer language
+`Qwen2_5_VLForConditionalGeneration` with a four-block vision tower and a five-layer language
 model; byte-level BPE tokenizer with Qwen's own special-token names.
 """
 
@@ -138,15 +138,17 @@ def embedded_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
             "vocab_size": vocabulary,
             "hidden_size": 192,
             "intermediate_size": 576,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 5,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
             "rms_norm_eps": 1e-6,
             "rope_parameters": {
                 "rope_type": "default",
+                # Columns turn the last of these dimensions. Qwen's shares, here 4, 6 and 6, would
+                # leave columns with dimensions that eight of them hardly turn.
                 "rope_theta": 10000.0,
-                "mrope_section": [4, 6, 6],
+                "mrope_section": [2, 6, 8],
             },
             "bos_token_id": token_id(END_OF_TEXT),
             "eos_token_id": token_id("<|im_end|>"),

@@ -114,11 +114,10 @@ def _places(truth: AnyTruth, view: Picture, labels: LabelNames) -> npt.NDArray[n
 
 
 def centres_of(grid: PatchGrid) -> torch.Tensor:
-    """Centres `(cells, 2)` of a view's cells, x and y in shares of the view."""
+    """Centres `(cells, 2)` of a view's cells, x and y in shares of its longer side."""
     index = torch.arange(grid.cells)
-    x = (index % grid.columns + 0.5) / grid.columns
-    y = (index // grid.columns + 0.5) / grid.rows
-    return torch.stack([x, y], dim=-1)
+    places = torch.stack([index % grid.columns, index // grid.columns], dim=-1)
+    return (places + 0.5) / max(grid.columns, grid.rows)
 
 
 class ImageHeads(nn.Module):
@@ -153,9 +152,9 @@ class ImageWeights:
 
     Attributes:
         places: of a sum over places.
-        centres: of a mean distance, in shares of a view.
+        centres: of a mean distance, in shares of the longer side of a view.
         answers: of a mean over known answers.
-        boxes: of a mean over edges, in shares of a view.
+        boxes: of a mean over edges, in shares of the longer side of a view.
     """
 
     places: float = 0.0
@@ -193,13 +192,13 @@ def image_loss(
         true_centres = torch.cat([centres_of(grid) for _, _, grid in views])
         parts["centres"] = (centres - true_centres).abs().mean()
     labelled = [
-        (own.mean(0), picture.labels)
+        (own.mean(0), picture.labels, picture.labels.boxes * np.tile(picture.sides, 2))
         for own, picture in zip(split, pictures, strict=True)
         if picture.labels is not None
     ]
     if labelled:
-        answers, boxes = heads.read_images(torch.stack([mean for mean, _ in labelled]))
-        truths = torch.from_numpy(np.stack([labels.answers for _, labels in labelled])).long()
+        answers, boxes = heads.read_images(torch.stack([mean for mean, _, _ in labelled]))
+        truths = torch.from_numpy(np.stack([labels.answers for _, labels, _ in labelled])).long()
         losses = [
             functional.cross_entropy(logits[known], truth[known], reduction="none")
             for logits, truth in zip(answers, truths.T, strict=True)
@@ -207,7 +206,7 @@ def image_loss(
         ]
         if losses:
             parts["answers"] = torch.cat(losses).mean()
-        true_boxes = torch.from_numpy(np.stack([labels.boxes for _, labels in labelled]))
+        true_boxes = torch.from_numpy(np.stack([boxes for _, _, boxes in labelled])).float()
         known_edges = ~true_boxes.isnan()
         if bool(known_edges.any()):
             parts["boxes"] = (boxes - true_boxes.nan_to_num()).abs()[known_edges].mean()

@@ -80,14 +80,15 @@ def learning_rate_at(step: int, config: StepsConfig) -> float:
 def optimizer_for(
     modules: Mapping[str, nn.Module],
     config: StepsConfig,
-    rates: Mapping[str, float] | None = None,
+    readings: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW, or Muon and AdamW, with weight decay on matrices and none on vectors.
 
     Args:
         modules: what is trained, by name.
         config: the optimiser, peak learning rate and weight decay.
-        rates: factors of the learning rate by module name; 1 where none is given.
+        readings: modules that read a network's output, and factors of their learning rate. AdamW
+            trains them, as it does words, whatever trains the matrices inside.
 
     Raises:
         ValueError: nothing is trained.
@@ -95,9 +96,10 @@ def optimizer_for(
     orthogonal: list[dict[str, Any]] = []
     groups: list[dict[str, Any]] = []
     for name, module in modules.items():
-        factor = (rates or {}).get(name, 1.0)
+        factor = (readings or {}).get(name, 1.0)
         parameters = [p for p in module.parameters() if p.requires_grad]
-        inner = inner_matrices(module) if config.optimizer == "muon" else []
+        orthogonalises = config.optimizer == "muon" and name not in (readings or {})
+        inner = inner_matrices(module) if orthogonalises else []
         taken = {id(p) for p in inner}
         for into, chosen, decay, own in (
             (orthogonal, inner, config.weight_decay, MUON_FACTOR),
@@ -141,7 +143,7 @@ class Stage:
         network: holds all modules, and is what the parts call; needed by several processes.
         evaluate: numbers to log, called every `evaluate_every` steps and after the last.
         evaluate_every: 0: only after the last step.
-        rates: factors of the learning rate by module name.
+        readings: as in `optimizer_for`.
     """
 
     folder: Path
@@ -151,7 +153,7 @@ class Stage:
     network: nn.Module | None = None
     evaluate: Callable[[int], dict[str, float]] | None = None
     evaluate_every: int = 0
-    rates: Mapping[str, float] | None = None
+    readings: Mapping[str, float] | None = None
 
 
 def run_steps(
@@ -163,7 +165,7 @@ def run_steps(
     report: Report,
     evaluate: Callable[[int], dict[str, float]] | None = None,
     evaluate_every: int = 0,
-    rates: Mapping[str, float] | None = None,
+    readings: Mapping[str, float] | None = None,
 ) -> None:
     """Trains `modules` in this process, every step of one part: `run_stage` in short.
 
@@ -175,7 +177,7 @@ def run_steps(
         report: takes one line of progress.
         evaluate: numbers to log, called every `evaluate_every` steps and after the last.
         evaluate_every: 0: only after the last step.
-        rates: factors of the learning rate by module name.
+        readings: as in `optimizer_for`.
 
     Raises:
         DivergedError: the loss is not finite, or has grown (see `StepsConfig`).
@@ -187,7 +189,7 @@ def run_steps(
         parts_at=lambda _, step: (lambda: loss_at(step),),
         evaluate=evaluate,
         evaluate_every=evaluate_every,
-        rates=rates,
+        readings=readings,
     )
     run_stage(stage, report)
 
@@ -208,7 +210,7 @@ def run_stage(stage: Stage, report: Report, processes: Processes | None = None) 
     together: Processes = processes or OneProcess()
     stage.folder.mkdir(parents=True, exist_ok=True)
     network, optimizer = together.prepared(
-        stage.network, optimizer_for(stage.modules, stage.config, stage.rates)
+        stage.network, optimizer_for(stage.modules, stage.config, stage.readings)
     )
     start, sums = together.load(stage.folder, stage.modules, optimizer)
     log = _Log(stage, together, report, start, sums)

@@ -1,8 +1,9 @@
 """`python -m training pretrain`: the vision tower first, then the language model.
 
 Stage 1, dense warm-up: every visual token predicts what it covers (`training.dense_warmup`).
-Stage 2: the tower is frozen, its tokens are computed once, and the language model learns
-answers with short reasoning (`training.language`).
+Stage 2: the tower is frozen, its tokens are computed once, and the language model's first layer
+learns where each of them lies (`training.first_layer`).
+Stage 3: the language model learns answers with short reasoning (`training.language`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers import (
 
 from training.calibration import entropy_threshold
 from training.dense_warmup import DensePartConfig, warm_up
-from training.detectors import attend_to_findings
+from training.detectors import attend_to_findings, quieten_words
 from training.embedded import (
     embedded_config,
     new_model,
@@ -31,6 +32,12 @@ from training.embedded import (
 )
 from training.export import ExportConfig, Thresholds, export_checkpoint
 from training.features import FeatureBank
+from training.first_layer import (
+    FirstLayerConfig,
+    behind_first_layer,
+    number_rows_and_columns,
+    teach_first_layer,
+)
 from training.language import LanguageConfig, MixConfig
 from training.language_loss import batch_loss
 from training.latents import LatentConfig
@@ -95,6 +102,7 @@ class PretrainConfig:
         real_images: folder of `cxr_lungbox_ccby`; left out when it is not there.
         vision: parts of the dense warm-up, in order. Finding things in views comes first, and
             alone: beside the textures of crops it was hardly learned at all.
+        first_layer: how the language model's first layer learns where visual tokens lie.
         language: schedule of the language model.
         mix: record forms of the language model.
         features: what the language model sees of each picture.
@@ -105,6 +113,7 @@ class PretrainConfig:
     train: WorldConfig
     validation: WorldConfig
     vision: tuple[DensePartConfig, ...]
+    first_layer: FirstLayerConfig
     language: LanguageConfig
     mix: MixConfig
     real_images: Path | None = None
@@ -147,7 +156,20 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
     heads = warm_up(model, config.vision, config.out, config.seed, materials, report)
     scale_visual_tokens(model, some_tokens(model, materials.train))
     tokens = some_tokens(model, materials.train)
-    attend_to_findings(model, heads.dense, heads.image, tokens)
+    quieten_words(model, heads.dense, heads.image, tokens)
+    number_rows_and_columns(model, tokenizer, tokens, materials.train[0].view.grid)
+    corners = teach_first_layer(
+        model,
+        tokenizer,
+        heads,
+        config.first_layer,
+        materials,
+        folder=config.out / "first",
+        seed=config.seed,
+        report=report,
+    )
+    tokens = behind_first_layer(model, tokenizer, materials.train)
+    attend_to_findings(model, heads.dense, heads.image, corners, tokens)
     train_language(
         model,
         tokenizer,

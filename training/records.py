@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -46,6 +46,8 @@ ANSWER_WEIGHT: Final = 3.0
 COORDINATE_WEIGHT: Final = 0.1
 # Of the coordinates that are asked for, several in one record.
 PLACE_WEIGHT: Final = 0.5
+# Of a record of letters, at most: more options of one question are asked in the next record.
+LETTER_TURNS: Final = 3
 SHORT_ANSWERS: Final = "Answer every question in a few words."
 # Answers that a sentence about them does not hold as they are.
 _UNNAMED: Final = ("yes", "no", "none")
@@ -145,6 +147,17 @@ class RecordWriter:
             parts += [(IM_END, 1.0, None)]
         return self._joined(parts, tuple(Box(*box) for box in question.target_boxes))
 
+    def asked(self, question: Question, view: Picture) -> Record:
+        """The prompt of a question with its image, and nothing to be learned from it."""
+        prompt = prompt_text(
+            style="compact",
+            question_first=True,
+            method="direct",
+            question=question.text,
+            options=question.options,
+        )
+        return self._joined([(prompt, 0.0, view)], ())
+
     def conversation(self, questions: Sequence[Question], view: Picture) -> Record:
         """Several questions about one image, each in a turn of its own, answered directly.
 
@@ -215,33 +228,42 @@ class RecordWriter:
         return self._joined([*parts, (IM_END, 1.0, None)], ())
 
     def letters(self, question: Question, view: Picture, rng: np.random.Generator) -> Record:
-        """The letters of a question's options, each behind reasoning that ends in that option.
+        """Letters of a question's options, each behind reasoning that ends in that option.
 
         Which letter stands before the option that fits is learned from nothing else, and from
         whole answers alone it took the model thousands of steps. The reasoning is given, true or
         not, so that the letter has to follow from it and not from the image. The image is there
         all the same: what was learned without it held only in part where one was.
 
+        Every turn asks anew, with the options in another order and any of them as the end of the
+        reasoning. Where one list served all turns, the letters were told from those that had been
+        given before: right in the last turn, a guess in the first.
+
         Raises:
             ValueError: the question is open.
         """
         if question.answer_index is None:
             raise ValueError("An open question has no letter.")
-        head = prompt_text(
-            style="compact",
-            question_first=True,
-            method="direct",
-            question=question.text,
-            options=question.options,
-        )
-        parts: list[tuple[str, float, Picture | None]] = [(head, 0.0, view)]
-        # In the order of the options the letters were counted out, whatever the reasoning said.
-        listed = reasonings_of(question)
-        for number, place in enumerate(rng.permutation(len(listed))):
-            index, reasoning = listed[place]
-            given = f"{IM_END}\n{assistant_head()}" if number else ""
+        parts: list[tuple[str, float, Picture | None]] = []
+        for number in range(min(len(question.options), LETTER_TURNS)):
+            order = rng.permutation(len(question.options))
+            asked = replace(question, options=tuple(question.options[place] for place in order))
+            listed = reasonings_of(asked)
+            index, reasoning = listed[int(rng.integers(len(listed)))]
+            if number:
+                words = question_text("compact", "direct", asked.text, asked.options)
+                head = f"{IM_END}\n{turn('user', words)}{assistant_head()}"
+            else:
+                head = prompt_text(
+                    style="compact",
+                    question_first=True,
+                    method="direct",
+                    question=asked.text,
+                    options=asked.options,
+                )
             parts += [
-                (f"{given}{_thought(reasoning)}", 0.0, None),
+                (head, 0.0, None if number else view),
+                (_thought(reasoning), 0.0, None),
                 (answer_text(option_letter(index)), ANSWER_WEIGHT, None),
             ]
         return self._joined(parts, ())

@@ -64,7 +64,9 @@ class Estimate:
 
 def rehearse_pretrain(config: PretrainConfig, report: Report) -> str:
     """Rehearses `training pretrain`; returns one sentence. The run's own folder is not touched."""
-    parts = {part.name: part.steps for part in config.vision} | {"language": config.language}
+    first = config.first_layer
+    parts = {part.name: part.steps for part in config.vision}
+    parts |= {"first": first.steps, "language": config.language}
 
     def run(out: Path) -> None:
         small = replace(
@@ -73,6 +75,7 @@ def rehearse_pretrain(config: PretrainConfig, report: Report) -> str:
             train=few(config.train),
             validation=few(config.validation),
             vision=tuple(replace(p, steps=three_steps(p.steps)) for p in config.vision),
+            first_layer=replace(first, steps=three_steps(first.steps)),
             language=three_steps(config.language),
         )
         pretrain(small, report)

@@ -39,7 +39,7 @@ COVER_GAIN: Final = {
 }
 # Of an organ's coverage in the loss, against a finding's.
 STRUCTURE_WEIGHT: Final = 0.3
-# Of a box, in shares of a picture, when errors are measured by it.
+# Of a box, in shares of the longer side, when errors are measured by it.
 LEAST_SIDE: Final = 0.04
 
 
@@ -143,6 +143,7 @@ def window_of(
         cover=picture.cover[kept],
         attributes=picture.attributes[kept],
         edges=np.where(whole, edges, np.float16(np.nan)),
+        cut_from=picture.cut_from or grid,
     )
 
 
@@ -180,14 +181,20 @@ class DenseTargets:
     def of(cls, pictures: Sequence[Picture], labels: LabelNames = CHEST_LABELS) -> DenseTargets:
         """Floats `(N, C)` in 0 to 1, int64 `(N, A)`, float `(N, G, 4)` with NaN for none.
 
-        `owners`, int64 `(N,)`, is the index of the picture that a token belongs to.
+        Edges are in shares of the longer side of the whole picture. `owners`, int64 `(N,)`, is
+        the index of the picture that a token belongs to.
         """
         gain = torch.tensor([COVER_GAIN.get(name, 1.0) for name in labels.covers])
         cover = torch.from_numpy(np.concatenate([p.cover for p in pictures])).float() / 255.0
         return cls(
             (cover * gain).clamp(max=1.0),
             torch.from_numpy(np.concatenate([p.attributes for p in pictures])).long(),
-            torch.from_numpy(np.concatenate([p.edges for p in pictures])).float(),
+            torch.cat(
+                [
+                    torch.from_numpy(p.edges).float() * torch.tensor(p.sides).repeat(2)
+                    for p in pictures
+                ]
+            ),
             torch.repeat_interleave(torch.tensor([p.grid.cells for p in pictures])),
         )
 
@@ -262,6 +269,15 @@ def dense_loss(
     return parts
 
 
+def length_spread(tokens: torch.Tensor) -> torch.Tensor:
+    """Variance of the logarithm of the mean square of tokens `(N, D)`.
+
+    The language model normalises every token to one length: what a token says of its place would
+    be louder in a short one.
+    """
+    return tokens.square().mean(-1).log().var()
+
+
 def extent_loss(edges: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     """Errors of edges in sides of their box; a mean over the groups of boxes, each a mean.
 
@@ -269,7 +285,8 @@ def extent_loss(edges: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     has a token or two and is hardly larger than that: in a plain mean its edges hardly count.
 
     Args:
-        edges: `(N, G, 4)`, distances to left, top, right and bottom edges, in shares of the view.
+        edges: `(N, G, 4)`, distances to left, top, right and bottom edges, in shares of the longer
+            side.
         true: the same, NaN where a token knows of no box.
     """
     known = ~true.isnan()

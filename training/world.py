@@ -83,6 +83,7 @@ class Picture:
             left, top, right and bottom edge of its box, in shares of this picture; NaN: none.
         known_cover: bool, as `cover`: where the coverage is known; None: everywhere.
         labels: of the whole picture, where they are taught.
+        cut_from: grid of the picture that this is a window of; None: it is whole.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -92,11 +93,27 @@ class Picture:
     edges: npt.NDArray[np.float16]
     known_cover: npt.NDArray[np.bool_] | None = None
     labels: ImageLabels | None = None
+    cut_from: PatchGrid | None = None
 
     @property
     def grid(self) -> PatchGrid:
         """Visual tokens after merging."""
         return PatchGrid(self.pixels.shape[0] // TOKEN_SIZE, self.pixels.shape[1] // TOKEN_SIZE)
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Width and height of the whole picture, in shares of its longer side.
+
+        What is read of a token is taught in shares of the longer side, as pixels are counted. In
+        shares of the picture a token would have to know how wide the picture is.
+        """
+        return sides_of(self.cut_from or self.grid)
+
+
+def sides_of(grid: PatchGrid) -> tuple[float, float]:
+    """Width and height of a grid, in shares of its longer side."""
+    longer = max(grid.columns, grid.rows)
+    return grid.columns / longer, grid.rows / longer
 
 
 @dataclass(frozen=True, slots=True, eq=False)

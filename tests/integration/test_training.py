@@ -17,6 +17,9 @@ PART = """
   weights: {cover: 1.0, attributes: 1.0, edges: 1.0}
   image: {places: 1.0, centres: 1.0, answers: 1.0, boxes: 1.0}
 """
+FIRST = (
+    "{steps: {steps: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}, batch: 2}"
+)
 STEPS = "{steps: 2, batch: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}"
 WORLD = "{count: 29, seed: 3, split: SPLIT, crops_per_target: 1, shard: 29, workers: 1}"
 MIX = (
@@ -46,7 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(
             [
                 "pretrain",
-                config(folder, f"out: {run}\nvision:{PART}"),
+                config(folder, f"out: {run}\nfirst_layer: {FIRST}\nvision:{PART}"),
             ]
         )
         == 0
@@ -128,7 +131,8 @@ def test_a_warm_up_that_leaves_untaught_what_is_read_later_is_refused(
 ) -> None:
     assert without in PART
     part = PART.replace(without, "")
-    assert main(["pretrain", config(tmp_path, f"out: {tmp_path / 'run'}\nvision:{part}")]) == 2
+    extra = f"out: {tmp_path / 'run'}\nfirst_layer: {FIRST}\nvision:{part}"
+    assert main(["pretrain", config(tmp_path, extra)]) == 2
     error = capsys.readouterr().err
     assert f"Give some part of vision a weight for {said}: " in error
     assert error.count("\n") == 1

@@ -1,10 +1,11 @@
-"""The language model's first attention begins where the findings are."""
+"""Attention behind the language model's first layer begins where the findings are."""
 
 import pytest
 import torch
 
-from training.detectors import attend_to_findings
+from training.detectors import attend_to_findings, quieten_words
 from training.embedded import embedded_config, new_model, train_tokenizer
+from training.first_layer import CornerHead
 from training.image_labels import ImageHeads
 from training.phantoms import MODALITIES, labels_of
 from training.phantoms.label_names import CHEST_LABELS, joined
@@ -29,10 +30,26 @@ def image_heads() -> ImageHeads:
 
 
 @pytest.fixture(scope="module")
-def model(heads: DenseHeads, image_heads: ImageHeads):
+def corners() -> CornerHead:
+    torch.manual_seed(3)
+    return CornerHead(192)
+
+
+@pytest.fixture(scope="module")
+def model(heads: DenseHeads, image_heads: ImageHeads, corners: CornerHead):
     torch.manual_seed(0)
+    return _model(heads, image_heads, corners)
+
+
+def _model(dense: DenseHeads, image: ImageHeads, corners: CornerHead):
+    """A model whose first layer passes everything on, with detectors behind it."""
     model = new_model(embedded_config(train_tokenizer(["a nodule"] * 3, vocabulary=400))).eval()
-    attend_to_findings(model, heads, image_heads, SHARED + torch.randn(256, 192))
+    tokens = SHARED + torch.randn(256, 192)
+    first = model.model.language_model.layers[0]
+    torch.nn.init.zeros_(first.self_attn.o_proj.weight)
+    torch.nn.init.zeros_(first.mlp.down_proj.weight)
+    quieten_words(model, dense, image, tokens)
+    attend_to_findings(model, dense, image, corners, tokens)
     return model
 
 
@@ -72,18 +89,18 @@ def test_each_head_finds_its_finding_from_any_distance(
     model, heads: DenseHeads, head: int, distance: int
 ) -> None:
     direction = _centred(heads.cover.weight[CHEST_LABELS.covers.index(CHEST_LABELS.findings[head])])
-    weights = _weights(model, direction, 0, head, distance)
+    weights = _weights(model, direction, 1, head, distance)
     assert (weights.argmax(-1) == 37).all()
     assert float(weights[:, 37].mean()) > 0.4
 
 
 @pytest.mark.parametrize("head", range(6))
-def test_each_head_of_the_second_layer_finds_its_finding_on_one_side(
+def test_each_head_of_the_third_layer_finds_its_finding_on_one_side(
     model, image_heads: ImageHeads, head: int
 ) -> None:
     place = (CHEST_LABELS.findings[head // 2], SIDES[head % 2])
     direction = _centred(image_heads.places.weight[CHEST_LABELS.places.index(place)])
-    weights = _weights(model, direction, 1, head, 1)
+    weights = _weights(model, direction, 2, head, 1)
     assert (weights.argmax(-1) == 37).all()
 
 
@@ -97,16 +114,25 @@ def test_no_word_looks_like_a_finding(model, heads: DenseHeads) -> None:
 def test_values_read_what_the_found_token_holds(model, heads: DenseHeads) -> None:
     """The first value of the first group of heads is the coverage by a nodule."""
     direction = _centred(heads.cover.weight[CHEST_LABELS.covers.index("nodule")])
-    value = model.model.language_model.layers[0].self_attn.v_proj.weight[0]
+    value = model.model.language_model.layers[1].self_attn.v_proj.weight[0]
     torch.testing.assert_close(value.detach(), direction)
 
 
-def test_too_few_heads_are_refused(heads: DenseHeads, image_heads: ImageHeads) -> None:
+def test_values_hold_the_corners_of_the_box(model, corners: CornerHead) -> None:
+    values = model.model.language_model.layers[1].self_attn.v_proj.weight[:32].detach()
+    first = 4 * CHEST_LABELS.box_groups.index("finding")
+    for row in corners.corners.weight[first : first + 4]:
+        assert float((values @ _centred(row)).max()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_too_few_heads_are_refused(
+    heads: DenseHeads, image_heads: ImageHeads, corners: CornerHead
+) -> None:
     config = embedded_config(train_tokenizer(["a nodule"] * 3, vocabulary=400))
     config.text_config.num_attention_heads = 4
     config.text_config.rope_parameters["mrope_section"] = [8, 8, 8]
     with pytest.raises(ValueError, match="attention heads"):
-        attend_to_findings(new_model(config), heads, image_heads, SHARED[None])
+        attend_to_findings(new_model(config), heads, image_heads, corners, SHARED[None])
 
 
 @pytest.mark.parametrize(
@@ -118,10 +144,9 @@ def test_detectors_of_a_mixed_world_are_those_of_its_first_modality(
     labels = joined([labels_of(name) for name in modalities])
     torch.manual_seed(3)
     dense, image = DenseHeads(192, labels), ImageHeads(192, labels)
-    model = new_model(embedded_config(train_tokenizer(["a nodule"] * 3, vocabulary=400))).eval()
-    attend_to_findings(model, dense, image, SHARED + torch.randn(256, 192))
+    model = _model(dense, image, CornerHead(192, labels))
     kind = labels_of(modalities[0]).findings[0]
     direction = _centred(dense.cover.weight[labels.covers.index(kind)])
-    assert (_weights(model, direction, 0, 0, 1).argmax(-1) == 37).all()
-    value = model.model.language_model.layers[0].self_attn.v_proj.weight[0]
+    assert (_weights(model, direction, 1, 0, 1).argmax(-1) == 37).all()
+    value = model.model.language_model.layers[1].self_attn.v_proj.weight[0]
     torch.testing.assert_close(value.detach(), direction)

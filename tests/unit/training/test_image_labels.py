@@ -87,7 +87,8 @@ def test_places_cover_the_cells_of_their_finding_alone() -> None:
     }
     centres = centres_of(case.view.grid).numpy()
     column = labels.places[:, CHEST_LABELS.places.index((NODULE, "left"))]
-    x0, y0, x1, y1 = case.truth.of_kind(NODULE)[0].box
+    box = np.array(case.truth.of_kind(NODULE)[0].box) * np.tile(case.view.sides, 2)
+    x0, y0, x1, y1 = box
     half = 0.5 / 8
     for x, y in centres[column > 0]:
         assert x0 - half <= x <= x1 + half
@@ -95,11 +96,11 @@ def test_places_cover_the_cells_of_their_finding_alone() -> None:
     assert 0 < column.max() <= 1
 
 
-def test_centres_run_along_rows() -> None:
+def test_centres_run_along_rows_in_shares_of_the_longer_side() -> None:
     centres = centres_of(PatchGrid(2, 4))
-    assert centres[0].tolist() == [0.125, 0.25]
-    assert centres[3].tolist() == [0.875, 0.25]
-    assert centres[4].tolist() == [0.125, 0.75]
+    assert centres[0].tolist() == [0.125, 0.125]
+    assert centres[3].tolist() == [0.875, 0.125]
+    assert centres[4].tolist() == [0.125, 0.375]
 
 
 def test_a_crop_is_labelled_where_its_cells_agree() -> None:
@@ -138,9 +139,10 @@ def test_the_loss_by_hand() -> None:
     with torch.no_grad():
         parts = image_loss(heads, torch.randn(4, WIDTH), [labelled, view])
     assert float(parts["answers"]) == pytest.approx(np.log(6))
-    assert float(parts["boxes"]) == pytest.approx(0.25)
-    # Centres 0.25 and 0.75 in x, 0.5 in y, all read as 0.
-    assert float(parts["centres"]) == pytest.approx(0.5)
+    # The view is twice as wide as it is high: 0.1, 0.2 / 2, 0.3 and 0.4 / 2 of its width.
+    assert float(parts["boxes"]) == pytest.approx(0.175)
+    # Centres 0.25 and 0.75 in x, 0.25 in y, all read as 0.
+    assert float(parts["centres"]) == pytest.approx(0.375)
     assert float(parts["places"]) == pytest.approx(len(CHEST_LABELS.places) * np.log(2), rel=1e-5)
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.loop import Stage, StepsConfig, learning_rate_at, run_stage, run_steps
+from training.loop import (
+    Stage,
+    StepsConfig,
+    learning_rate_at,
+    optimizer_for,
+    run_stage,
+    run_steps,
+)
 from training.stopping import DivergedError
 
 
@@ -182,7 +189,7 @@ def test_bad_numbers_are_refused() -> None:
         StepsConfig(steps=1, learning_rate=1.0, divergence=0.5)
 
 
-def test_rates_scale_the_learning_rate_of_a_module(tmp_path: Path) -> None:
+def test_readings_have_their_own_learning_rate(tmp_path: Path) -> None:
     modules = {name: torch.nn.Linear(2, 2) for name in ("tower", "heads")}
     config = steps(1, weight_decay=0.0)
     before = {name: module.weight.detach().clone() for name, module in modules.items()}
@@ -197,8 +204,23 @@ def test_rates_scale_the_learning_rate_of_a_module(tmp_path: Path) -> None:
         config=config,
         loss_at=loss_at,
         report=lambda _: None,
-        rates={"heads": 6.0},
+        readings={"heads": 6.0},
     )
     moved = {name: float((before[name] - m.weight.detach()).mean()) for name, m in modules.items()}
     assert moved["tower"] == pytest.approx(learning_rate_at(0, config), rel=1e-3)
     assert moved["heads"] == pytest.approx(6 * moved["tower"], rel=1e-3)
+
+
+def test_muon_leaves_readings_to_adamw() -> None:
+    """Of a gradient of rank one AdamW keeps the signs, and Muon the proportions."""
+    modules = {name: torch.nn.Linear(3, 3) for name in ("tower", "heads")}
+    before = {name: module.weight.detach().clone() for name, module in modules.items()}
+    config = steps(1, optimizer="muon", weight_decay=0.0)
+    optimizer = optimizer_for(modules, config, {"heads": 1.0})
+    for module in modules.values():
+        module.weight.grad = torch.tensor([1.0, 2.0, 3.0]).repeat(3, 1)
+        module.bias.grad = torch.zeros(3)
+    optimizer.step()
+    moved = {name: before[name] - module.weight.detach() for name, module in modules.items()}
+    torch.testing.assert_close(moved["heads"], torch.full((3, 3), 0.01))
+    torch.testing.assert_close(moved["tower"][:, 2], 3 * moved["tower"][:, 0])

@@ -118,20 +118,40 @@ def test_letters_follow_from_the_reasoning_that_is_given(tokenizer) -> None:
     view = picture()
     record = RecordWriter(tokenizer).letters(QUESTION, view, np.random.default_rng(0))
     assert record.pictures == (view,)
-    assert sorted(re.findall("[AB]", learned(tokenizer, record))) == ["A", "B"]
     text = tokenizer.decode(record.ids)
-    assert "A. spiculated\nB. smooth" in text
-    assert text.index("A. spiculated") < text.index("<|image_pad|>") < text.index("<think>")
-    given = re.findall(r"Its margin is (\w+)\.</think>\n<answer>(.)</answer>", text)
-    assert sorted(given) == [("smooth", "B"), ("spiculated", "A")]
+    assert text.index("A. ") < text.index("<|image_pad|>") < text.index("<think>")
+    turns = re.findall(
+        r"A\. (\w+)\nB\. (\w+)\n?.*?Its margin is (\w+)\.</think>\n<answer>(.)</answer>",
+        text,
+        re.DOTALL,
+    )
+    assert len(turns) == 2
+    for first, second, given, letter in turns:
+        assert {first, second} == {"smooth", "spiculated"}
+        assert given == {"A": first, "B": second}[letter]
+    assert re.sub("[AB]", "", learned(tokenizer, record)) == "<answer></answer>" * 2
     with pytest.raises(ValueError, match="no letter"):
         RecordWriter(tokenizer).letters(QUESTION.as_open(), view, np.random.default_rng(0))
 
 
-def test_the_order_of_letters_tells_nothing(tokenizer) -> None:
+def test_earlier_letters_tell_nothing_of_a_letter(tokenizer) -> None:
     writer, rng, view = RecordWriter(tokenizer), np.random.default_rng(0), picture()
-    firsts = [learned(tokenizer, writer.letters(QUESTION, view, rng))[8] for _ in range(200)]
-    assert 70 < firsts.count("A") < 130
+    given = [
+        re.findall("[AB]", learned(tokenizer, writer.letters(QUESTION, view, rng)))
+        for _ in range(300)
+    ]
+    assert 110 < sum(first == "A" for first, _ in given) < 190
+    assert 110 < sum(first == second for first, second in given) < 190
+
+
+def test_a_prompt_alone_teaches_nothing(tokenizer) -> None:
+    view = picture()
+    record = RecordWriter(tokenizer).asked(QUESTION, view)
+    whole = RecordWriter(tokenizer).write(QUESTION, "direct", view)
+    assert record.pictures == (view,)
+    assert not any(record.weights)
+    assert whole.ids[: len(record.ids)] == record.ids
+    assert tokenizer.decode(record.ids).endswith("assistant\n")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,120 @@
+"""The first layer of the language model: counts of rows and columns, and corners of boxes."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine.geometry import FULL_IMAGE, PatchGrid
+from training.batches import Batch, collate
+from training.embedded import embedded_config, new_model, train_tokenizer
+from training.features import FeatureBank
+from training.first_layer import corner_loss, first_layer, number_rows_and_columns
+from training.image_labels import centres_of
+from training.phantoms.label_names import CHEST_LABELS
+from training.questions import Question
+from training.records import RecordWriter
+from training.world import Picture
+
+GRID = PatchGrid(8, 7)
+
+
+def asked(text: str) -> Question:
+    return Question(
+        family="nodule_side",
+        kind="coarse",
+        text=text,
+        options=("left", "right"),
+        answer="left",
+        target_boxes=(),
+        reasoning="It is left.",
+        reasoning_before_zoom="",
+        reasoning_after_zoom="",
+    )
+
+
+@pytest.fixture(scope="module")
+def batch_and_model():
+    tokenizer = train_tokenizer(["On which side is the nodule?"] * 3, vocabulary=400)
+    torch.manual_seed(0)
+    model = new_model(embedded_config(tokenizer)).eval()
+    view = Picture(
+        pixels=np.zeros((28 * GRID.rows, 28 * GRID.columns), dtype=np.uint8),
+        region=FULL_IMAGE,
+        cover=np.zeros((GRID.cells, len(CHEST_LABELS.covers)), dtype=np.uint8),
+        attributes=np.zeros((GRID.cells, len(CHEST_LABELS.attributes)), dtype=np.int8),
+        edges=np.zeros((GRID.cells, len(CHEST_LABELS.box_groups), 4), dtype=np.float16),
+    )
+    bank = FeatureBank(model, seed=0)
+    bank.add([view], variants=1)
+    writer = RecordWriter(tokenizer)
+    texts = ("On which side is the nodule?", "On which side is the nodule? " * 12)
+    records = [writer.asked(asked(text), view) for text in texts]
+    batch = collate(records, bank, tokenizer, np.random.default_rng(0))
+    noise = 0.5 * torch.randn(len(batch.visual), 192)
+    # Visual tokens lie in half of their dimensions, as those of a trained tower nearly do.
+    noise[:, 96:] *= 0.02
+    number_rows_and_columns(model, tokenizer, noise, GRID)
+    return Batch(
+        batch.ids, batch.weights, batch.positions, noise, batch.slots, batch.slot_targets
+    ), model
+
+
+def test_two_heads_count_columns_and_rows_whatever_stands_before(batch_and_model) -> None:
+    batch, model = batch_and_model
+    with torch.no_grad():
+        states = first_layer(model, batch)
+    images = batch.ids == model.config.image_token_id
+    added = (states[images] - batch.visual).view(2, GRID.rows, GRID.columns, 192)
+    # One direction grows with the column and another with the row, by about equal steps.
+    mean = added.mean(0)
+    by_column, by_row = mean.mean(0), mean.mean(1)
+    for steps, others in ((by_column, by_row), (by_row, by_column)):
+        direction = steps[-1] - steps[0]
+        along = steps @ direction / direction.norm()
+        rises = along.diff()
+        assert (rises > 0).all()
+        assert float(rises.max() / rises.min()) < 2.5
+        across = others @ direction / direction.norm()
+        assert float(across.max() - across.min()) < 0.1 * float(along[-1] - along[0])
+        counts = added @ direction / direction.norm()
+        assert float((counts[0] - counts[1]).abs().max()) < 0.25 * float(rises.min())
+
+
+def test_the_layer_adds_nothing_else_until_it_has_learned(batch_and_model) -> None:
+    batch, model = batch_and_model
+    with torch.no_grad():
+        states = first_layer(model, batch)
+    images = batch.ids == model.config.image_token_id
+    added = states[images] - batch.visual
+    assert torch.linalg.matrix_rank(added, atol=1e-3) == 2
+
+
+def test_the_layer_is_the_models_own(batch_and_model) -> None:
+    """The same as the second of the hidden states that transformers returns."""
+    batch, model = batch_and_model
+    words = model.get_input_embeddings()(batch.ids)
+    images = (batch.ids == model.config.image_token_id).unsqueeze(-1)
+    with torch.no_grad():
+        found = model.model.language_model(
+            inputs_embeds=words.masked_scatter(images, batch.visual),
+            position_ids=batch.positions,
+            use_cache=False,
+            output_hidden_states=True,
+        ).hidden_states[1]
+        torch.testing.assert_close(first_layer(model, batch), found)
+
+
+def test_errors_of_corners_count_in_sides_of_their_box() -> None:
+    grid = PatchGrid(2, 2)
+    edges = torch.full((4, 2, 4), torch.nan)
+    # A box from 0.125 to 0.375 in x and from 0 to 0.5 in y, known to the first token alone.
+    edges[0, 1] = torch.tensor([0.125, 0.25, 0.125, 0.25])
+    corners = torch.zeros(4, 2, 4)
+    corners[0, 1] = torch.tensor([0.125, 0.0, 0.375, 0.5])
+    assert float(corner_loss(corners, edges, centres_of(grid))) == pytest.approx(0.0)
+    corners[0, 1, 0] += 0.05
+    assert float(corner_loss(corners, edges, centres_of(grid))) == pytest.approx(0.05 / 0.25 / 4)
+    corners[0, 1, 3] += 0.05
+    wrong = (0.05 / 0.25 + 0.05 / 0.5) / 4
+    assert float(corner_loss(corners, edges, centres_of(grid))) == pytest.approx(wrong)
+    assert float(corner_loss(corners, edges * torch.nan, centres_of(grid))) == 0.0

@@ -1,0 +1,314 @@
+"""The language model's first layer learns where every visual token lies, before it learns any word.
+
+The tower's rotary embedding tells it how far apart two patches are and not where they lie: from the
+anatomy alone it knows the place of a token to some six pixels of 224, a quarter of a nodule. The
+language model's M-RoPE counts rows and columns from the text before the image, so that its layers
+can know the place exactly; taught by coordinates that it writes, they did not learn to in thousands
+of steps. So two heads of the first layer begin as counts of columns and rows, and the layer is
+taught by the same linear readings as the tower, of its own output, and by one more: the corners of
+the box that a token belongs to. The layers above begin by reading these (`training.detectors`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+
+from engine.geometry import PatchGrid
+from engine.prompt import IM_START, VISION_START
+from training.batches import Batch, collate
+from training.dense_warmup import HEAD_RATE, HEADS, DenseWeights, WarmUpHeads
+from training.embedded import single_id
+from training.features import FeatureBank
+from training.image_labels import ImageWeights, centres_of, image_loss, labelled_view
+from training.loop import PartLoss, Report, StepsConfig, prefixed, run_steps
+from training.materials import Materials
+from training.phantoms.label_names import CHEST_LABELS, LabelNames
+from training.questions import questions_for
+from training.records import RecordWriter
+from training.vision import LEAST_SIDE, DenseTargets, dense_loss, length_spread
+from training.world import Case, Picture
+
+# Of queries and keys that hold `<|vision_start|>` and `<|im_start|>` above all other tokens.
+ANCHOR_GAIN: Final = 10.0
+# By which the score of the first rises from the first column, or row, to the last.
+COUNT_RANGE: Final = 2.0
+# Length of what a whole weight adds to a token.
+COUNT_WRITTEN: Final = 4.0
+# Weight of the rule that no word looks like a finding.
+_WORDS_WEIGHT: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstLayerConfig:
+    """How the first layer is taught.
+
+    Attributes:
+        steps: optimiser and schedule.
+        batch: views a step, each behind a question about it.
+        corners: weight of the corners, in sides of their box.
+        weights: of what every token covers.
+        image: of what the whole picture shows.
+    """
+
+    steps: StepsConfig
+    batch: int = 48
+    corners: float = 4.0
+    weights: DenseWeights = field(
+        default_factory=lambda: DenseWeights(
+            cover=1.0, attributes=1.0, edges=1.0, extents=1.0, lengths=1.0
+        )
+    )
+    image: ImageWeights = field(
+        default_factory=lambda: ImageWeights(places=1.0, centres=4.0, answers=1.0, boxes=2.0)
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, not {self.batch}.")
+
+
+class CornerHead(nn.Module):
+    """A linear reading of where the box lies that a visual token belongs to."""
+
+    def __init__(self, width: int, labels: LabelNames = CHEST_LABELS) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.corners = nn.Linear(width, len(labels.box_groups) * 4)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Corners `(N, G, 4)` of tokens `(N, D)`: left, top, right, bottom.
+
+        In shares of the longer side of a view.
+        """
+        read: torch.Tensor = self.corners(self.norm(tokens))
+        return read.view(*read.shape[:-1], -1, 4)
+
+
+def first_layer(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> torch.Tensor:
+    """What the first layer makes of prompts with their images: `(B, T, D)`."""
+    language: Any = model.model.language_model
+    words = language.embed_tokens(batch.ids)
+    images = (batch.ids == model.config.image_token_id).unsqueeze(-1)
+    states = words.masked_scatter(images, batch.visual.to(words.dtype))
+    rotations = language.rotary_emb(states, batch.positions)
+    # Padding stands on the right, so that a causal mask is all that is needed.
+    found: torch.Tensor = language.layers[0](states, position_embeddings=rotations)
+    return found
+
+
+@torch.no_grad()
+def number_rows_and_columns(
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: torch.Tensor,
+    grid: PatchGrid,
+) -> None:
+    """Lets two heads of the first layer begin as a reading of the column and of the row.
+
+    Each weighs `<|vision_start|>`, which stands one place before the image, against `<|im_start|>`:
+    the score of the first turns with the number of columns (or rows) between it and the token that
+    looks, as M-RoPE turns it, and all other tokens score far less. So the weight of the first,
+    written where visual tokens have least, is a count. From random weights no head found this.
+
+    Args:
+        model: with words and visual tokens as they will be; changed in place.
+        tokenizer: of the model.
+        tokens: `(N, D)`, visual tokens of training views.
+        grid: of a view.
+    """
+    text: Any = model.config.get_text_config()
+    language: Any = model.model.language_model
+    attention = language.layers[0].self_attn
+    width, half = attention.head_dim, attention.head_dim // 2
+    time, height, _ = text.rope_parameters["mrope_section"]
+    turns = language.rotary_emb.inv_freq
+    words = language.embed_tokens.weight
+    # Of which visual tokens have least: two for what is written and two that become the words'.
+    _, _, directions = torch.linalg.svd(tokens, full_matrices=False)
+    counts, (start, turn) = directions[-2:], directions[-4:-2]
+    words -= words @ directions[-4:].T @ directions[-4:]
+    for name, direction in ((VISION_START, start), (IM_START, turn)):
+        word = words[single_id(tokenizer, name)]
+        word.copy_(direction * word.norm())
+    # Of a word behind its norm.
+    length = words.shape[1] ** 0.5
+    # Until something is learned, the layer writes nothing else.
+    language.layers[0].mlp.down_proj.weight.zero_()
+    attention.o_proj.weight.zero_()
+    used = {0: range(time + height, time + height + 3), 1: range(time + height - 2, time + height)}
+    sizes = (grid.columns, grid.rows)
+    slowest = half - 1
+    keys = [d for pairs in used.values() for pair in pairs for d in (pair, pair + half)]
+    attention.k_proj.weight[[*keys, slowest, slowest + half]] = 0.0
+    attention.k_proj.bias[[*keys, slowest, slowest + half]] = 0.0
+    # Two turns begin before the image: in its middle the start of the image weighs as much.
+    level = 1 + math.log(2) * width**0.5 / ANCHOR_GAIN**2
+    attention.k_proj.weight[slowest] = ANCHOR_GAIN * (level * start + turn) / length
+    attention.v_proj.weight[0] = (start - turn) / length
+    attention.v_proj.bias[0] = 0.0
+    for head, pairs in used.items():
+        own = slice(head * width, (head + 1) * width)
+        attention.q_proj.weight[own] = 0.0
+        attention.q_proj.bias[own] = 0.0
+        attention.q_proj.bias[head * width + slowest] = ANCHOR_GAIN
+        middle = (sizes[head] + 1) / 2
+        # From the first column to the last, the score is to rise by `COUNT_RANGE`.
+        rise = sum(float(turns[pair]) for pair in pairs) * (sizes[head] - 1)
+        gain = (COUNT_RANGE * width**0.5 / rise) ** 0.5
+        for pair in pairs:
+            angle = float(turns[pair]) * middle
+            attention.k_proj.weight[pair] = gain * start / length
+            attention.q_proj.bias[head * width + pair] = -gain * math.sin(angle)
+            attention.q_proj.bias[head * width + pair + half] = -gain * math.cos(angle)
+        attention.o_proj.weight[:, head * width] = COUNT_WRITTEN * counts[head]
+
+
+def corner_loss(corners: torch.Tensor, edges: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """Errors of corners in sides of their box; a mean over the groups of boxes, each a mean.
+
+    Args:
+        corners: `(N, G, 4)`, in shares of the longer side.
+        edges: true distances to the edges, `(N, G, 4)`, NaN where a token knows of no box.
+        centres: of the tokens, `(N, 2)`.
+    """
+    signs = torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    true = centres.repeat(1, 2).unsqueeze(1) + signs * edges
+    known = ~true.isnan()
+    sides = (edges[..., :2] + edges[..., 2:]).repeat(1, 1, 2).nan_to_num(1.0).clamp(min=LEAST_SIDE)
+    errors = (corners - true.nan_to_num()).abs() / sides
+    groups = [
+        errors[:, group][known[:, group]].mean()
+        for group in range(edges.shape[1])
+        if bool(known[:, group].any())
+    ]
+    return torch.stack(groups).mean() if groups else corners.new_zeros(())
+
+
+def teach_first_layer(
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    heads: WarmUpHeads,
+    config: FirstLayerConfig,
+    materials: Materials,
+    *,
+    folder: Path,
+    seed: int,
+    report: Report,
+) -> CornerHead:
+    """Trains the first layer and the heads on the frozen tower's tokens; returns the new head.
+
+    Args:
+        model: with a trained tower whose tokens have their scale.
+        tokenizer: of the model.
+        heads: of the tower, which read the first layer's output from here on.
+        config: schedule and weights.
+        materials: phantoms.
+        folder: of the state and the metrics.
+        seed: of batches, questions and exposures.
+        report: takes lines of progress.
+    """
+    labels = materials.labels
+    corners = CornerHead(model.config.get_text_config().hidden_size, labels)
+    bank = FeatureBank(model, seed)
+    views = [labelled_view(case, labels) for case in materials.train]
+    bank.add(views, variants=2)
+    held = [labelled_view(case, labels) for case in materials.validation]
+    bank.add(held, variants=1)
+    reader = _Reader(model, tokenizer, heads, corners, config, bank)
+
+    def loss_at(step: int) -> PartLoss:
+        rng = np.random.default_rng([seed, 5, step])
+        drawn = rng.integers(len(views), size=config.batch).tolist()
+        return reader.loss([materials.train[i] for i in drawn], [views[i] for i in drawn], rng)
+
+    def scores(_: int) -> dict[str, float]:
+        with torch.no_grad():
+            parts = reader.loss(materials.validation, held, np.random.default_rng(0))[1]
+        return {f"validation {name}": value for name, value in parts.items()}
+
+    run_steps(
+        folder=folder,
+        modules={
+            "layer": model.model.language_model.layers[0],
+            "heads": heads.dense,
+            "image_heads": heads.image,
+            "corners": corners,
+        },
+        config=config.steps,
+        loss_at=loss_at,
+        report=prefixed(report, "first layer"),
+        evaluate=scores,
+        readings=dict.fromkeys((*HEADS, "corners"), HEAD_RATE),
+    )
+    return corners
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    model: Qwen2_5_VLForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    heads: WarmUpHeads
+    corners: CornerHead
+    config: FirstLayerConfig
+    bank: FeatureBank
+
+    def loss(
+        self, cases: Sequence[Case], views: Sequence[Picture], rng: np.random.Generator
+    ) -> PartLoss:
+        """The weighted loss of views behind questions about them, and its parts."""
+        writer = RecordWriter(self.tokenizer)
+        records = []
+        for case, view in zip(cases, views, strict=True):
+            assert case.truth is not None
+            questions = questions_for(case.truth, rng)
+            records.append(writer.asked(questions[int(rng.integers(len(questions)))], view))
+        batch = collate(records, self.bank, self.tokenizer, rng)
+        states = first_layer(self.model, batch)
+        images = batch.ids == self.model.config.image_token_id
+        tokens, words = states[images], states[~images]
+        labels = self.heads.dense.labels
+        targets = DenseTargets.of(views, labels)
+        parts = dense_loss(self.heads.dense(tokens), targets, labels=labels)
+        parts |= image_loss(self.heads.image, tokens, views)
+        centres = torch.cat([centres_of(view.grid) for view in views])
+        parts["corners"] = corner_loss(self.corners(tokens), targets.edges, centres)
+        parts["words"] = self._words_loss(words)
+        parts["lengths"] = length_spread(tokens)
+        weights = asdict(self.config.weights) | asdict(self.config.image)
+        weights |= {"corners": self.config.corners, "words": _WORDS_WEIGHT}
+        loss = torch.stack([weight * parts[name] for name, weight in weights.items()]).sum()
+        return loss, {name: float(part.detach()) for name, part in parts.items()}
+
+    def _words_loss(self, words: torch.Tensor) -> torch.Tensor:
+        """Words cover nothing and lie nowhere: what a detector reads must not be in them."""
+        cover, _, _ = self.heads.dense(words)
+        places, _ = self.heads.image.read_tokens(words)
+        read = torch.cat([cover, places], dim=-1)
+        return functional.binary_cross_entropy_with_logits(read, torch.zeros_like(read))
+
+
+def behind_first_layer(
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    cases: Sequence[Case],
+    most: int = 256,
+) -> torch.Tensor:
+    """Visual tokens of the views of some phantoms behind the first layer: `(N, D)`."""
+    rng = np.random.default_rng(0)
+    bank = FeatureBank(model, seed=0)
+    writer = RecordWriter(tokenizer)
+    records = [writer.asked(case.asked, case.view) for case in cases[:most] if case.asked]
+    bank.add([record.pictures[0] for record in records], variants=1)
+    batch = collate(records, bank, tokenizer, rng)
+    with torch.no_grad():
+        return first_layer(model, batch)[batch.ids == model.config.image_token_id]
