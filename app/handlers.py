@@ -4,55 +4,37 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
 
 from app.charts import run_chart
-from app.forms import request_from, window_from
 from app.group_view import group_json
-from app.live import LiveRun, StreamEngine, Turns
-from app.pictures import describe, display_image, picture_files
+from app.live import LiveRun, Turns
+from app.pictures import describe, picture_files
 from app.samples import Sample
 from app.security import UploadError, claim_upload
-from app.session import CrowdedError, OpenImage, Session, Sessions
-from app.texts import (
-    CROWDED,
-    FAULT,
-    GROUP_GONE,
-    IMAGE_GONE,
-    LOOK_FIRST,
-    NO_ENGINE,
-    NO_TAB,
-    OTHER_IMAGE,
-    TAB_ENDED,
-)
+from app.session import OpenImage, Session
+from app.tabs import Begun, Json, NotBegunError, Tabs, field_sent, stamped, turn_sent
+from app.texts import CROWDED, FAULT, GROUP_GONE
 from app.view import RunView
 from engine.group_io import is_group_file, read_group
 from engine.imaging import ImagingError, SourceImage, open_image
-from engine.request import Request, RequestError
+from engine.request import Request
 from engine.trace import Trace
 from engine.trace_io import SUFFIX, TraceFileError, read_trace, to_zip
-
-Json = dict[str, Any]
-
-# Gradio's page makes up a key of about eleven characters. One that is far shorter is none, but
-# a word such as "none" of a program that has no session.
-MIN_KEY_LENGTH: Final = 6
 
 logger = logging.getLogger(__name__)
 
 
 class Handlers:
-    """The listeners of the page; they hold nothing of a user except through `sessions`.
+    """The listeners of the page but for those that compare (`app.compare_handlers`).
 
     Args:
-        engine: what runs requests, or None to replay only.
-        sessions: the data of every tab.
+        tabs: what they share with those.
         samples: what can be opened without a file.
         turns: the line in which runs wait.
         upload_root: where Gradio puts uploads.
@@ -62,8 +44,7 @@ class Handlers:
 
     def __init__(
         self,
-        engine: StreamEngine | None,
-        sessions: Sessions,
+        tabs: Tabs,
         samples: tuple[Sample, ...],
         turns: Turns,
         *,
@@ -71,54 +52,22 @@ class Handlers:
         served_root: Path,
         version: str,
     ) -> None:
-        self._engine = engine
-        self._sessions = sessions
+        self._tabs = tabs
         self._samples = samples
         self._upload_root = upload_root
         self._served_root = served_root
         self._version = version
         self._turns = turns
 
-    def page(self, session: Session | None = None, more: Json | None = None) -> Json:
-        """The page state: cumulative, and small enough to be sent whole.
-
-        Args:
-            session: whose image and run it shows; None for a page that was just opened.
-            more: `form`, `error` or `download`, acted on once, or `queued` and `loading`.
-
-        Returns:
-            With `turn`, the number of the newest thing that was done, of those that the page
-            counts as its user asks for them.
-        """
-        state: Json = {"live": self._engine is not None, "turn": 0, "image": None, "run": None}
-        state.update(more or {})
-        if session is None:
-            return state
-        with session.lock:
-            state["turn"] = session.turn
-            state["image"] = session.image.facts if session.image else None
-            if session.group is not None:
-                state["group"] = {**session.group.facts, "member": session.group.member}
-            if session.view is not None and session.run_folder is not None:
-                state["run"] = {
-                    "key": session.run_folder.name,
-                    "folder": str(session.run_folder),
-                    "replay": session.replay,
-                    "image": session.run_image,
-                    **session.view.to_json(),
-                }
-                state["before"] = session.before
-        return state
-
     def open_image(self, data: gr.EventData, request: gr.Request) -> Json:
         """An uploaded image, saved trace or saved group; which of them, its content tells."""
-        session = self._session(request)
+        session = self._tabs.session(request)
         if session is None:
-            return self._failed(None, "E110", CROWDED)
+            return self._tabs.failed(None, "E110", CROWDED)
         try:
             content = claim_upload(field_sent(data, "path"), self._upload_root, self._served_root)
         except UploadError as error:
-            return self._failed(session, "E100", str(error))
+            return self._tabs.failed(session, "E100", str(error))
         if content[:4] == b"PK\x03\x04":
             if is_group_file(content):
                 return self._open_group(session, turn_sent(data), content)
@@ -127,104 +76,89 @@ class Handlers:
 
     def open_sample(self, data: gr.EventData, request: gr.Request) -> Json:
         """One of the samples, with its question filled in."""
-        session = self._session(request)
+        session = self._tabs.session(request)
         if session is None:
-            return self._failed(None, "E110", CROWDED)
+            return self._tabs.failed(None, "E110", CROWDED)
         index = field_sent(data, "index")
         if type(index) is not int or not 0 <= index < len(self._samples):
-            return self._failed(session, "E100", "There is no such sample.")
+            return self._tabs.failed(session, "E100", "There is no such sample.")
         sample = self._samples[index]
         content = sample.path.read_bytes()
         if sample.kind == "recorded":
             return self._open_trace(session, turn_sent(data), content)
-        return self._open_image(session, turn_sent(data), content, form=_stamped(sample.form()))
+        return self._open_image(session, turn_sent(data), content, form=stamped(sample.form()))
 
     def open_member(self, data: gr.EventData, request: gr.Request) -> Json:
         """A member of the open group as a run; without a number, back to the tree."""
-        session = self._session(request)
+        session = self._tabs.session(request)
         if session is None:
-            return self._failed(None, "E110", CROWDED)
+            return self._tabs.failed(None, "E110", CROWDED)
         number = field_sent(data, "member")
         with session.lock:
             opened = session.group
             if opened is None:
-                return self._failed(session, "E403", GROUP_GONE)
+                return self._tabs.failed(session, "E403", GROUP_GONE)
             if not session.lands(turn_sent(data)):
-                return self._overtaken(session)
+                return self._tabs.overtaken(session)
             members = opened.group.members
             if type(number) is not int or not 0 <= number < len(members):
                 session.forget_run()
                 opened.member = None
-                return self.page(session)
+                return self._tabs.page(session)
             opened.member = number
             view = session.new_run(replay=True)
             session.take(view, members[number].trace)
             session.end_open_run(view)
-            return self.page(session)
+            return self._tabs.page(session)
 
     def set_frame(self, data: gr.EventData, request: gr.Request) -> Json:
         """Another frame of the open image."""
-        session = self._session(request)
+        session = self._tabs.session(request)
         if session is None:
-            return self._failed(None, "E110", CROWDED)
+            return self._tabs.failed(None, "E110", CROWDED)
         frame, image = field_sent(data, "frame"), session.image
         if image is None or type(frame) is not int:
-            return self.page(session)
+            return self._tabs.page(session)
         return self._open_image(session, turn_sent(data), image.file, frame=frame)
 
     def explain(self, data: gr.EventData, request: gr.Request) -> Iterator[Json]:
         """Runs the model on the image that the page shows and streams what it does."""
-        session = self._session(request)
-        if session is None:
-            yield self._failed(None, "E110", CROWDED)
-            return
-        if self._engine is None:
-            yield self._failed(session, "E300", NO_ENGINE)
-            return
         try:
-            image, form, wanted = self._asked(session, data)
-            with session.lock:
-                self._check_shown(session, data, image)
-                view = self._begun(session, turn_sent(data), wanted, form.get("compare") is True)
-                stop = session.stop
-        except RequestError as error:
-            yield self._failed(session, "E200", str(error))
+            begun = self._tabs.begin(data, request, self._new_run)
+        except NotBegunError as refusal:
+            yield refusal.state
             return
-        if view is None:
-            yield self._overtaken(session)
-            return
-        run = LiveRun(self._engine, wanted, self._turns, stop)
-        yield from self._streamed(session, view, run, stop)
+        yield from self._streamed(begun)
 
     def stop(self, data: gr.EventData, request: gr.Request) -> None:
         """Ends the run of this tab; its stream then ends by itself."""
-        session = self._session(request)
+        session = self._tabs.session(request)
         if session is not None:
             session.end_run(turn_sent(data))
 
     def save_trace(self, request: gr.Request) -> Json:
         """The run as a file to download."""
-        session = self._session(request)
+        session = self._tabs.session(request)
         if session is None:
-            return self._failed(None, "E110", CROWDED)
+            return self._tabs.failed(None, "E110", CROWDED)
         with session.lock:
             view, folder, events = session.view, session.run_folder, tuple(session.events)
         if folder is None or view is None or view.run is None:
-            return self._failed(session, "E400", "There is no run to save yet.")
+            return self._tabs.failed(session, "E400", "There is no run to save yet.")
         try:
             content = to_zip(events, app_version=self._version)
         except TraceFileError as error:
-            return self._failed(session, "E401", str(error))
+            return self._tabs.failed(session, "E401", str(error))
         name = f"lightbox-{folder.name[:8]}{SUFFIX}"
         with session.lock:
             if session.view is not view:
-                return self._overtaken(session)
+                return self._tabs.overtaken(session)
             (folder / name).write_bytes(content)
-            return self.page(session, {"download": _stamped({"name": name})})
+            return self._tabs.page(session, {"download": stamped({"name": name})})
 
     def chart(self, request: gr.Request) -> tuple[Any, Any]:
         """The chart of a run that is over, and whether its panel shows."""
-        session = self._session(request)
+        session = self._tabs.session(request)
         if session is None:
             return gr.skip(), gr.skip()
         with session.lock:
@@ -237,85 +171,33 @@ class Handlers:
         figure: go.Figure = run_chart(Trace.from_events(events))
         return figure, gr.update(visible=True)
 
-    def close(self, request: gr.Request) -> None:
-        """The tab was closed."""
-        if request.session_hash:
-            self._sessions.drop(request.session_hash)
-
-    def _session(self, request: gr.Request) -> Session | None:
-        """The session of the tab; None when there is room for no other.
-
-        Raises:
-            gr.Error: for a caller without a tab of its own; two of them would share one.
-        """
-        key = request.session_hash
-        if not key or len(key) < MIN_KEY_LENGTH:
-            raise gr.Error(NO_TAB)
-        try:
-            return self._sessions.get(key)
-        except CrowdedError:
-            return None
-
-    def _failed(self, session: Session | None, code: str, message: str) -> Json:
-        logger.info("refused: %s", code)
-        return self.page(session, {"error": _stamped({"code": code, "message": message})})
-
-    def _overtaken(self, session: Session) -> Json:
-        """What stands now, because something newer came first or the tab is gone."""
-        return self._failed(session, "E111", TAB_ENDED) if session.closed else self.page(session)
-
-    def _asked(
-        self, session: Session, data: gr.EventData
-    ) -> tuple[OpenImage, Mapping[str, Any], Request]:
-        """The open image, the form that was sent, and the request that both make.
-
-        Raises:
-            RequestError: with a sentence for the user, for anything that cannot be run.
-        """
-        image, form = session.image, field_sent(data, "form")
-        if image is None or not isinstance(form, Mapping):
-            raise RequestError(IMAGE_GONE if field_sent(data, "image") else "Open an image first.")
-        if image.source.burned_in_risk and form.get("looked") is not True:
-            raise RequestError(LOOK_FIRST)
-        window, source = window_from(form)
-        return image, form, request_from(form, display_image(image.source, window, source))
-
-    def _check_shown(self, session: Session, data: gr.EventData, image: OpenImage) -> None:
-        """What the user sees must be what the model sees, also after the rendering."""
-        if session.image is not image or field_sent(data, "image") != image.id:
-            raise RequestError(OTHER_IMAGE)
-
-    def _begun(
-        self, session: Session, turn: int | None, wanted: Request, compare: bool
-    ) -> RunView | None:
-        """The view of a new run, or None when something newer came first; holds the lock."""
-        if not session.lands(turn):
-            return None
+    def _new_run(self, session: Session, form: Mapping[str, Any], wanted: Request) -> RunView:
+        """The view of a new run; the caller holds the lock."""
         # Beliefs compare only where the same was asked about the same picture.
+        compare = form.get("compare") is True
         same_image = session.image is not None and session.run_image == session.image.id
         before = _summary(session.view) if compare and same_image else None
         session.before = before if before and _asks_the_same(before, wanted) else None
         return session.new_run(replay=False)
 
-    def _streamed(
-        self, session: Session, view: RunView, run: LiveRun, stop: threading.Event
-    ) -> Iterator[Json]:
+    def _streamed(self, begun: Begun[RunView]) -> Iterator[Json]:
+        session, view = begun.session, begun.work
+        run = LiveRun(begun.engine, begun.request, self._turns, begun.stop)
         batches = run.batches()
         try:
             for batch in batches:
                 with session.lock:
                     goes_on = session.take(view, batch)
                     session.touch()
-                    loading = not getattr(self._engine, "ready", True)
-                    state = self.page(session, {"queued": run.ahead, "loading": loading})
+                    state = self._tabs.underway(session, run)
                 # Where another run or image has taken its place, it ends on what is shown now.
-                yield state if goes_on else self._overtaken(session)
+                yield state if goes_on else self._tabs.overtaken(session)
                 if not goes_on:
                     return
             if session.end_open_run(view):
-                yield self.page(session)
+                yield self._tabs.page(session)
         finally:
-            stop.set()
+            begun.stop.set()
             batches.close()
             session.end_open_run(view)
             logger.info("run over: %s, %d steps", view.status, len(view.items))
@@ -324,32 +206,32 @@ class Handlers:
         try:
             trace = read_trace(content)
         except TraceFileError as error:
-            return self._failed(session, "E402", str(error))
+            return self._tabs.failed(session, "E402", str(error))
         with session.lock:
             if not session.lands(turn):
-                return self._overtaken(session)
+                return self._tabs.overtaken(session)
             session.set_image(None)
             session.set_group(None)
             session.before = None
             view = session.new_run(replay=True)
             session.take(view, trace)
             session.end_open_run(view)
-            return self.page(session, {"form": _stamped(_form_of(trace))})
+            return self._tabs.page(session, {"form": stamped(_form_of(trace))})
 
     def _open_group(self, session: Session, turn: int | None, content: bytes) -> Json:
         try:
             group = read_group(content)
         except TraceFileError as error:
-            return self._failed(session, "E402", str(error))
+            return self._tabs.failed(session, "E402", str(error))
         facts = group_json(group)
         with session.lock:
             if not session.lands(turn):
-                return self._overtaken(session)
+                return self._tabs.overtaken(session)
             session.stop.set()
             session.set_image(None)
             session.forget_run()
             session.set_group(group, facts)
-            return self.page(session, {"form": _stamped(_form_of(group.members[0].trace))})
+            return self._tabs.page(session, {"form": stamped(_form_of(group.members[0].trace))})
 
     def _open_image(
         self,
@@ -370,9 +252,9 @@ class Handlers:
             # A frame of an image that is no longer open comes too late as well.
             replaced = isinstance(content, Path) and not session.shows(content)
             if not session.lands(turn) or replaced:
-                return self._overtaken(session)
+                return self._tabs.overtaken(session)
             if failure is not None:
-                return self._failed(session, failure.code, failure.message)
+                return self._tabs.failed(session, failure.code, failure.message)
             session.stop.set()
             file = content if isinstance(content, Path) else session.private / secrets.token_hex(16)
             if isinstance(content, bytes):
@@ -384,7 +266,7 @@ class Handlers:
                 (folder / name).write_bytes(data)
             facts = {"id": folder.name, "folder": str(folder), **facts}
             session.set_image(OpenImage(folder.name, file, source, facts))
-            return self.page(session, {"form": form} if form else None)
+            return self._tabs.page(session, {"form": form} if form else None)
 
 
 def _decoded(content: bytes | Path, frame: int) -> tuple[SourceImage, dict[str, bytes], Json]:
@@ -402,23 +284,6 @@ def _decoded(content: bytes | Path, frame: int) -> tuple[SourceImage, dict[str, 
     except Exception as error:  # noqa: BLE001 -- the page stays alive, whatever the file did
         logger.error("opening failed: %s", type(error).__name__)
         raise ImagingError(FAULT) from None
-
-
-def turn_sent(data: gr.EventData) -> int | None:
-    """The number that the page gave to what its user asks for; None for a caller without."""
-    turn = field_sent(data, "turn")
-    return turn if type(turn) is int and turn > 0 else None
-
-
-def field_sent(data: gr.EventData, name: str) -> object:
-    """A field of what the page sent; None when it sent something else than an object."""
-    payload = data._data
-    return payload.get(name) if isinstance(payload, Mapping) else None
-
-
-def _stamped(content: Json) -> Json:
-    """The content with a mark, so that the page acts on it once and no more."""
-    return {**content, "mark": secrets.token_hex(4)}
 
 
 def _summary(view: RunView | None) -> Json | None:

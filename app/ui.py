@@ -1,4 +1,4 @@
-"""The layout of the page; what it does is in `app.handlers`."""
+"""The layout of the page; what it does is in `app.handlers` and `app.compare_handlers`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from app.api import Api
 from app.compare_handlers import CompareHandlers
 from app.frontend import page_script, style_sheet
+from app.handlers import Handlers
 from app.live import StreamEngine, Turns
 from app.samples import Sample, list_samples
 from app.security import (
@@ -25,6 +26,7 @@ from app.security import (
 )
 from app.session import IDLE_SECONDS, Sessions
 from app.startup import is_loopback
+from app.tabs import Tabs
 from app.texts import (
     ABOUT,
     ANSWER_NOTE,
@@ -69,8 +71,9 @@ def build(
     folders = _folders()
     shown = list_samples(ASSETS / "samples") if samples is None else samples
     turns = Turns()
-    sessions = Sessions(private_folder(), folders["served_root"])
-    handlers = CompareHandlers(engine, sessions, shown, turns, **folders, version=VERSION)
+    tabs = Tabs(engine, Sessions(private_folder(), folders["served_root"]))
+    handlers = Handlers(tabs, shown, turns, **folders, version=VERSION)
+    comparing = CompareHandlers(tabs, turns)
     demo: gr.Blocks
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
         # A hot reload would switch the history of runs on again; it keeps questions and
@@ -80,7 +83,7 @@ def build(
         with gr.Tabs(elem_id="lb-tabs"):
             with gr.Tab("Read", render_children=True):
                 live = gr.HTML(
-                    value=handlers.page(),
+                    value=tabs.page(),
                     html_template='<div class="lb" data-state="loading"></div>',
                     js_on_load=page_script(ASSETS, _constants(shown, on_space=on_space)),
                     elem_id="lb-live",
@@ -94,7 +97,8 @@ def build(
         programs = Api(engine, turns, **folders)
         api(programs.explain, api_name="explain", concurrency_limit=16)
         api(programs.load_trace, api_name="load_trace", concurrency_limit=4)
-        _wire(demo, handlers, live, chart, panel)
+        _wire(demo, handlers, comparing, live, chart, panel)
+        demo.unload(tabs.close)
     return demo
 
 
@@ -115,7 +119,12 @@ def _folders() -> dict[str, Path]:
 
 
 def _wire(
-    demo: gr.Blocks, handlers: CompareHandlers, live: gr.HTML, chart: gr.Plot, panel: gr.Column
+    demo: gr.Blocks,
+    handlers: Handlers,
+    comparing: CompareHandlers,
+    live: gr.HTML,
+    chart: gr.Plot,
+    panel: gr.Column,
 ) -> None:
     quiet: dict[str, Any] = {
         "show_progress": "hidden",
@@ -133,18 +142,17 @@ def _wire(
             concurrency_limit=16,
             **quiet,
         ),
-        live.open_compared(handlers.open_compared, outputs=[live], concurrency_limit=4, **quiet),
+        live.open_compared(comparing.open_compared, outputs=[live], concurrency_limit=4, **quiet),
     ]
     opened.append(
         live.open_member(handlers.open_member, outputs=[live], concurrency_limit=4, **quiet)
     )
-    live.compare(handlers.compare, outputs=[live], concurrency_limit=16, **quiet)
+    live.compare(comparing.compare, outputs=[live], concurrency_limit=16, **quiet)
     live.set_frame(handlers.set_frame, outputs=[live], concurrency_limit=4, **quiet)
     live.stop_run(handlers.stop, **aside)
     live.save_trace(handlers.save_trace, outputs=[live], concurrency_limit=4, **quiet)
     for event in opened:
         event.then(handlers.chart, outputs=[chart, panel], **quiet)
-    demo.unload(handlers.close)
     demo.queue(max_size=32)
 
 

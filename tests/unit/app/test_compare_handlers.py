@@ -11,37 +11,38 @@ from typing import Any
 import pytest
 
 from app.compare_handlers import CompareHandlers
-from app.live import Turns
 from engine.request import Request
 from engine.trace import Event
 from tests.factories import FakeEngine, chest, png
 from tests.unit.app.test_handlers import FORM, Bench, Page
 
 
-class CompareBench(Bench):
-    kind = CompareHandlers
+class ComparePage(Page):
+    """A tab that compares."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench.handlers, bench.upload_root, "session-tab")
+        self.comparing = CompareHandlers(bench.tabs, bench.turns)
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    return CompareBench(tmp_path, FakeEngine())
+    return Bench(tmp_path, FakeEngine())
 
 
-def ready(bench: Bench, key: str = "tab") -> Page:
-    page = bench.page(key)
+def ready(bench: Bench) -> ComparePage:
+    page = ComparePage(bench)
     page.upload(png(chest(64)))
     return page
 
 
-def compared(page: Page, **changes: object) -> Iterator[dict[str, Any]]:
-    assert isinstance(page.handlers, CompareHandlers)
+def compared(page: ComparePage, **changes: object) -> Iterator[dict[str, Any]]:
     asked = page.event(turn=page.next(), image=page.shown, form={**FORM, **changes})
-    return page.handlers.compare(asked, page.request)
+    return page.comparing.compare(asked, page.request)
 
 
-def opened(page: Page, name: object) -> dict[str, Any]:
-    assert isinstance(page.handlers, CompareHandlers)
-    return page.handlers.open_compared(page.event(turn=page.next(), name=name), page.request)
+def opened(page: ComparePage, name: object) -> dict[str, Any]:
+    return page.comparing.open_compared(page.event(turn=page.next(), name=name), page.request)
 
 
 def test_every_way_is_run_and_once_more_without_each_crop(bench: Bench) -> None:
@@ -91,7 +92,7 @@ class Breaks(FakeEngine):
 
 
 def test_a_run_that_breaks_off_leaves_the_others(tmp_path: Path) -> None:
-    page = ready(CompareBench(tmp_path, Breaks()))
+    page = ready(Bench(tmp_path, Breaks()))
 
     *_, last = compared(page)
 
@@ -144,14 +145,12 @@ def test_another_image_or_run_takes_the_place_of_a_comparison(bench: Bench) -> N
     assert last["comparison"]["stopped"]
 
 
-def test_a_comparison_waits_in_the_line_of_all_runs(tmp_path: Path) -> None:
-    bench = CompareBench(tmp_path, FakeEngine())
+def test_a_comparison_waits_in_the_line_of_all_runs(bench: Bench) -> None:
     page = ready(bench)
-    turns: Turns = page.handlers._turns
-    before = turns.join()
+    before = bench.turns.join()
     stream = compared(page)
     waiting = [next(stream), next(stream)]
-    turns.leave(before)
+    bench.turns.leave(before)
     *_, last = stream
 
     assert waiting[1]["queued"] == 1

@@ -18,10 +18,12 @@ from PIL import Image
 
 from app import handlers as handlers_module
 from app import session as session_module
+from app import tabs as tabs_module
 from app.handlers import Handlers
 from app.live import StreamEngine, Turns
 from app.samples import Sample
 from app.session import Sessions
+from app.tabs import Tabs
 from app.texts import CROWDED, IMAGE_GONE, LOOK_FIRST, NO_TAB, OTHER_IMAGE
 from engine.group_io import group_to_zip
 from engine.trace import RunStarted
@@ -77,9 +79,7 @@ class Page:
 
 
 class Bench:
-    """Handlers around an engine, in a folder of their own."""
-
-    kind = Handlers
+    """All listeners around an engine, in a folder of their own."""
 
     def __init__(self, folder: Path, engine: StreamEngine | None) -> None:
         self.upload_root = folder / "gradio"
@@ -90,14 +90,15 @@ class Bench:
         recorded = folder / "sample.radtrace.zip"
         recorded.write_bytes(to_zip(trace()))
         self.sessions = Sessions(folder / "private", served)
-        self.handlers = self.kind(
-            engine,
-            self.sessions,
+        self.tabs = Tabs(engine, self.sessions)
+        self.turns = Turns()
+        self.handlers = Handlers(
+            self.tabs,
             (
                 Sample(path=sample, title="Drawn", kind="phantom", question="Where?", truth="left"),
                 Sample(path=recorded, title="Recorded", kind="recorded"),
             ),
-            Turns(),
+            self.turns,
             upload_root=self.upload_root,
             served_root=served,
             version="9.9",
@@ -270,7 +271,7 @@ def test_closing_the_tab_in_a_run_ends_it_quietly(bench: Bench) -> None:
     stream = page.stream()
     next(stream)
 
-    page.handlers.close(page.request)
+    bench.tabs.close(page.request)
 
     (last,) = list(stream)
     assert last["run"] is None
@@ -572,8 +573,8 @@ def test_an_image_that_opens_while_a_run_is_prepared_is_not_explained_unseen(
 ) -> None:
     page = bench.page()
     page.upload(png(chest(64, 1)))
-    gate = Gate(handlers_module.display_image, lambda _: True)
-    monkeypatch.setattr(handlers_module, "display_image", gate)
+    gate = Gate(tabs_module.display_image, lambda _: True)
+    monkeypatch.setattr(tabs_module, "display_image", gate)
     asked = Background(page.explain)
     assert gate.reached.wait(60.0)
 
@@ -589,7 +590,7 @@ def test_an_image_that_opens_while_a_run_is_prepared_is_not_explained_unseen(
 def test_an_image_that_was_deleted_meanwhile_is_asked_for_again(bench: Bench) -> None:
     page = bench.page()
     page.upload(png(chest(64)))
-    page.handlers.close(page.request)
+    bench.tabs.close(page.request)
 
     (state,) = page.explain()
 
