@@ -104,28 +104,42 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_image(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", type=Path)
-    parser.add_argument("--frame", type=int, default=0, help="from 0")
+    _add_view(parser)
+
+
+def _add_view(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frame", type=int, default=0, help="of the image, from 0")
     parser.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"))
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    """What every run takes, whatever its method."""
-    _add_image(parser)
-    parser.add_argument("question")
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that asks a checkpoint about an image.
+
+    What differs from command to command (how image, question and checkpoint are named) is left
+    to them; defaults that differ are set with `set_defaults`.
+    """
+    _add_view(parser)
     parser.add_argument("--option", action="append", default=[], metavar="TEXT")
-    parser.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINT), metavar="ID_OR_DIR")
     parser.add_argument("--device")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--max-crops", type=int, default=2)
-    parser.add_argument("--latent-steps", type=int, default=8)
     parser.add_argument(
         "--entropy-threshold",
-        type=nats,
+        type=_nats,
         metavar="NATS",
         help="look closer after a word less sure than this; checkpoint: its own limit",
     )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """What every run takes, whatever its method."""
+    parser.add_argument("image", type=Path)
+    parser.add_argument("question")
+    add_run_options(parser)
+    parser.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINT), metavar="ID_OR_DIR")
+    parser.add_argument("--latent-steps", type=int, default=8)
 
 
 def _add_trace(parser: argparse.ArgumentParser) -> None:
@@ -291,7 +305,7 @@ def _silence_libraries() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def nats(text: str) -> float | str:
+def _nats(text: str) -> float | str:
     """An entropy of the command line, or the word that stands for the checkpoint's own."""
     return text if text == "checkpoint" else float(text)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from engine.cli import nats
+from engine.cli import add_run_options
 from engine.group_io import GROUP_SUFFIX
 from training.config import ConfigError, ConfigT, load_config
 from training.phantoms import CHEST, MODALITIES, write_dataset
@@ -117,27 +117,15 @@ def _add_phantoms(phantoms: argparse.ArgumentParser) -> None:
 def _add_tree(tree: argparse.ArgumentParser) -> None:
     tree.add_argument("checkpoint", metavar="CHECKPOINT", help="hub id or folder")
     tree.add_argument("image", type=Path, nargs="?", help="DICOM, PNG or JPEG")
-    tree.add_argument("--frame", type=int, default=0, help="of the image, from 0")
-    tree.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"))
     tree.add_argument("--phantom", metavar="SPLIT:NUMBER", help="instead of an image, with truth")
     tree.add_argument("--question")
-    tree.add_argument("--option", action="append", default=[], metavar="TEXT")
     tree.add_argument("--answer", metavar="TEXT", help="the right one, where it is known")
     tree.add_argument("--group", type=int, default=16, metavar="M", help="members in all")
     tree.add_argument(
         "--branching", choices=tuple(PRESETS), default="medvr", help="rule of the forks"
     )
-    tree.add_argument("--seed", type=int, default=0)
-    tree.add_argument("--temperature", type=float, default=1.0)
-    tree.add_argument("--max-new-tokens", type=int, default=256)
-    tree.add_argument("--max-crops", type=int, default=1)
-    tree.add_argument(
-        "--entropy-threshold",
-        type=nats,
-        metavar="NATS",
-        help="zoom after a word less sure than this; checkpoint: its own limit",
-    )
-    tree.add_argument("--device")
+    add_run_options(tree)
+    tree.set_defaults(temperature=1.0, max_new_tokens=256, max_crops=1)
     tree.add_argument("--out", type=Path, required=True, metavar=f"FILE{GROUP_SUFFIX}")
     tree.set_defaults(command=_tree)
 
