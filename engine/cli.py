@@ -18,6 +18,8 @@ from typing import Final, NoReturn
 
 from engine.comparison import RunKey, next_run, progress, readable_rows, report_json, request_of
 from engine.geometry import Box, BoxError
+from engine.group import readable_rows as group_rows
+from engine.group_io import is_group_file, read_group
 from engine.imaging import ImagingError, SourceImage, Window, open_image, render
 from engine.rasters import encoded_png
 from engine.request import (
@@ -42,7 +44,7 @@ from engine.trace import (
     TokenStep,
     Trace,
 )
-from engine.trace_io import SUFFIX, TraceFileError, dumps, read_trace, write_trace
+from engine.trace_io import SUFFIX, TraceFileError, dumps, file_bytes, read_trace, write_trace
 
 DEFAULT_CHECKPOINT: Final = Path(__file__).resolve().parent.parent / "assets/checkpoints/base"
 USAGE_STATUS: Final = 2
@@ -86,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, parser_class=_Parser)
     _add_trace(commands.add_parser("trace", help="one run on one image"))
     _add_compare(commands.add_parser("compare", help="ways to look again, and what each zoom did"))
-    show = commands.add_parser("show", help="a saved trace as a readable table")
+    show = commands.add_parser("show", help="a saved trace or group as a readable table")
     show.add_argument("file", type=Path)
     show.set_defaults(run=_show)
     draw = commands.add_parser("render", help="the image as the viewer shows it")
@@ -197,7 +199,9 @@ def _interventions(options: argparse.Namespace) -> Interventions:
     donor: tuple[bytes, ...] = ()
     if options.latent_donor is not None:
         donor = tuple(
-            event.vector for event in _read(options.latent_donor) if isinstance(event, LatentStep)
+            event.vector
+            for event in read_trace(_content(options.latent_donor))
+            if isinstance(event, LatentStep)
         )
         if not donor:
             raise UsageError(f"{options.latent_donor.name} holds no latent steps to take.")
@@ -220,9 +224,9 @@ def _interventions(options: argparse.Namespace) -> Interventions:
         raise UsageError(str(error)) from error
 
 
-def _read(path: Path) -> Trace:
+def _content(path: Path) -> bytes:
     try:
-        return read_trace(path)
+        return file_bytes(path)
     except OSError as error:
         raise UsageError(f"{path.name} cannot be read: {error.strerror}.") from error
 
@@ -392,7 +396,9 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
 
 
 def _show(options: argparse.Namespace) -> int:
-    _write_rows(_rows(_read(options.file)))
+    content = _content(options.file)
+    is_group = is_group_file(content)
+    _write_rows(group_rows(read_group(content)) if is_group else _rows(read_trace(content)))
     return 0
 
 
@@ -433,7 +439,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _write_rows(rows: Iterable[str]) -> None:
     for row in rows:
-        # A saved trace is anybody's text: control sequences must not reach the terminal.
+        # A saved run is anybody's text: control sequences must not reach the terminal.
         plain = "".join(
             letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in row
         )

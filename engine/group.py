@@ -8,12 +8,15 @@ like any other, so that whoever can show a run can show a member. Nothing here n
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
 from engine.trace import RunStarted, TokenStep, Trace
 
 MAX_MEMBERS: Final = 64
+# Answers that are longer push the rest of their row aside.
+MAX_ANSWER_WIDTH: Final = 32
 
 
 class GroupError(ValueError):
@@ -119,6 +122,51 @@ class Group:
         if member.parent is None:
             return None
         return decision_at(self.members[member.parent], member.shared_tokens)
+
+
+def readable_rows(group: Group) -> list[str]:
+    """A group as lines of text: the question, the votes, and every member with its branches."""
+    started = group.started
+    votes = Counter(_answer(member) for member in group.members)
+    forks = sum(member.parent is not None for member in group.members)
+    width = min(max(len(answer) for answer in votes), MAX_ANSWER_WIDTH)
+    row = f"{{:>6}}  {{:<20}}  {{:>6}}  {{:<{width}}}  {{:<5}}  {{}}".format
+    lines = [
+        f"{started.model.id} on {started.model.device}, method {started.request.method}, "
+        f"seed {started.request.seed}",
+        f"question  {started.request.question!r}",
+        f"truth     {group.truth!r}" if group.truth else "truth     not known",
+        # Equal counts keep the order in which the answers came.
+        f"votes     {', '.join(f'{answer} {count}' for answer, count in votes.most_common())}",
+        f"members   {len(group.members)}, {forks} of them forks",
+        "",
+        row("member", "begins", "tokens", "answer", "", "boxes, in shares of the image"),
+    ]
+    for number, member in enumerate(group.members):
+        begins = "at the question"
+        if member.parent is not None:
+            begins = f"off {member.parent} at token {member.shared_tokens}"
+        verdict = {True: "right", False: "wrong", None: ""}[member.correct]
+        boxes = "  ".join(f"({', '.join(f'{edge:.3f}' for edge in box)})" for box in member.boxes)
+        tokens = len(member.trace.tokens)
+        lines.append(row(number, begins, tokens, _answer(member), verdict, boxes or "no zoom"))
+        lines += [_branching(group, number, decision) for decision in member.decisions]
+    return lines
+
+
+def _answer(member: Member) -> str:
+    return repr(member.answer) if member.answer else "none"
+
+
+def _branching(group: Group, number: int, decision: ForkDecision) -> str:
+    children = group.children(number, decision.token_index)
+    word = "member" if len(children) == 1 else "members"
+    came = f"{word} {', '.join(map(str, children))}" if children else "no branch"
+    return (
+        f"{'':>8}zoom at token {decision.token_index}: entropy {decision.baseline_nats:.3f} nats "
+        f"in the opening, {decision.coordinates_nats:.3f} in the coordinates, "
+        f"chance {decision.probability:.3f}: {came}"
+    )
 
 
 def decision_at(member: Member, token_index: int) -> ForkDecision | None:

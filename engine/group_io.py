@@ -10,13 +10,14 @@ same `TraceFileError`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from engine.group import MAX_MEMBERS, ForkDecision, Group, GroupError, Member, shared_events
 from engine.trace import Event, Reground, RunStarted, Trace
 from engine.trace_io import (
+    GROUP_FILE,
     MAX_EVENTS,
     VIEWS,
     TraceFileError,
@@ -39,10 +41,10 @@ from engine.trace_io import (
 )
 
 GROUP_VERSION: Final = 1
-GROUP_SUFFIX: Final = ".radgroup.zip"
+GROUP_SUFFIX: Final = GROUP_FILE.suffix
 MAX_TREE_BYTES: Final = 2**20
 
-_TREE, _START = "group.json", "start.json"
+_TREE, _START = GROUP_FILE.needed, "start.json"
 # Two digits of a member, from 0, and of a crop as in a saved trace.
 _MEMBER: Final = re.compile(r"members/(0|[1-9]\d?)\.jsonl", re.ASCII)
 _CROP: Final = re.compile(r"crops/(0|[1-9]\d?)-[1-9]\d{0,5}\.png", re.ASCII)
@@ -106,7 +108,7 @@ def group_to_zip(group: Group, *, app_version: str = "") -> bytes:
         store = functools.partial(_store, members, number)
         members[_member_name(number)] = event_lines(_own_events(group, number), store)
     members[_TREE] = _tree_bytes(group)
-    return sealed(members, {"app_version": app_version, "members": len(group.members)})
+    return sealed(members, {"app_version": app_version, "members": len(group.members)}, GROUP_FILE)
 
 
 def read_group(source: str | Path | bytes) -> Group:
@@ -120,19 +122,21 @@ def read_group(source: str | Path | bytes) -> Group:
             or was written by a newer version.
         OSError: when the path cannot be read.
     """
-    files = unsealed(source, _is_member, needed=_TREE)
+    files = unsealed(source, GROUP_FILE, _is_member)
     tree = _tree_of(files[_TREE])
     wanted = {_member_name(number) for number in range(len(tree.members))}
     found = {name for name in files if _MEMBER.fullmatch(name)}
     if _START not in files or found != wanted:
         raise TraceFileError("The saved group lacks a member, or holds one too many.")
     pictures = {name: data for name, data in files.items() if name.endswith(".png")}
-    start = list(events_of_lines(files[_START], pictures))
+    with _named("The start"):
+        start = list(events_of_lines(files[_START], pictures))
     if len(start) != 1 or not isinstance(start[0], RunStarted):
         raise TraceFileError(_NO_START)
     members: list[Member] = []
     for number, row in enumerate(tree.members):
-        own = tuple(events_of_lines(files[_member_name(number)], pictures))
+        with _named(f"Member {number}"):
+            own = tuple(events_of_lines(files[_member_name(number)], pictures))
         members.append(_member_of(row, number, start[0], own, members))
     try:
         group = Group(members=tuple(members), truth=tree.truth)
@@ -141,6 +145,18 @@ def read_group(source: str | Path | bytes) -> Group:
     if _rows(group) != tree.members:
         raise TraceFileError("The saved group says something else than the runs of its members.")
     return group
+
+
+@contextlib.contextmanager
+def _named(part: str) -> Iterator[None]:
+    """Says of what is wrong with events in which part of the group it is."""
+    try:
+        yield
+    except TraceFileError as error:
+        complaint = str(error)
+        raise TraceFileError(
+            f"{part} of the saved group: {complaint[0].lower()}{complaint[1:]}"
+        ) from error
 
 
 def _member_of(
@@ -155,7 +171,8 @@ def _member_of(
         shared = parent.events[1 : shared_events(parent, row.shared_tokens)]
     _check_size([*(len(member.trace) for member in before), 1 + len(shared) + len(own)])
     trace = Trace((member_start(start, number), *shared, *own))
-    check_order(trace)
+    with _named(f"Member {number}"):
+        check_order(trace)
     return Member(
         trace=trace,
         parent=row.parent,

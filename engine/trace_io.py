@@ -24,6 +24,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -68,6 +69,41 @@ _TRACE, _MANIFEST = "trace.jsonl", "manifest.json"
 VIEWS: Final[Mapping[str, str]] = {"display_png": "display.png", "seen_png": "seen.png"}
 _CONFIG: Final = ConfigDict(
     strict=True, extra="forbid", val_json_bytes="base64", allow_inf_nan=False
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileKind:
+    """A kind of file that runs are saved in.
+
+    Attributes:
+        noun: what it is called in a sentence.
+        suffix: of its name.
+        needed: an entry that every file of this kind has, and none of the other.
+        use: what to do with it, said to those who open it as the other kind.
+    """
+
+    noun: str
+    suffix: str
+    needed: str
+    use: str
+
+
+TRACE_FILE: Final = FileKind(
+    noun="trace",
+    suffix=SUFFIX,
+    needed=_TRACE,
+    use="open it on the page or with `python -m engine show`",
+)
+GROUP_FILE: Final = FileKind(
+    noun="group",
+    suffix=".radgroup.zip",
+    needed="group.json",
+    use="open it on the page, where each of its runs can be saved as a trace",
+)
+_NO_RUNS: Final = (
+    f"This is not a saved trace (*{SUFFIX}) or group (*{GROUP_FILE.suffix}), or a part of it is "
+    "missing: choose another file, or copy it again."
 )
 
 BlobName = Callable[[str, bytes], str | None]
@@ -200,7 +236,7 @@ def parsed(text: str | bytes, complaint: str) -> object:
 
 
 def _not_finite(_: str) -> NoReturn:
-    raise TraceFileError("The trace holds a number that is not finite.")
+    raise TraceFileError("The file holds a number that is not finite.")
 
 
 def _finite_float(text: str) -> float:
@@ -210,7 +246,7 @@ def _finite_float(text: str) -> float:
 
 def _short_int(text: str) -> int:
     if len(text) > MAX_INTEGER_DIGITS:
-        raise TraceFileError("The trace holds a whole number that is too large.")
+        raise TraceFileError("The file holds a whole number that is too large.")
     return int(text)
 
 
@@ -335,7 +371,7 @@ def to_zip(events: Iterable[Event], *, app_version: str = "") -> bytes:
     members[_TRACE] = event_lines(run, functools.partial(_store, members))
     if not members[_TRACE]:
         raise TraceFileError("The trace is empty.")
-    return sealed(members, {"app_version": app_version, "events": len(run)})
+    return sealed(members, {"app_version": app_version, "events": len(run)}, TRACE_FILE)
 
 
 def event_lines(events: Iterable[Event], store: Callable[[Event, str, bytes], str | None]) -> bytes:
@@ -357,19 +393,20 @@ def event_lines(events: Iterable[Event], store: Callable[[Event, str, bytes], st
     return b"".join(lines)
 
 
-def sealed(members: dict[str, bytes], facts: Mapping[str, object]) -> bytes:
+def sealed(members: dict[str, bytes], facts: Mapping[str, object], kind: FileKind) -> bytes:
     """An archive of the members with a manifest of their hashes; equal members, equal bytes.
 
     Args:
         members: content by name.
         facts: further keys of the manifest.
+        kind: of the file.
 
     Raises:
         TraceFileError: they take more bytes than a file may hold.
     """
     if sum(map(len, members.values())) + MAX_MANIFEST_BYTES > MAX_UNPACKED_BYTES:
         raise TraceFileError(
-            f"The trace takes more than {MAX_UNPACKED_BYTES // 2**20} MB: it cannot be saved."
+            f"The {kind.noun} takes more than {MAX_UNPACKED_BYTES // 2**20} MB: it cannot be saved."
         )
     manifest = {
         **facts,
@@ -389,7 +426,7 @@ def sealed(members: dict[str, bytes], facts: Mapping[str, object]) -> bytes:
             archive.writestr(info, members[name])
     if len(buffer.getbuffer()) > MAX_FILE_BYTES:
         raise TraceFileError(
-            f"The trace takes more than {MAX_FILE_BYTES // 2**20} MB: it cannot be saved."
+            f"The {kind.noun} takes more than {MAX_FILE_BYTES // 2**20} MB: it cannot be saved."
         )
     return buffer.getvalue()
 
@@ -421,7 +458,7 @@ def read_trace(source: str | Path | bytes) -> Trace:
             a newer version.
         OSError: when the path cannot be read.
     """
-    members = unsealed(source, _is_member, needed=_TRACE)
+    members = unsealed(source, TRACE_FILE, _is_member)
     pictures = {name: data for name, data in members.items() if name.endswith(".png")}
     trace = Trace.from_events(events_of_lines(members[_TRACE], pictures))
     if not trace.events:
@@ -431,44 +468,66 @@ def read_trace(source: str | Path | bytes) -> Trace:
 
 
 def unsealed(
-    source: str | Path | bytes, is_member: Callable[[str], bool], *, needed: str
+    source: str | Path | bytes, kind: FileKind, is_member: Callable[[str], bool]
 ) -> dict[str, bytes]:
     """The members of an archive that `sealed` made, by name; nothing about it is trusted.
 
     Args:
         source: a path, or the bytes of the file.
+        kind: that it has to be of.
         is_member: whether an entry of that name belongs there.
-        needed: a member that has to be there, beside the manifest.
 
     Raises:
         TraceFileError: it is too large, of another kind, damaged, or of a newer version.
         OSError: the path cannot be read.
     """
-    data = source if isinstance(source, bytes) else _file_bytes(Path(source))
+    data = source if isinstance(source, bytes) else file_bytes(Path(source))
     if len(data) > MAX_FILE_BYTES:
         raise TraceFileError(f"The file is larger than {MAX_FILE_BYTES // 2**20} MB.")
+    # What zipfile and its codecs raise on damaged input (BadZipFile, zlib.error, EOFError,
+    # RuntimeError, struct.error, ...) shares no base class.
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = dict(_members(archive, is_member))
-    except TraceFileError:
-        raise
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
-        raise TraceFileError("This is not a saved trace (*.radtrace.zip).") from error
+        archive = zipfile.ZipFile(io.BytesIO(data))
     except Exception as error:
-        # What zipfile and its codecs raise on damaged input (zlib.error, EOFError,
-        # RuntimeError, struct.error, ...) shares no base class.
-        raise TraceFileError("The saved trace is damaged and cannot be unpacked.") from error
-    _check_manifest(members, needed)
+        raise TraceFileError(_NO_RUNS) from error
+    with archive:
+        _check_kind(archive.namelist(), kind)
+        try:
+            members = dict(_members(archive, kind, is_member))
+        except TraceFileError:
+            raise
+        except Exception as error:
+            raise TraceFileError(
+                f"The saved {kind.noun} is damaged and cannot be unpacked: copy the file again."
+            ) from error
+    _check_manifest(members, kind)
     return members
 
 
-def _file_bytes(path: Path) -> bytes:
+def file_bytes(path: Path) -> bytes:
+    """The content of a file; of one that is too large, no more than shows that it is.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with path.open("rb") as stream:
         return stream.read(MAX_FILE_BYTES + 1)
 
 
+def _check_kind(names: list[str], kind: FileKind) -> None:
+    if _MANIFEST in names and kind.needed in names:
+        return
+    other = GROUP_FILE if kind is TRACE_FILE else TRACE_FILE
+    if other.needed in names and kind.needed not in names:
+        raise TraceFileError(
+            f"This is a saved {other.noun} (*{other.suffix}), not a {kind.noun} "
+            f"(*{kind.suffix}): {other.use}."
+        )
+    raise TraceFileError(_NO_RUNS)
+
+
 def _members(
-    archive: zipfile.ZipFile, is_member: Callable[[str], bool]
+    archive: zipfile.ZipFile, kind: FileKind, is_member: Callable[[str], bool]
 ) -> Iterator[tuple[str, bytes]]:
     entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
@@ -477,7 +536,7 @@ def _members(
         raise TraceFileError("The file has two entries of the same name.")
     budget = MAX_UNPACKED_BYTES
     for entry in entries:
-        _check_entry(entry, is_member)
+        _check_entry(entry, kind, is_member)
         if entry.file_size > budget:
             raise TraceFileError("The file unpacks to more than this version accepts.")
         # The size in the directory may lie: never read beyond it, and demand it exactly.
@@ -489,17 +548,17 @@ def _members(
         yield entry.filename, data
 
 
-def _check_entry(entry: zipfile.ZipInfo, is_member: Callable[[str], bool]) -> None:
+def _check_entry(entry: zipfile.ZipInfo, kind: FileKind, is_member: Callable[[str], bool]) -> None:
     name = entry.filename
     if not (name == _MANIFEST or is_member(name)) or name != entry.orig_filename:
-        raise TraceFileError("The file has an entry that does not belong in a trace.")
+        raise TraceFileError(f"The file has an entry that does not belong in a saved {kind.noun}.")
     mode = entry.external_attr >> 16
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         raise TraceFileError("The file has an entry that is not a plain file.")
     if entry.flag_bits & 0x1:
-        raise TraceFileError("The file is encrypted; save the trace without a password.")
+        raise TraceFileError(f"The file is encrypted: save the {kind.noun} without a password.")
     if entry.file_size > MAX_RATIO * max(entry.compress_size, 1) + 1024:
-        raise TraceFileError("The file is compressed more than a trace ever is.")
+        raise TraceFileError(f"The file is compressed more than a saved {kind.noun} ever is.")
 
 
 def _is_member(name: str) -> bool:
@@ -515,21 +574,20 @@ def _is_member(name: str) -> bool:
     )
 
 
-def _check_manifest(members: Mapping[str, bytes], needed: str) -> None:
-    if _MANIFEST not in members or needed not in members:
-        raise TraceFileError("This is not a saved trace: its manifest or its events are missing.")
+def _check_manifest(members: Mapping[str, bytes], kind: FileKind) -> None:
+    damaged = f"The manifest of the saved {kind.noun} is damaged: copy the file again."
     if len(members[_MANIFEST]) > MAX_MANIFEST_BYTES:
-        raise TraceFileError("The manifest of the saved trace is too large.")
-    manifest = parsed(members[_MANIFEST], "The manifest of the saved trace is damaged.")
+        raise TraceFileError(f"The manifest of the saved {kind.noun} is too large.")
+    manifest = parsed(members[_MANIFEST], damaged)
     if not isinstance(manifest, dict):
-        raise TraceFileError("The manifest of the saved trace is damaged.")
+        raise TraceFileError(damaged)
     version = manifest.get("schema_version")
     if type(version) is not int or version < 1:
-        raise TraceFileError("The manifest of the saved trace is damaged.")
+        raise TraceFileError(damaged)
     if version > SCHEMA_VERSION:
         raise TraceFileError(
-            f"The trace was saved by a newer version (format {version}; this one reads up to "
-            f"{SCHEMA_VERSION}): update the program."
+            f"The {kind.noun} was saved by a newer version (format {version}; this one reads up "
+            f"to {SCHEMA_VERSION}): update the program."
         )
     listed = manifest.get("sha256")
     actual = {
@@ -538,7 +596,10 @@ def _check_manifest(members: Mapping[str, bytes], needed: str) -> None:
         if name != _MANIFEST
     }
     if listed != actual:
-        raise TraceFileError("The saved trace was changed or damaged: its checksums do not match.")
+        raise TraceFileError(
+            f"The saved {kind.noun} was changed or damaged, as its checksums do not match: "
+            "copy the file again."
+        )
 
 
 def events_of_lines(lines: bytes, pictures: dict[str, bytes]) -> Iterator[Event]:

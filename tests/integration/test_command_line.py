@@ -21,6 +21,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from engine.cli import main
 from engine.geometry import Box
+from engine.group import readable_rows
+from engine.group_io import group_to_zip, write_group
 from engine.imaging import Window, open_image, render
 from engine.imaging.window import WindowFunction
 from engine.tiny import tiny_model
@@ -114,6 +116,44 @@ def test_a_saved_trace_is_shown_as_a_table(call: Run, tmp_path: Path) -> None:
     assert "entropy" in text
 
 
+def test_a_saved_group_is_shown_with_its_members_and_branches(call: Run, tmp_path: Path) -> None:
+    group = factories.group()
+    write_group(tmp_path / "a.radgroup.zip", group)
+    status, text, err = call("show", tmp_path / "a.radgroup.zip")
+
+    assert (status, err) == (0, "")
+    assert "question  'What is the margin of the nodule?'" in text
+    assert "votes     'Spiculated' 3, 'Smooth' 2, 'Lobulated' 1" in text
+    at = group.members[3].shared_tokens
+    fork = next(line for line in text.splitlines() if line.startswith("     3"))
+    assert f"off 0 at token {at}" in fork
+    assert "'Spiculated'  right  (0.220, 0.500, 0.500, 0.780)" in fork
+    assert (
+        f"zoom at token {at}: entropy 0.310 nats in the opening, 0.960 in the coordinates, "
+        "chance 0.650: member 3\n"
+    ) in text
+    assert "chance 0.000: no branch\n" in text
+
+
+def test_a_group_is_no_donor_and_the_line_says_what_it_is(
+    call: Run, image: str, tmp_path: Path
+) -> None:
+    write_group(tmp_path / "a.radgroup.zip", factories.group())
+
+    refused(
+        call("trace", image, "Q", "--latent-donor", tmp_path / "a.radgroup.zip"),
+        "This is a saved group (*.radgroup.zip), not a trace",
+    )
+
+
+def test_a_damaged_group_is_called_a_group(call: Run, tmp_path: Path) -> None:
+    data = bytearray(group_to_zip(factories.group()))
+    data[data.index(b"\x89PNG") + 50] ^= 0xFF
+    (tmp_path / "a.radgroup.zip").write_bytes(data)
+
+    refused(call("show", tmp_path / "a.radgroup.zip"), "The saved group is damaged")
+
+
 def test_the_same_seed_gives_the_same_tokens(call: Run, checkpoint: str, image: str) -> None:
     command = ("trace", image, "Q?", "--checkpoint", checkpoint, "--max-new-tokens", "5")
     sampled = (*command, "--temperature", "1", "--jsonl", "--seed")
@@ -139,12 +179,16 @@ def test_the_window_of_the_run_is_in_its_facts(call: Run, checkpoint: str, image
 
 def test_text_of_a_saved_trace_cannot_drive_the_terminal(call: Run, tmp_path: Path) -> None:
     options = ("\x1b]0;owned\x07", "\x1b[2J\nForged line", "ok")
+    tree = factories.group(options=options, question="\x1b[2J?")
     write_trace(tmp_path / "a.radtrace.zip", factories.trace(options=options))
+    write_group(tmp_path / "a.radgroup.zip", tree)
     status, text, _ = call("show", tmp_path / "a.radtrace.zip")
+    status_of_group, table, _ = call("show", tmp_path / "a.radgroup.zip")
 
-    assert status == 0
-    assert all(letter.isprintable() or letter == "\n" for letter in text)
+    assert status == status_of_group == 0
+    assert all(letter.isprintable() or letter == "\n" for letter in text + table)
     assert len(text.splitlines()) == len(factories.trace(options=options))
+    assert len(table.splitlines()) == len(readable_rows(tree))
 
 
 # --- render -------------------------------------------------------------------------------
@@ -444,12 +488,16 @@ def test_what_altered_makes_is_a_trace(call: Run, tmp_path: Path) -> None:
     assert call("show", path)[0] == 0
 
 
-def test_a_saved_trace_is_shown_where_torch_is_not_installed(tmp_path: Path) -> None:
-    write_trace(tmp_path / "a.radtrace.zip", factories.trace())
+@pytest.mark.parametrize(("kind", "says"), [("trace", "Finished"), ("group", "members   6")])
+def test_what_is_saved_is_shown_where_torch_is_not_installed(
+    tmp_path: Path, kind: str, says: str
+) -> None:
+    data = to_zip(factories.trace()) if kind == "trace" else group_to_zip(factories.group())
+    (tmp_path / "a.zip").write_bytes(data)
     blocked = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; "
     program = "from engine.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
-        [sys.executable, "-c", blocked + program, "show", str(tmp_path / "a.radtrace.zip")],
+        [sys.executable, "-c", blocked + program, "show", str(tmp_path / "a.zip")],
         capture_output=True,
         text=True,
         check=False,
@@ -457,4 +505,4 @@ def test_a_saved_trace_is_shown_where_torch_is_not_installed(tmp_path: Path) -> 
     )
 
     assert done.returncode == 0, done.stderr
-    assert "Finished" in done.stdout
+    assert says in done.stdout

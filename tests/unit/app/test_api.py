@@ -15,10 +15,11 @@ import pytest
 from app.api import Api
 from app.live import StreamEngine, Turns
 from app.texts import NO_ENGINE
+from engine.group_io import group_to_zip
 from engine.request import Request
 from engine.trace import Event, Trace
 from engine.trace_io import from_json, to_zip
-from tests.factories import FakeEngine, chest, events_of, png, trace
+from tests.factories import FakeEngine, chest, events_of, group, png, trace
 from tests.unit.imaging.dicom_files import to_file
 
 
@@ -103,6 +104,15 @@ def test_files_of_the_wrong_kind_are_refused(caller: Caller, data: bytes) -> Non
         caller.explain(image=caller.uploaded(data))
     with pytest.raises(gr.Error, match="saved trace"):
         caller.api.load_trace(caller.uploaded(data))
+
+
+def test_a_group_is_refused_with_what_it_is_and_what_to_do(caller: Caller) -> None:
+    with pytest.raises(gr.Error) as caught:
+        caller.api.load_trace(caller.uploaded(group_to_zip(group())))
+
+    message = str(caught.value)
+    assert "This is a saved group (*.radgroup.zip), not a trace" in message
+    assert "open it on the page" in message
 
 
 def test_without_an_engine_only_saved_runs_are_read(tmp_path: Path) -> None:

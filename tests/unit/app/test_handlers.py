@@ -417,6 +417,16 @@ def test_a_damaged_group_leaves_what_is_open(bench: Bench) -> None:
     assert len(state["group"]["members"]) == 6
 
 
+def test_a_group_that_was_changed_is_called_a_group(bench: Bench) -> None:
+    data = group_to_zip(group())
+    place = data.index(b"\x89PNG") + 50
+
+    state = bench.page().upload(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+
+    assert state["error"]["code"] == "E402"
+    assert state["error"]["message"].startswith("The saved group is damaged")
+
+
 def test_logs_hold_no_question_answer_or_option(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,9 +7,17 @@ from dataclasses import replace
 import pytest
 
 from engine import group as group_module
-from engine.group import ForkDecision, Group, GroupError, Member, decision_at, shared_events
-from engine.trace import TokenStep, Trace
-from tests.factories import MEMBERS, group
+from engine.group import (
+    ForkDecision,
+    Group,
+    GroupError,
+    Member,
+    decision_at,
+    readable_rows,
+    shared_events,
+)
+from engine.trace import Answered, TokenStep, Trace
+from tests.factories import MEMBERS, group, trace
 
 
 def members(**changes: dict[int, dict[str, object]]) -> tuple[Member, ...]:
@@ -118,3 +126,22 @@ def test_a_decision_is_found_by_its_token() -> None:
 
     assert decision_at(member, member.decisions[0].token_index) is member.decisions[0]
     assert decision_at(member, 0) is None
+
+
+def test_a_table_says_what_nobody_knows_and_what_did_not_happen() -> None:
+    events = tuple(e for e in trace(method="direct") if not isinstance(e, Answered))
+    silent = Trace(events)
+
+    rows = readable_rows(Group(members=(Member(trace=silent),)))
+
+    assert rows[2:5] == ["truth     not known", "votes     none 1", "members   1, 0 of them forks"]
+    tokens = str(len(silent.tokens))
+    assert rows[-1].split() == ["0", "at", "the", "question", tokens, "none", "no", "zoom"]
+
+
+def test_a_table_names_all_members_that_branched_off_at_one_place() -> None:
+    tree = group()
+    again = replace(tree.members[3], decisions=())
+    rows = readable_rows(replace(tree, members=(*tree.members, again)))
+
+    assert any(row.endswith("chance 0.650: members 3, 6") for row in rows)

@@ -129,12 +129,69 @@ def test_a_group_is_told_from_a_trace_by_its_directory_alone() -> None:
     assert is_group_file(group_to_zip(group()))
     assert not is_group_file(to_zip(trace()))
     assert not is_group_file(b"PK\x03\x04 and nothing else")
-    refused(to_zip(trace()), "does not belong")
-    with pytest.raises(TraceFileError, match="does not belong"):
+
+
+def test_one_kind_of_file_given_for_the_other_is_named() -> None:
+    refused(
+        to_zip(trace()), r"^This is a saved trace \(\*\.radtrace\.zip\), not a group .*: open it "
+    )
+    with pytest.raises(TraceFileError) as caught:
         read_trace(group_to_zip(group()))
+    assert str(caught.value) == (
+        "This is a saved group (*.radgroup.zip), not a trace (*.radtrace.zip): open it on the "
+        "page, where each of its runs can be saved as a trace."
+    )
 
 
 # --- files that nobody should trust ------------------------------------------------------------
+
+
+def flipped() -> bytes:
+    """A group with one byte of a stored picture changed, so that its CRC does not match."""
+    good = group_to_zip(group())
+    place = good.index(members_of(good)["seen.png"]) + 50
+    return good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :]
+
+
+def with_manifest(**changes: object) -> bytes:
+    files = members_of(group_to_zip(group()))
+    manifest = json.loads(files["manifest.json"]) | changes
+    return packed(files | {"manifest.json": json.dumps(manifest).encode()}, sealed=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        pytest.param(flipped(), "^The saved group is damaged .*: copy", id="a byte"),
+        pytest.param(
+            with_manifest(sha256={}), "^The saved group was changed .*: copy", id="hashes"
+        ),
+        pytest.param(
+            with_manifest(schema_version=0), "of the saved group is damaged", id="version"
+        ),
+        pytest.param(with_manifest(schema_version=99), "^The group .* newer version", id="newer"),
+        pytest.param(
+            packed(members_of(group_to_zip(group())) | {"a.txt": b"x"}),
+            "does not belong in a saved group",
+            id="entry",
+        ),
+    ],
+)
+def test_a_bad_group_is_called_a_group(data: bytes, says: str) -> None:
+    refused(data, says)
+    with pytest.raises(TraceFileError) as caught:
+        read_group(data)
+    assert "trace" not in str(caught.value)
+
+
+def test_the_part_of_a_group_that_is_damaged_is_named() -> None:
+    first = changed_lines("members/3.jsonl", lambda lines: lines[0].pop("index"))
+    order = changed_lines("members/2.jsonl", lambda lines: lines.append(lines[-1]))
+    start = changed_lines("start.json", lambda lines: lines[0].update(seconds=-1.0))
+
+    refused(first, "^Member 3 of the saved group: the trace has a damaged TokenStep event")
+    refused(order, "^Member 2 of the saved group: the trace goes on after the end")
+    refused(start, "^The start of the saved group: the trace has an event from before the run")
 
 
 def put(path: list[Any], value: object) -> Callable[[dict[str, Any]], object]:

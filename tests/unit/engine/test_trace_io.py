@@ -570,7 +570,12 @@ def with_manifest(**changes: object) -> bytes:
     [
         pytest.param(b"", "not a saved trace", id="empty"),
         pytest.param(b"\x89PNG\r\n\x1a\n", "not a saved trace", id="PNG"),
-        pytest.param(to_zip(trace())[:-200], "not a saved trace", id="truncated"),
+        pytest.param(to_zip(trace())[:-200], "a part of it is missing", id="truncated"),
+        pytest.param(
+            packed({"word/document.xml": b"<x/>"}, sealed=False),
+            "not a saved trace",
+            id="other zip",
+        ),
         pytest.param(with_manifest(schema_version=99), "newer version", id="newer"),
         pytest.param(with_manifest(schema_version="1"), "damaged", id="version as text"),
         pytest.param(with_manifest(sha256={}), "checksums", id="no checksums"),
