@@ -54,7 +54,7 @@ _NO_START: Final = "The saved group has no start of a run."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
-    """A member in `group.json`; `boxes` and `answer` repeat what its events say."""
+    """A `Member` in `group.json`: all but its events, and of them the boxes and the answer."""
 
     parent: int | None
     shared_tokens: int
@@ -232,16 +232,9 @@ def _check_size(lengths: list[int]) -> None:
 
 
 def _rows(group: Group) -> tuple[_Row, ...]:
+    names = [field.name for field in dataclasses.fields(_Row)]
     return tuple(
-        _Row(
-            parent=member.parent,
-            shared_tokens=member.shared_tokens,
-            decisions=member.decisions,
-            boxes=member.boxes,
-            answer=member.answer,
-            correct=member.correct,
-        )
-        for member in group.members
+        _Row(**{name: getattr(member, name) for name in names}) for member in group.members
     )
 
 
