@@ -31,7 +31,7 @@ class Ways {
     this.now = el('p', { class: 'lb-ways-now' });
     this.meter = el('progress', { class: 'lb-ways-meter', 'aria-label': 'Runs done', max: '3',
       value: '0' });
-    this.note = el('p', { class: 'lb-banner lb-banner-warn', hidden: true });
+    this.note = el('p', { class: 'lb-ways-note', hidden: true });
     this.stop = button('Stop', { class: 'lb-stop', id: 'lb-ways-stop', title: 'Stop (Esc)' },
       () => this.app.stop());
     this.back = button('Back to the image', { class: 'lb-small', id: 'lb-ways-back' },
