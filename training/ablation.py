@@ -16,12 +16,12 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from engine.engine import Engine
-from engine.request import DisplayImage, LatentIntervention, Method
+from engine.request import LatentIntervention, Method
 from engine.trace import Trace
 from training.ablation_table import readable, table
 from training.checkpoints import write_whole
 from training.config import ConfigError, load_config
-from training.evaluate import AskConfig, asked_in_turn, outcome_of
+from training.evaluate import AskConfig, asked_in_turn
 from training.loop import Report, prefixed
 from training.metrics import METRICS_FILE
 from training.prompts import PromptConfig, PromptPool
@@ -290,11 +290,11 @@ def score(checkpoint: str, asked: AskedConfig, pool: PromptPool, seed: int) -> d
         latent_steps=asked.latent_steps,
         bottleneck=asked.bottleneck,
     )
-    images = ((DisplayImage(pixels=p.pixels, modality="DX"), p.question) for p in pool)
+    images = ((prompt.image, prompt.question) for prompt in pool)
     outcomes: list[dict[str, Any]] = []
     segments: list[np.ndarray[Any, Any]] = []
-    for question, trace, seconds in asked_in_turn(engine, images, how):
-        outcomes.append(asdict(outcome_of(question, trace, seconds)))
+    for outcome, trace in asked_in_turn(engine, images, how):
+        outcomes.append(asdict(outcome))
         if len(segments) < COMPARED and trace.latents:
             segments.append(_vectors(trace))
     return {"outcomes": outcomes, "latents": latent_cosines(segments) if segments else None}

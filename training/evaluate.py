@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
@@ -281,29 +282,30 @@ def ask(
 
 def asked_in_turn(
     engine: Engine, asked: Iterable[tuple[DisplayImage, Question]], config: AskConfig
-) -> Iterator[tuple[Question, Trace, float]]:
-    """Every question with its run.
+) -> Iterator[tuple[Outcome, Trace]]:
+    """What came of every question, and its run.
 
     For `shuffle` each question is first run as it is, and then with the latents of the one
     before it (the first: of the last).
 
     Raises:
-        EvaluationError: latents are to be shuffled, and there is only one question.
+        EvaluationError: latents are to be shuffled, and there is only one question; or a run
+            failed.
     """
-    if config.latents != "shuffle":
-        for image, question in asked:
-            yield question, *ask(engine, image, question, config)
-        return
-    listed = list(asked)
-    if len(listed) < 2:
-        raise EvaluationError("Shuffling latents across images needs at least two questions.")
-    plain = replace(config, latents="none")
-    donors = [
-        tuple(step.vector for step in ask(engine, image, question, plain)[0].latents)
-        for image, question in listed
-    ]
-    for number, (image, question) in enumerate(listed):
-        yield question, *ask(engine, image, question, config, donors[number - 1])
+    donors: Iterable[tuple[bytes, ...]] = repeat(())
+    if config.latents == "shuffle":
+        asked = list(asked)
+        if len(asked) < 2:
+            raise EvaluationError("Shuffling latents across images needs at least two questions.")
+        plain = replace(config, latents="none")
+        own = [
+            tuple(step.vector for step in ask(engine, image, question, plain)[0].latents)
+            for image, question in asked
+        ]
+        donors = (own[-1], *own[:-1])
+    for (image, question), donor in zip(asked, donors, strict=False):
+        trace, seconds = ask(engine, image, question, config, donor)
+        yield outcome_of(question, trace, seconds), trace
 
 
 def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) -> str:
@@ -329,8 +331,8 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
         raise EvaluationError("--intervention changes latent steps: it needs --method latent.")
     outcomes = []
     runs = asked_in_turn(engine, asked, config)
-    for number, (question, trace, seconds) in enumerate(runs, start=1):
-        outcomes.append(outcome_of(question, trace, seconds))
+    for number, (outcome, trace) in enumerate(runs, start=1):
+        outcomes.append(outcome)
         if options.traces:
             options.traces.mkdir(parents=True, exist_ok=True)
             write_trace(options.traces / f"{number:05d}.radtrace.zip", trace)

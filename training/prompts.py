@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from engine.request import DisplayImage
 from training.checkpoints import write_whole
 from training.phantoms import to_view8
 from training.phantoms.truth import SPLITS, seed_for
@@ -76,6 +77,11 @@ class Prompt:
 
     question: Question
     pixels: npt.NDArray[np.uint8]
+
+    @property
+    def image(self) -> DisplayImage:
+        """As the viewer would show it."""
+        return DisplayImage(pixels=self.pixels, modality="DX")
 
 
 class PromptPool(Sequence[Prompt]):

@@ -22,13 +22,12 @@ from engine.engine import Engine
 from engine.group import MAX_MEMBERS
 from engine.group_io import GROUP_SUFFIX, write_group
 from engine.loading import CheckpointError, load_checkpoint
-from engine.request import DisplayImage
 from training.adapters import AdapterConfig, add_adapter
 from training.alarm import AlarmConfig, ToolAlarm
 from training.calibration import entropy_threshold
 from training.checkpoints import STATE_FILE
 from training.config import ConfigError
-from training.evaluate import AskConfig, asked_in_turn, outcome_of, summary
+from training.evaluate import AskConfig, asked_in_turn, summary
 from training.export import ExportConfig, Thresholds, export_adapter, export_checkpoint
 from training.loop import Report, Stage, StepsConfig, prefixed, run_stage
 from training.metrics import Metrics
@@ -337,13 +336,13 @@ def validation_scores(
     engine: Engine, pool: PromptPool, config: ReinforcementConfig
 ) -> dict[str, float]:
     """Accuracy, overlap of zooms with the true boxes, zooms and seconds a question, all greedy."""
-    asked = ((DisplayImage(pixels=p.pixels, modality="DX"), p.question) for p in pool)
+    asked = ((prompt.image, prompt.question) for prompt in pool)
     how = AskConfig(
         method=config.method,
         latent_steps=config.rollouts.latent_steps,
         bottleneck=config.rollouts.bottleneck,
     )
-    table = summary([outcome_of(*run) for run in asked_in_turn(engine, asked, how)])
+    table = summary([outcome for outcome, _ in asked_in_turn(engine, asked, how)])
     found = {f"accuracy_{kind}": table["accuracy"].get(kind) for kind in ("coarse", "fine")}
     found |= {"accuracy": table["accuracy"]["overall"]}
     found |= {name: table[name] for name in ("mean_iou", "zooms_per_question", "invalid_rate")}

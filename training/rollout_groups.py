@@ -11,7 +11,7 @@ import torch
 
 from engine.engine import Engine
 from engine.latent import LatentDraw
-from engine.request import Budgets, DisplayImage, Request, Sampling, Tracing
+from engine.request import Budgets, Request, Sampling, Tracing
 from training.consensus import Consensus
 from training.objectives import LatentPolicyConfig, drawn_latents
 from training.prompts import Prompt
@@ -92,7 +92,7 @@ def policy_request(
 ) -> Request:
     """What the policy is asked, sampled and with nothing traced that training does not need."""
     return Request(
-        image=DisplayImage(pixels=prompt.pixels, modality="DX"),
+        image=prompt.image,
         question=prompt.question.text,
         options=prompt.question.options,
         method=method,

@@ -10,7 +10,7 @@ from engine.request import DisplayImage
 from engine.trace import Trace
 from tests.integration.conftest import picture
 from training.cli import main
-from training.evaluate import AskConfig, EvaluationError, asked_in_turn, outcome_of
+from training.evaluate import AskConfig, EvaluationError, asked_in_turn
 from training.questions import Question
 
 QUESTION = Question(
@@ -29,7 +29,7 @@ ASKED = [(DisplayImage(pixels=picture(seed)), QUESTION) for seed in range(3)]
 
 def runs(loaded: LoadedModel, **changes: object) -> list[Trace]:
     config = AskConfig(method="latent", latent_steps=3, **changes)  # type: ignore[arg-type]
-    return [trace for _, trace, _ in asked_in_turn(Engine(loaded), ASKED, config)]
+    return [trace for _, trace in asked_in_turn(Engine(loaded), ASKED, config)]
 
 
 def vectors(trace: Trace) -> list[bytes]:
@@ -53,7 +53,9 @@ def test_interventions_reach_the_runs(loaded: LoadedModel) -> None:
 
 
 def test_latent_maps_are_scored_against_the_targets(loaded: LoadedModel) -> None:
-    outcome = outcome_of(QUESTION, runs(loaded)[0], 1.0)
+    config = AskConfig(method="latent", latent_steps=3)
+    ((outcome, trace),) = asked_in_turn(Engine(loaded), ASKED[:1], config)
+    assert len(trace.latents) == 3
     assert outcome.latent_attended is True
     assert outcome.latent_alike is True
 
