@@ -39,7 +39,6 @@ from training.questions import (
     lung_question,
 )
 from training.real_images import load_radiographs
-from training.trajectories import is_right
 
 # Two-sided 95% of the normal distribution.
 Z: Final = 1.959964
@@ -120,7 +119,7 @@ def outcome_of(question: Question, trace: Trace, seconds: float) -> Outcome:
     return Outcome(
         family=question.family,
         kind=question.kind,
-        right=answered is not None and is_right(question, answered),
+        right=answered is not None and question.is_answered_by(answered),
         valid=answered is not None and answered.valid,
         overlap=_overlap(question, trace, targets),
         pointed=_pointed(_reasoning_maps(trace), targets),

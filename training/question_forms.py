@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from engine.trace import Answered
 from training.phantoms import (
     AnyConfig,
     AnyTruth,
@@ -78,6 +79,14 @@ class Question:
     def answer_index(self) -> int | None:
         """Index of the right option; ``None`` for an open question."""
         return self.options.index(self.answer) if self.options else None
+
+    def is_answered_by(self, answered: Answered) -> bool:
+        """Whether an answer is the right one; an invalid one never is."""
+        if not answered.valid:
+            return False
+        if self.options:
+            return answered.option == self.answer_index
+        return answered.text.strip().lower() == self.answer.lower()
 
     def as_open(self) -> Question:
         """The same question without options."""

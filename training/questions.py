@@ -50,8 +50,6 @@ __all__ = [
     "lung_question",
     "lung_questions",
     "questions_for",
-    "sample_question",
-    "vocabulary",
 ]
 
 FAMILIES_OF: Final[dict[str, dict[str, Family]]] = {
@@ -74,20 +72,6 @@ def questions_for(truth: AnyTruth, rng: Generator) -> list[Question]:
         for name, family in FAMILIES_OF[modality_of(truth)].items()
         for item in family.ask(truth)
     ]
-
-
-def sample_question(
-    truth: AnyTruth, rng: Generator, families: Sequence[str] | None = None
-) -> Question | None:
-    """One question: a family that applies, then one of its questions; ``None`` if none does."""
-    own = FAMILIES_OF[modality_of(truth)]
-    names = list(families if families is not None else own)
-    for index in rng.permutation(len(names)):
-        family = _family(names[index])
-        items = family.ask(truth) if names[index] in own else []
-        if items:
-            return worded(names[index], family, items[int(rng.integers(len(items)))], rng)
-    return None
 
 
 def balanced_questions(
@@ -152,23 +136,6 @@ def lung_question(side: str, box: Box, rng: Generator) -> Question:
 def lung_questions(boxes: dict[str, Box], rng: Generator) -> list[Question]:
     """One request to zoom for each lung whose box is given by side."""
     return [lung_question(side, box, rng) for side, box in boxes.items()]
-
-
-def vocabulary(modality: str = CHEST) -> frozenset[str]:
-    """All words that questions, options, answers and reasoning can contain, in lower case."""
-    words: set[str] = set()
-    for name, family in FAMILIES_OF[modality].items():
-        for index, answer in enumerate(family.answers):
-            case = _case(name, family, answer, seed_for("demo", index))
-            for item in family.ask(case.truth()):
-                parts = (*item.texts, *item.answers, *family.answers, item.before, item.after)
-                words.update(_words(" ".join(parts)))
-    return frozenset(words)
-
-
-def _words(text: str) -> list[str]:
-    kept = "".join(c if c.isalnum() or c in "-'" else " " for c in text.lower())
-    return kept.split()
 
 
 def _family(name: str) -> Family:

@@ -135,7 +135,7 @@ def _trajectory(
     return Trajectory(
         sequence=rollout.sequences[number],
         outcome=TrajectoryOutcome(
-            correct=question is not None and is_right(question, answered),
+            correct=question is not None and question.is_answered_by(answered),
             well_formed=well_formed(branch.text) and branch.failed_calls == 0,
             boxes=boxes,
         ),
@@ -159,15 +159,6 @@ def whole_events(
             break
         shared.append(event)
     return shared + own
-
-
-def is_right(question: Question, answered: Answered) -> bool:
-    """Whether an answer is the question's; an invalid one never is."""
-    if not answered.valid:
-        return False
-    if question.options:
-        return answered.option == question.answer_index
-    return answered.text.strip().lower() == question.answer.lower()
 
 
 def well_formed(text: str) -> bool:

@@ -5,8 +5,7 @@ import pytest
 from engine.forking import Origin
 from engine.trace import Answered, Event, Finished, Reground, TokenStep
 from tests import factories
-from training.questions import Question
-from training.trajectories import is_right, well_formed, whole_events
+from training.trajectories import well_formed, whole_events
 
 CALL = '<tool_call>\n{"name": "image_zoom_in_tool"}\n</tool_call>'
 
@@ -28,37 +27,6 @@ CALL = '<tool_call>\n{"name": "image_zoom_in_tool"}\n</tool_call>'
 )
 def test_form(text: str, fine: bool) -> None:
     assert well_formed(text) is fine
-
-
-def answered(text: str, option: int | None, valid: bool = True) -> Answered:
-    options = ("left", "right") if option is not None else ()
-    return Answered(
-        seconds=1.0, text=text, option=option, valid=valid, options=options, probabilities=()
-    )
-
-
-def question(options: tuple[str, ...]) -> Question:
-    return Question(
-        family="nodule_side",
-        kind="coarse",
-        text="Which side?",
-        options=options,
-        answer="right",
-        target_boxes=(),
-        reasoning="",
-        reasoning_before_zoom="",
-        reasoning_after_zoom="",
-    )
-
-
-def test_right_and_wrong() -> None:
-    choice = question(("left", "right"))
-    assert is_right(choice, answered("right", 1))
-    assert not is_right(choice, answered("left", 0))
-    assert not is_right(choice, answered("right", 1, valid=False))
-    free = question(())
-    assert is_right(free, answered(" Right ", None))
-    assert not is_right(free, answered("left", None))
 
 
 def test_a_forks_events_begin_with_what_it_shares() -> None:
