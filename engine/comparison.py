@@ -21,6 +21,7 @@ from engine.trace import (
     Finished,
     ModelFacts,
     Reground,
+    RunStarted,
     TokenStep,
     Trace,
 )
@@ -31,6 +32,10 @@ Effect = Literal["nothing", "answer", "surer", "less_sure", "on_the_way", "unkno
 WAYS: Final[tuple[Way, ...]] = get_args(Way)
 # Beliefs that differ by less look the same in whole percentage points.
 NOTICEABLE: Final = 0.01
+
+_UNLIKE: Final = (
+    "This image is unlike what the checkpoint was trained on: expect a meaningless answer."
+)
 
 _DOES: Final[Mapping[Way, str]] = {
     "direct": "one look at the whole image, no zoom",
@@ -203,7 +208,11 @@ def compare(done: Mapping[RunKey, Trace]) -> tuple[WayReport, ...]:
 
 
 def report_json(done: Mapping[RunKey, Trace]) -> dict[str, Any]:
-    """The report as JSON: what the page shows and `python -m engine compare --json` prints."""
+    """The report as JSON: what the page shows and `python -m engine compare --json` prints.
+
+    `notices` are those of the first run that began; where `unlike` says that the image is unlike
+    those that the checkpoint was trained on, the last of them is about that.
+    """
     started = next((trace.started for trace in done.values() if trace.started), None)
     return {
         "model": started.model.id if started else None,
@@ -212,6 +221,8 @@ def report_json(done: Mapping[RunKey, Trace]) -> dict[str, Any]:
         "options": list(started.request.options) if started else [],
         "seed": started.request.seed if started else None,
         "zoom_note": zoom_note(started.model) if started else "",
+        "notices": _notices(started) if started else [],
+        "unlike": started is not None and _unlike(started),
         "threshold": _threshold(done),
         "ways": [asdict(way) for way in compare(done)],
     }
@@ -224,6 +235,16 @@ def zoom_note(model: ModelFacts) -> str:
     if not {"zoom", "auto"} & set(model.trained_methods):
         return "This checkpoint was not trained to zoom: where it looks again is guesswork."
     return ""
+
+
+def _unlike(started: RunStarted) -> bool:
+    distance = started.out_of_distribution
+    return distance is not None and distance.flagged
+
+
+def _notices(started: RunStarted) -> list[str]:
+    # The engine names a strange image last; an older trace may only carry the flag.
+    return list(started.notices) or ([_UNLIKE] if _unlike(started) else [])
 
 
 def _threshold(done: Mapping[RunKey, Trace]) -> float | None:
@@ -420,8 +441,7 @@ def _failure(trace: Trace) -> Failed | None:
 def readable_rows(report: Mapping[str, Any]) -> list[str]:
     """A report of `report_json` as lines of text."""
     lines = [f"{report['model']}, seed {report['seed']}"]
-    if report["zoom_note"]:
-        lines.append(str(report["zoom_note"]))
+    lines += [*report["notices"], *([report["zoom_note"]] if report["zoom_note"] else [])]
     for way in report["ways"]:
         lines += ["", f"{way['way']}: {_DOES[way['way']]}", *_way_lines(way, report["options"])]
     return lines

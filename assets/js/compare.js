@@ -31,7 +31,7 @@ class Ways {
     this.now = el('p', { class: 'lb-ways-now' });
     this.meter = el('progress', { class: 'lb-ways-meter', 'aria-label': 'Runs done', max: '3',
       value: '0' });
-    this.note = el('p', { class: 'lb-ways-note', hidden: true });
+    this.notes = el('div', { class: 'lb-ways-notes' });
     this.stop = button('Stop', { class: 'lb-stop', id: 'lb-ways-stop', title: 'Stop (Esc)' },
       () => this.app.stop());
     this.back = button('Back to the image', { class: 'lb-small', id: 'lb-ways-back' },
@@ -41,7 +41,7 @@ class Ways {
       el('div', { class: 'lb-ways-head' },
         el('div', { class: 'lb-ways-words' }, this.heading, this.question),
         el('div', { class: 'lb-ways-go' }, this.stop, this.back)),
-      el('div', { class: 'lb-ways-progress' }, this.now, this.meter), this.note,
+      el('div', { class: 'lb-ways-progress' }, this.now, this.meter), this.notes,
       el('ol', { class: 'lb-ways-list' }, ...this.columns),
       el('p', { class: 'lb-quiet', text: 'Belief is the model\'s own, and no proof that it is '
         + 'right. ' + LB.text.answer }));
@@ -119,8 +119,7 @@ class Ways {
     const { comparison } = this;
     const { report } = comparison;
     this.question.textContent = comparison.question;
-    this.note.textContent = report.zoom_note;
-    this.note.hidden = !report.zoom_note;
+    this.tell(report);
     this.stop.hidden = !comparison.running;
     this.meter.hidden = !comparison.running;
     this.meter.max = comparison.total;
@@ -133,6 +132,20 @@ class Ways {
         .find((node) => node.dataset.opens === held);
       if (again && document.activeElement !== again) again.focus({ preventScroll: true });
     }
+  }
+
+  // What limits all of these runs; where the image is a strange one, the last notice says so.
+  tell(report) {
+    const key = JSON.stringify([report.notices, report.unlike, report.zoom_note]);
+    if (this.told === key) return;
+    this.told = key;
+    const strange = report.unlike ? report.notices[report.notices.length - 1] : '';
+    const plain = report.unlike ? report.notices.slice(0, -1) : report.notices;
+    const warnings = [strange, report.zoom_note].filter(Boolean);
+    clear(this.notes,
+      ...warnings.map((text) => el('p', { class: 'lb-ways-note', text })),
+      ...plain.map((text) => el('p', { class: 'lb-quiet', text })));
+    this.notes.hidden = !warnings.length && !plain.length;
   }
 
   sentence(state) {

@@ -79,3 +79,12 @@ def test_stopping_keeps_what_is_done(open_page: OpenPage, tmp_path: Path) -> Non
             "<img src=x onerror=alert(1)>"
         )
         expect(page.locator('[data-way="entropy_rule"]')).to_contain_text("Not run.")
+
+
+def test_a_strange_image_is_named_above_the_ways(open_page: OpenPage, tmp_path: Path) -> None:
+    with served(tmp_path / "page", "--flagged") as server:
+        page = open_page(server)
+        begin(page)
+        wait_for(page, "ready")
+
+        expect(page.locator(".lb-ways-note")).to_contain_text("unlike what")

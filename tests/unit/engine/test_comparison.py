@@ -326,7 +326,22 @@ def test_a_checkpoint_that_was_not_trained_to_zoom_says_so() -> None:
     assert "Nobody has said" in zoom_note(replace(facts, trained_methods=()))
 
 
+@pytest.mark.parametrize("notices", [(), ("Drawn images only.", "A strange image.")])
+def test_a_strange_image_is_told_with_the_report(notices: tuple[str, ...]) -> None:
+    start = replace(started(BASE, "run", flagged=True), notices=notices)
+    done = {RunKey("direct"): failed(), OWN: Trace((start, *run().events[1:]))}
+
+    report = report_json(done)
+
+    assert report["unlike"]
+    assert report["notices"] == list(notices) or "unlike what" in report["notices"][0]
+    assert report["notices"]
+    assert readable_rows(report)[1 : 1 + len(report["notices"])] == report["notices"]
+    plain = report_json({OWN: run()})
+    assert (plain["unlike"], plain["notices"]) == (False, [])
+
+
 def test_an_empty_report_is_empty() -> None:
-    assert report_json({})["ways"] == []
+    assert report_json({})["ways"] == report_json({})["notices"] == []
     assert next_run({}) == RunKey("direct")
     assert isinstance(run().events[-1], Finished)
