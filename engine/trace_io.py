@@ -168,13 +168,16 @@ def from_json(encoded: Mapping[str, Any], blobs: dict[str, bytes] | None = None)
             type, or a picture that is not in `blobs`.
     """
     found = {} if blobs is None else blobs
-    fields = {key: _inlined(value, key, found) for key, value in encoded.items() if key != "type"}
     name = encoded.get("type")
     if not isinstance(name, str) or name not in _EVENT_BY_NAME:
         raise TraceFileError("The trace holds an event of a kind that this version does not know.")
     try:
+        fields = {key: _inlined(item, key, found) for key, item in encoded.items() if key != "type"}
         (event,) = _adapter(name).validate_json(json.dumps([fields]))
-    except (ValidationError, ValueError) as error:
+    except TraceFileError:
+        raise
+    except (ValidationError, ValueError, RecursionError) as error:
+        # The parser of JSON takes deeper nesting than what walks over it, or writes it again.
         raise TraceFileError(f"The trace has a damaged {name} event{_where(error)}.") from error
     _check_event(event)
     return event

@@ -26,7 +26,7 @@ from engine.group_io import (
 from engine.trace import Reground, Trace
 from engine.trace_io import TraceFileError, read_trace, to_zip
 from tests.factories import events_of, group, request, started, trace
-from tests.unit.engine.test_trace_io import members_of, packed
+from tests.unit.engine.test_trace_io import members_of, nested, packed
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -248,6 +248,16 @@ def test_a_tree_that_is_no_object_is_refused(text: bytes) -> None:
     files = members_of(group_to_zip(group())) | {"group.json": text}
 
     refused(packed(files, method=zipfile.ZIP_STORED), "damaged|not finite")
+
+
+@pytest.mark.parametrize("name", ["members/5.jsonl", "start.json", "group.json"])
+@pytest.mark.parametrize("depth", [300, 500, 700, 900, 1000, 5000])
+def test_deep_nesting_is_refused(name: str, depth: int) -> None:
+    files = members_of(group_to_zip(group()))
+    first, *others = files[name].splitlines() if name.endswith("l") else [files[name]]
+    files[name] = b"\n".join([nested(first, depth), *others])
+
+    refused(packed(files, method=zipfile.ZIP_STORED), "damaged|not valid JSON")
 
 
 @pytest.mark.parametrize("name", ["members/5.jsonl", "start.json"])

@@ -559,6 +559,20 @@ def test_lines_that_are_no_objects_are_refused() -> None:
         refused(packed(members, method=zipfile.ZIP_STORED), "line")
 
 
+def nested(line: bytes, depth: int) -> bytes:
+    """A line of JSON with one more field, of as many objects as that in each other."""
+    return line.rstrip()[:-1] + b',"a":' + b'{"a":' * depth + b"1" + b"}" * depth + b"}"
+
+
+@pytest.mark.parametrize("depth", [300, 500, 700, 900, 1000, 5000])
+def test_deep_nesting_is_refused(depth: int) -> None:
+    members = members_of(to_zip(trace()))
+    first, *others = members["trace.jsonl"].splitlines()
+    members["trace.jsonl"] = b"\n".join([first, nested(others[0], depth), *others[1:]])
+
+    refused(packed(members, method=zipfile.ZIP_STORED), "damaged|not valid JSON")
+
+
 def with_manifest(**changes: object) -> bytes:
     members = members_of(to_zip(trace()))
     manifest = json.loads(members["manifest.json"]) | changes
