@@ -357,6 +357,13 @@ def test_limits_hold_for_reading_and_for_writing(monkeypatch: pytest.MonkeyPatch
             patch.setattr(module, limit, value)
             with pytest.raises(TraceFileError, match=says):
                 group_to_zip(group())
+    # Of six crops one has room beside six members, the tree, the start, its views, the manifest.
+    for module in (trace_io, group_io):
+        monkeypatch.setattr(module, "MAX_ENTRIES", 12)
+    full = group_to_zip(group())
+    assert sum(name.startswith("crops/") for name in members_of(full)) == 1
+    assert len(members_of(full)) == 12
+    assert read_group(full) == group()
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
