@@ -30,6 +30,7 @@ from typing import Any, Final, NoReturn
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from engine.request import MAX_OPTION_CHARACTERS, MAX_OPTIONS, MAX_QUESTION_CHARACTERS
 from engine.trace import (
     EVENT_TYPES,
     SCHEMA_VERSION,
@@ -39,6 +40,7 @@ from engine.trace import (
     Finished,
     LatentStep,
     Reground,
+    RequestFacts,
     RunStarted,
     TokenStep,
     Trace,
@@ -257,6 +259,7 @@ def _check_event(event: Event) -> None:
     if event.seconds < 0:
         raise TraceFileError("The trace has an event from before the run began.")
     if isinstance(event, RunStarted):
+        _check_request(event.request)
         image = event.image
         _check_grid(image.rows, image.columns)
         for side in (image.source_width, image.source_height):
@@ -272,6 +275,15 @@ def _check_event(event: Event) -> None:
         x0, y0, x1, y1 = event.box
         if not (0.0 <= x0 < x1 <= 1.0 and 0.0 <= y0 < y1 <= 1.0):
             raise TraceFileError("The trace has a crop that lies outside the image.")
+
+
+def _check_request(request: RequestFacts) -> None:
+    if len(request.question) > MAX_QUESTION_CHARACTERS:
+        raise TraceFileError("The trace has a question that is longer than can be asked.")
+    if len(request.options) > MAX_OPTIONS:
+        raise TraceFileError("The trace has more answer options than can be asked.")
+    if any(len(option) > MAX_OPTION_CHARACTERS for option in request.options):
+        raise TraceFileError("The trace has an answer option that is longer than can be asked.")
 
 
 def _check_grid(rows: int, columns: int) -> None:

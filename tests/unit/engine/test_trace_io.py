@@ -275,6 +275,25 @@ def test_a_start_from_before_sides_were_kept_has_none() -> None:
         from_json({**old, "image": {**old["image"], "left_edge": "<b>"}})
 
 
+@pytest.mark.parametrize(
+    ("field", "most", "over", "says"),
+    [
+        ("question", "q" * 1000, "q" * 1001, "question that is longer"),
+        ("options", ("a",) * 10, ("a",) * 11, "more answer options"),
+        ("options", ("a" * 200, "b"), ("a", "b" * 201), "answer option that is longer"),
+    ],
+)
+def test_what_could_not_be_asked_is_refused(field: str, most: Any, over: Any, says: str) -> None:
+    start = trace().started
+    assert start is not None
+    longest = replace(start, request=replace(start.request, **{field: most}))
+    longer = to_json(replace(start, request=replace(start.request, **{field: over})))
+
+    assert loads(dumps(longest)) == longest
+    with pytest.raises(TraceFileError, match=says):
+        from_json(longer)
+
+
 def test_an_event_names_its_type_and_its_seconds_first() -> None:
     for event in trace():
         keys = list(to_json(event))
