@@ -32,6 +32,7 @@ from engine.trace_io import (
     MAX_EVENTS,
     VIEWS,
     TraceFileError,
+    check_archive,
     check_order,
     event_lines,
     events_of_lines,
@@ -75,8 +76,12 @@ class _Tree:
 
 
 def is_group_file(data: bytes) -> bool:
-    """Whether the directory of an archive lists a tree; nothing is unpacked or checked."""
+    """Whether the directory of an archive lists a tree; nothing is unpacked.
+
+    An archive that is too large to be opened is none.
+    """
     try:
+        check_archive(data)
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _TREE in archive.namelist()
     except Exception:  # noqa: BLE001 - what zipfile raises on damaged input has no base class

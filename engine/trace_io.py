@@ -52,6 +52,8 @@ SUFFIX: Final = ".radtrace.zip"
 MAX_FILE_BYTES: Final = 50 * 2**20
 MAX_UNPACKED_BYTES: Final = 256 * 2**20
 MAX_ENTRIES: Final = 500
+# An entry in the directory of an archive: 46 bytes, and then its name, extra fields and comment.
+MAX_ENTRY_BYTES: Final = 512
 MAX_RATIO: Final = 100
 MAX_EVENTS: Final = 100_000
 # Beside their pictures, a file holds a manifest, the events, and two views of the image.
@@ -497,8 +499,7 @@ def unsealed(
         OSError: the path cannot be read.
     """
     data = source if isinstance(source, bytes) else file_bytes(Path(source))
-    if len(data) > MAX_FILE_BYTES:
-        raise TraceFileError(f"The file is larger than {MAX_FILE_BYTES // 2**20} MB.")
+    check_archive(data)
     # What zipfile and its codecs raise on damaged input (BadZipFile, zlib.error, EOFError,
     # RuntimeError, struct.error, ...) shares no base class.
     try:
@@ -527,6 +528,39 @@ def file_bytes(path: Path) -> bytes:
     """
     with path.open("rb") as stream:
         return stream.read(MAX_FILE_BYTES + 1)
+
+
+def check_archive(data: bytes) -> None:
+    """Whether an archive is small enough to be opened, by its size and that of its directory.
+
+    `zipfile` makes an object of every entry before it can be asked how many there are.
+
+    Raises:
+        TraceFileError: it is not.
+    """
+    if len(data) > MAX_FILE_BYTES:
+        raise TraceFileError(f"The file is larger than {MAX_FILE_BYTES // 2**20} MB.")
+    place = _end_of_directory(data)
+    if place is None:
+        return
+    entries, size = struct.unpack_from("<HL", data, place + 10)
+    # The locator of zip64 stands before it, for more entries than any saved run has. The number of
+    # entries may lie; the directory is read to its size.
+    zip64 = data[max(0, place - 20) : place].startswith(b"PK\6\7")
+    if zip64 or entries > MAX_ENTRIES or size > MAX_ENTRIES * MAX_ENTRY_BYTES:
+        raise TraceFileError(f"The file has more than {MAX_ENTRIES} entries.")
+
+
+def _end_of_directory(data: bytes) -> int | None:
+    """Where the record of the end of a zip's directory begins, as `zipfile` looks for it.
+
+    APPNOTE.TXT section 4.3.16: 22 bytes, then a comment of up to 65,535.
+    """
+    last = len(data) - 22
+    if last >= 0 and data.startswith(b"PK\5\6", last) and data.endswith(b"\0\0"):
+        return last
+    place = data.rfind(b"PK\5\6", max(0, last - 0x10000))
+    return place if 0 <= place <= last else None
 
 
 def _check_kind(names: list[str], kind: FileKind) -> None:
