@@ -40,7 +40,7 @@ _UNLIKE: Final = (
 _DOES: Final[Mapping[Way, str]] = {
     "direct": "one look at the whole image, no zoom",
     "own_calls": "zooms where the model itself asks for them",
-    "entropy_rule": "zooms after every word that it is unsure of",
+    "entropy_rule": "zooms after every word that it is unsure of, as long as closer looks are left",
 }
 
 

@@ -3,7 +3,8 @@
 const WAYS = {
   direct: ['One look', 'No zoom: it answers from the whole image alone.'],
   own_calls: ['When it asks', 'It zooms where it asks for a closer look itself.'],
-  entropy_rule: ['When it is unsure', 'The program makes it zoom after an unsure word.'],
+  entropy_rule: ['When it is unsure', 'The program makes it zoom after an unsure word, as long as '
+    + 'closer looks are left.'],
 };
 
 const TOKEN_HINT = 'A token is a word, or a part of one, that the model writes; it reads a picture '
@@ -94,7 +95,7 @@ class Ways {
   update(ready) {
     this.start.disabled = !ready;
     this.start.title = 'Without a zoom, with those that the model asks for, and with one after '
-      + 'every unsure word; then once more without each of them.';
+      + 'every unsure word, as long as closer looks are left; then once more without each of them.';
     this.show.hidden = !this.comparison;
   }
 

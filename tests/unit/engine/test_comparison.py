@@ -202,6 +202,8 @@ def test_a_way_that_broke_off_or_was_shown_nothing_adds_none() -> None:
 def test_progress_is_told_in_words() -> None:
     done: dict[RunKey, Trace] = {RunKey("direct"): run(zooms=0)}
     assert progress(done, OWN).startswith("Run 2 of at least 3: zooms where the model itself")
+    # The rule ends with the budget of crops.
+    assert progress(done, RunKey("entropy_rule")).endswith(", as long as closer looks are left.")
 
     done |= {OWN: run(), RunKey("entropy_rule"): run(zooms=0)}
     assert progress(done, RunKey("own_calls", 1)) == (
