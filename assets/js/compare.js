@@ -112,6 +112,7 @@ class Ways {
   close(refocus) {
     delete this.app.root.dataset.view;
     this.show.hidden = !this.comparison;
+    this.sayAside();
     if (refocus) this.show.focus();
     window.dispatchEvent(new Event('resize'));
   }
@@ -167,6 +168,12 @@ class Ways {
     else if (comparison.running && comparison.words) more = ' Word ' + comparison.words + '.';
     if (state.error) more = ' ' + state.error.message;
     this.now.textContent = text + more;
+    this.sayAside();
+  }
+
+  // Where the comparison goes on behind the image, the status of the image tells of it.
+  sayAside() {
+    if (this.running() && !this.isOpen()) this.app.say(this.now.textContent, 'busy');
   }
 
   // ---- columns ---------------------------------------------------------------------------
