@@ -93,7 +93,13 @@ def test_one_way_that_cannot_be_run_leaves_the_others(call: Call) -> None:
 
 def test_bad_input_is_one_line(call: Call, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "own-calls-without-2.radtrace.zip").write_text("x")
 
-    for arguments in (("--seed", "-1"), ("--out", str(tmp_path / "file"))):
+    for arguments in (
+        ("--seed", "-1"),
+        ("--out", str(tmp_path / "file")),
+        ("--out", str(tmp_path / "full")),
+    ):
         status, out, err = call(*arguments)
         assert (status, out, err.count("\n")) == (2, "", 1)
