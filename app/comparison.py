@@ -7,12 +7,22 @@ comparison, the pictures that the page fetches, and the state that the page draw
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engine.comparison import RunKey, next_run, planned_runs, progress, report_json, request_of
 from engine.request import Request
-from engine.trace import Event, Failed, Finished, Reground, RunStarted, TokenStep, Trace
+from engine.trace import (
+    Event,
+    Failed,
+    Finished,
+    ImageFacts,
+    Reground,
+    RunStarted,
+    TokenStep,
+    Trace,
+)
 
 Json = dict[str, Any]
 
@@ -36,6 +46,7 @@ class Comparison:
         self._current: RunKey | None = None
         self._events: list[Event] = []
         self._words = 0
+        self._image: ImageFacts | None = None
         self._report: Json | None = None
 
     def begin(self) -> Request | None:
@@ -64,10 +75,22 @@ class Comparison:
             isinstance(last, Finished) and last.reason != "stopped"
         )
         if whole and self._current is not None:
-            self.traces[self._current] = Trace.from_events(self._events)
+            self.traces[self._current] = Trace.from_events(map(self._shared, self._events))
             self._report = None
         self._current, self._events = None, []
         return whole
+
+    def _shared(self, event: Event) -> Event:
+        """The event, with pictures that the first run has as well held once for all of them."""
+        if not isinstance(event, RunStarted):
+            return event
+        if self._image is None:
+            self._image = event.image
+        first, image = self._image, event.image
+        if (image.display_png, image.seen_png) != (first.display_png, first.seen_png):
+            return event
+        own = replace(image, display_png=first.display_png, seen_png=first.seen_png)
+        return replace(event, image=own)
 
     def end(self) -> None:
         """No further run will be made."""

@@ -163,10 +163,10 @@ class Handlers:
             return gr.skip(), gr.skip()
         with session.lock:
             events = tuple(session.events)
-            if session.view is None and session.group is not None:
-                # The chart of the member that was open has nothing to stand beside.
+            if session.view is None:
+                # The chart of what was open before has nothing to stand beside.
                 return gr.skip(), gr.update(visible=False)
-            if session.view is None or session.view.status == "running":
+            if session.view.status == "running":
                 return gr.skip(), gr.skip()
         figure: go.Figure = run_chart(Trace.from_events(events))
         return figure, gr.update(visible=True)

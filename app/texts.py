@@ -90,8 +90,9 @@ at every word, where it looks again and why, and what each step does to its answ
 - **Inner steps.** Steps without words. Published studies found that they often hardly matter:
   use *What if* to leave them out and compare.
 - **Ways to look again.** *Compare ways to look again* runs the question without a closer look, with
-  those that the model asks for, and with one after every unsure word; then once more without each
-  of them. It shows what every closer look cost, and what it changed.
+  those that the model asks for, and with one after every unsure word as long as closer looks are
+  left; then once more without each of them. It shows what every closer look cost, and what it
+  changed.
 - **Belief.** How probable each answer option would be if the model had to answer at that point.
 
 ### Your data

@@ -388,6 +388,9 @@ def _check_target_folder(path: Path) -> None:
         path.mkdir(exist_ok=True)
     except OSError as error:
         raise UsageError(f"{path.name} cannot be made a folder: {error.strerror}.") from error
+    # Those of another comparison would lie among the new ones and be taken for theirs.
+    if any(path.glob(f"*{SUFFIX}")):
+        raise UsageError(f"{path.name} holds saved traces already: name an empty folder.")
     _check_target(path / "trace")
 
 

@@ -21,6 +21,7 @@ from engine.trace import (
     Finished,
     ModelFacts,
     Reground,
+    RunStarted,
     TokenStep,
     Trace,
 )
@@ -32,10 +33,14 @@ WAYS: Final[tuple[Way, ...]] = get_args(Way)
 # Beliefs that differ by less look the same in whole percentage points.
 NOTICEABLE: Final = 0.01
 
+_UNLIKE: Final = (
+    "This image is unlike what the checkpoint was trained on: expect a meaningless answer."
+)
+
 _DOES: Final[Mapping[Way, str]] = {
     "direct": "one look at the whole image, no zoom",
     "own_calls": "zooms where the model itself asks for them",
-    "entropy_rule": "zooms after every word that it is unsure of",
+    "entropy_rule": "zooms after every word that it is unsure of, as long as closer looks are left",
 }
 
 
@@ -123,9 +128,14 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Withheld:
-    """The same run with one crop withheld; `failure` is a sentence, or empty."""
+    """The same run with one crop withheld; `failure` is a sentence, or empty.
+
+    `answer`, `option` and `valid` are as in `WayReport`.
+    """
 
     answer: str
+    option: int | None
+    valid: bool
     end: Standing | None
     tokens: int
     seconds: float
@@ -203,7 +213,11 @@ def compare(done: Mapping[RunKey, Trace]) -> tuple[WayReport, ...]:
 
 
 def report_json(done: Mapping[RunKey, Trace]) -> dict[str, Any]:
-    """The report as JSON: what the page shows and `python -m engine compare --json` prints."""
+    """The report as JSON: what the page shows and `python -m engine compare --json` prints.
+
+    `notices` are those of the first run that began; where `unlike` says that the image is unlike
+    those that the checkpoint was trained on, the last of them is about that.
+    """
     started = next((trace.started for trace in done.values() if trace.started), None)
     return {
         "model": started.model.id if started else None,
@@ -211,7 +225,10 @@ def report_json(done: Mapping[RunKey, Trace]) -> dict[str, Any]:
         "question": started.request.question if started else None,
         "options": list(started.request.options) if started else [],
         "seed": started.request.seed if started else None,
+        "temperature": started.request.sampling.temperature if started else None,
         "zoom_note": zoom_note(started.model) if started else "",
+        "notices": _notices(started) if started else [],
+        "unlike": started is not None and _unlike(started),
         "threshold": _threshold(done),
         "ways": [asdict(way) for way in compare(done)],
     }
@@ -224,6 +241,16 @@ def zoom_note(model: ModelFacts) -> str:
     if not {"zoom", "auto"} & set(model.trained_methods):
         return "This checkpoint was not trained to zoom: where it looks again is guesswork."
     return ""
+
+
+def _unlike(started: RunStarted) -> bool:
+    distance = started.out_of_distribution
+    return distance is not None and distance.flagged
+
+
+def _notices(started: RunStarted) -> list[str]:
+    # The engine names a strange image last; an older trace may only carry the flag.
+    return list(started.notices) or ([_UNLIKE] if _unlike(started) else [])
 
 
 def _threshold(done: Mapping[RunKey, Trace]) -> float | None:
@@ -287,7 +314,7 @@ def _zoom(
         step=_change(before, after, followed),
         gain=gain,
         effect=effect,
-        verdict=_verdict(effect, withheld, gain),
+        verdict=_verdict(effect, trace, withheld, gain),
     )
 
 
@@ -321,6 +348,8 @@ def _withheld(trace: Trace) -> Withheld:
     answered, finished, failure = trace.answered, _finished(trace), _failure(trace)
     return Withheld(
         answer=answered.text if answered else "",
+        option=answered.option if answered else None,
+        valid=bool(answered and answered.valid),
         end=_standing(trace, "end"),
         tokens=finished.counts.generated if finished else len(trace.tokens),
         seconds=finished.seconds if finished else 0.0,
@@ -337,7 +366,7 @@ def _effect(
     answered: Answered | None = trace.answered
     if withheld is None or withheld.failure or answered is None:
         return "unknown"
-    if withheld.answer != answered.text:
+    if _read(withheld) != _read(answered):
         return "answer"
     if gain is not None and abs(gain) >= NOTICEABLE:
         return "surer" if gain > 0 else "less_sure"
@@ -345,27 +374,55 @@ def _effect(
     return "nothing" if unmoved else "on_the_way"
 
 
-def _verdict(effect: Effect, withheld: Withheld | None, gain: float | None) -> str:
+def _read(run: Answered | Withheld) -> int | str | None:
+    """What answers compare by: the option, else the words; None where none can be read."""
+    if not run.valid:
+        return None
+    if run.option is not None:
+        return run.option
+    return run.text if isinstance(run, Answered) else run.answer
+
+
+def _verdict(effect: Effect, trace: Trace, withheld: Withheld | None, gain: float | None) -> str:
+    answered, started = trace.answered, trace.started
+    if effect == "unknown" or withheld is None or answered is None:
+        why = f"broke off. {withheld.failure}" if withheld and withheld.failure else "is missing."
+        return f"What it changed is not known: the run without it {why}"
+    temperature = started.request.sampling.temperature if started else 0.0
+    if effect == "answer":
+        text = _changed_answer(answered, withheld, drawn=temperature > 0)
+    elif answered.valid:
+        text = _same_answer(effect, gain, "Same answer without it", "it")
+    else:
+        none = "No readable answer with it or without it"
+        text = _same_answer(effect, gain, none, "the likeliest option")
+    if temperature > 0:
+        # After the crop, the same seed draws from other probabilities.
+        text += f" This is one draw at temperature {temperature:g}: chance alone can do as much."
+    return text
+
+
+def _changed_answer(answered: Answered, withheld: Withheld, *, drawn: bool) -> str:
+    says = "In this draw the answer is another" if drawn else "This zoom decided the answer"
+    if not answered.valid:
+        return f"{says}: without it, it is “{withheld.answer}”; with it, none can be read."
+    if not withheld.valid:
+        return f"{says}: without it, there is no readable answer."
+    return f"{says}: without it, it is “{withheld.answer}”."
+
+
+def _same_answer(effect: Effect, gain: float | None, answers: str, followed: str) -> str:
     points = "" if gain is None else f"{abs(gain) * 100:.0f}"
     unit = "percentage point" if points == "1" else "percentage points"
     match effect:
-        case "nothing":
-            return "This zoom changed nothing: neither the answer nor, by a whole point, a belief."
-        case "answer":
-            other = withheld.answer if withheld else ""
-            instead = f"“{other}”" if other else "none at all"
-            return f"This zoom decided the answer: without it, it is {instead}."
         case "surer":
-            return f"Same answer without it; with it, the belief in it is {points} {unit} higher."
+            return f"{answers}; with it, the belief in {followed} is {points} {unit} higher."
         case "less_sure":
-            return f"Same answer without it; with it, the belief in it is {points} {unit} lower."
+            return f"{answers}; with it, the belief in {followed} is {points} {unit} lower."
         case "on_the_way":
-            return "It moved beliefs, but without it the answer and the belief in it are the same."
-        case "unknown":
-            why = (
-                f"broke off. {withheld.failure}" if withheld and withheld.failure else "is missing."
-            )
-            return f"What it changed is not known: the run without it {why}"
+            return f"{answers}; it moved other beliefs alone."
+        case _:
+            return f"{answers}; this zoom changed nothing: no belief, by a whole point."
 
 
 def _same(one: Standing | None, other: Standing | None) -> bool:
@@ -419,9 +476,8 @@ def _failure(trace: Trace) -> Failed | None:
 
 def readable_rows(report: Mapping[str, Any]) -> list[str]:
     """A report of `report_json` as lines of text."""
-    lines = [f"{report['model']}, seed {report['seed']}"]
-    if report["zoom_note"]:
-        lines.append(str(report["zoom_note"]))
+    lines = [f"{report['model']}, seed {report['seed']}, temperature {report['temperature']}"]
+    lines += [*report["notices"], *([report["zoom_note"]] if report["zoom_note"] else [])]
     for way in report["ways"]:
         lines += ["", f"{way['way']}: {_DOES[way['way']]}", *_way_lines(way, report["options"])]
     return lines

@@ -28,9 +28,11 @@ from engine.group import MAX_MEMBERS, ForkDecision, Group, GroupError, Member, s
 from engine.trace import Event, Reground, RunStarted, Trace
 from engine.trace_io import (
     GROUP_FILE,
+    MAX_ENTRIES,
     MAX_EVENTS,
     VIEWS,
     TraceFileError,
+    check_archive,
     check_order,
     event_lines,
     events_of_lines,
@@ -74,8 +76,12 @@ class _Tree:
 
 
 def is_group_file(data: bytes) -> bool:
-    """Whether the directory of an archive lists a tree; nothing is unpacked or checked."""
+    """Whether the directory of an archive lists a tree; nothing is unpacked.
+
+    An archive that is too large to be opened is none.
+    """
     try:
+        check_archive(data)
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _TREE in archive.namelist()
     except Exception:  # noqa: BLE001 - what zipfile raises on damaged input has no base class
@@ -99,7 +105,8 @@ def group_to_zip(group: Group, *, app_version: str = "") -> bytes:
         TraceFileError: for what `read_group` would refuse.
     """
     _check_size([len(member.trace) for member in group.members])
-    members: dict[str, bytes] = {}
+    members: dict[str, bytes] = {_TREE: _tree_bytes(group)}
+    members |= {_member_name(number): b"" for number in range(len(group.members))}
     members[_START] = event_lines([group.started], functools.partial(_store, members, 0))
     for number, member in enumerate(group.members):
         if member.trace.events[0] != member_start(group.started, number):
@@ -107,7 +114,6 @@ def group_to_zip(group: Group, *, app_version: str = "") -> bytes:
         check_order(member.trace)
         store = functools.partial(_store, members, number)
         members[_member_name(number)] = event_lines(_own_events(group, number), store)
-    members[_TREE] = _tree_bytes(group)
     return sealed(members, {"app_version": app_version, "members": len(group.members)}, GROUP_FILE)
 
 
@@ -208,8 +214,10 @@ def _store(
     members: dict[str, bytes], number: int, event: Event, field: str, data: bytes
 ) -> str | None:
     name = f"crops/{number}-{event.number}.png" if isinstance(event, Reground) else VIEWS[field]
-    if name in members or not _is_member(name):
-        return None  # It stays inline.
+    # What has no name of its own stays inline, and so does what the file has no room for beside
+    # its manifest.
+    if name in members or not _is_member(name) or len(members) + 1 >= MAX_ENTRIES:
+        return None
     members[name] = data
     return name
 

@@ -348,6 +348,8 @@ class Rollout:
             self._tell(row, NO_ZOOMS_LEFT)
             return
         branch.crops += 1
+        # Probed before anything of the crop is made, so that cutting it counts as its cost.
+        yield from self._believe(row, "before_crop", branch.opening(), branch.crops)
         crop = cut_crop(
             pixels=self.start.pixels,
             number=branch.crops,
@@ -357,7 +359,6 @@ class Rollout:
             manifest=self.decoder.loaded.manifest,
             interventions=self.request.interventions,
         )
-        yield from self._believe(row, "before_crop", branch.opening(), crop.number)
         trigger = branch.trigger or Trigger(
             kind="request", token_index=branch.tokens, entropy_nats=None, threshold=None
         )
@@ -368,6 +369,9 @@ class Rollout:
             tokens = self.decoder.encode(crop.seen)
             self._crop_tokens += crop.seen.grid.cells
             self._append(row, tool_response_text(), [(crop.number, tokens, crop.seen.grid)])
+        if self.decoder.device.type == "cuda":
+            # The crop is in the cache once the device has done what it was given.
+            torch.cuda.synchronize(self.decoder.device)
         yield branch.index, crop.event(trigger, seen.width, seen.height, self._seconds())
         yield from self._believe(row, "after_crop", branch.here(self.state.length), crop.number)
 

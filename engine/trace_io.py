@@ -30,6 +30,7 @@ from typing import Any, Final, NoReturn
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from engine.request import MAX_OPTION_CHARACTERS, MAX_OPTIONS, MAX_QUESTION_CHARACTERS
 from engine.trace import (
     EVENT_TYPES,
     SCHEMA_VERSION,
@@ -39,6 +40,7 @@ from engine.trace import (
     Finished,
     LatentStep,
     Reground,
+    RequestFacts,
     RunStarted,
     TokenStep,
     Trace,
@@ -50,6 +52,8 @@ SUFFIX: Final = ".radtrace.zip"
 MAX_FILE_BYTES: Final = 50 * 2**20
 MAX_UNPACKED_BYTES: Final = 256 * 2**20
 MAX_ENTRIES: Final = 500
+# An entry in the directory of an archive: 46 bytes, and then its name, extra fields and comment.
+MAX_ENTRY_BYTES: Final = 512
 MAX_RATIO: Final = 100
 MAX_EVENTS: Final = 100_000
 # Beside their pictures, a file holds a manifest, the events, and two views of the image.
@@ -168,13 +172,16 @@ def from_json(encoded: Mapping[str, Any], blobs: dict[str, bytes] | None = None)
             type, or a picture that is not in `blobs`.
     """
     found = {} if blobs is None else blobs
-    fields = {key: _inlined(value, key, found) for key, value in encoded.items() if key != "type"}
     name = encoded.get("type")
     if not isinstance(name, str) or name not in _EVENT_BY_NAME:
         raise TraceFileError("The trace holds an event of a kind that this version does not know.")
     try:
+        fields = {key: _inlined(item, key, found) for key, item in encoded.items() if key != "type"}
         (event,) = _adapter(name).validate_json(json.dumps([fields]))
-    except (ValidationError, ValueError) as error:
+    except TraceFileError:
+        raise
+    except (ValidationError, ValueError, RecursionError) as error:
+        # The parser of JSON takes deeper nesting than what walks over it, or writes it again.
         raise TraceFileError(f"The trace has a damaged {name} event{_where(error)}.") from error
     _check_event(event)
     return event
@@ -254,6 +261,7 @@ def _check_event(event: Event) -> None:
     if event.seconds < 0:
         raise TraceFileError("The trace has an event from before the run began.")
     if isinstance(event, RunStarted):
+        _check_request(event.request)
         image = event.image
         _check_grid(image.rows, image.columns)
         for side in (image.source_width, image.source_height):
@@ -269,6 +277,15 @@ def _check_event(event: Event) -> None:
         x0, y0, x1, y1 = event.box
         if not (0.0 <= x0 < x1 <= 1.0 and 0.0 <= y0 < y1 <= 1.0):
             raise TraceFileError("The trace has a crop that lies outside the image.")
+
+
+def _check_request(request: RequestFacts) -> None:
+    if len(request.question) > MAX_QUESTION_CHARACTERS:
+        raise TraceFileError("The trace has a question that is longer than can be asked.")
+    if len(request.options) > MAX_OPTIONS:
+        raise TraceFileError("The trace has more answer options than can be asked.")
+    if any(len(option) > MAX_OPTION_CHARACTERS for option in request.options):
+        raise TraceFileError("The trace has an answer option that is longer than can be asked.")
 
 
 def _check_grid(rows: int, columns: int) -> None:
@@ -482,8 +499,7 @@ def unsealed(
         OSError: the path cannot be read.
     """
     data = source if isinstance(source, bytes) else file_bytes(Path(source))
-    if len(data) > MAX_FILE_BYTES:
-        raise TraceFileError(f"The file is larger than {MAX_FILE_BYTES // 2**20} MB.")
+    check_archive(data)
     # What zipfile and its codecs raise on damaged input (BadZipFile, zlib.error, EOFError,
     # RuntimeError, struct.error, ...) shares no base class.
     try:
@@ -512,6 +528,39 @@ def file_bytes(path: Path) -> bytes:
     """
     with path.open("rb") as stream:
         return stream.read(MAX_FILE_BYTES + 1)
+
+
+def check_archive(data: bytes) -> None:
+    """Whether an archive is small enough to be opened, by its size and that of its directory.
+
+    `zipfile` makes an object of every entry before it can be asked how many there are.
+
+    Raises:
+        TraceFileError: it is not.
+    """
+    if len(data) > MAX_FILE_BYTES:
+        raise TraceFileError(f"The file is larger than {MAX_FILE_BYTES // 2**20} MB.")
+    place = _end_of_directory(data)
+    if place is None:
+        return
+    entries, size = struct.unpack_from("<HL", data, place + 10)
+    # The locator of zip64 stands before it, for more entries than any saved run has. The number of
+    # entries may lie; the directory is read to its size.
+    zip64 = data[max(0, place - 20) : place].startswith(b"PK\6\7")
+    if zip64 or entries > MAX_ENTRIES or size > MAX_ENTRIES * MAX_ENTRY_BYTES:
+        raise TraceFileError(f"The file has more than {MAX_ENTRIES} entries.")
+
+
+def _end_of_directory(data: bytes) -> int | None:
+    """Where the record of the end of a zip's directory begins, as `zipfile` looks for it.
+
+    APPNOTE.TXT section 4.3.16: 22 bytes, then a comment of up to 65,535.
+    """
+    last = len(data) - 22
+    if last >= 0 and data.startswith(b"PK\5\6", last) and data.endswith(b"\0\0"):
+        return last
+    place = data.rfind(b"PK\5\6", max(0, last - 0x10000))
+    return place if 0 <= place <= last else None
 
 
 def _check_kind(names: list[str], kind: FileKind) -> None:

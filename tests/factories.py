@@ -406,12 +406,16 @@ class FakeEngine:
         delay: seconds before each event.
         tokens: length of a plain run instead of the scripted one; 0 for the scripted one.
         fails: raises inside the stream when set, as a bug in an engine would.
+        flagged: whether every image is unlike those of the training.
     """
 
     label = "synthetic"
 
-    def __init__(self, delay: float = 0.0, *, tokens: int = 0, fails: str = "") -> None:
+    def __init__(
+        self, delay: float = 0.0, *, tokens: int = 0, fails: str = "", flagged: bool = False
+    ) -> None:
         self.delay = delay
+        self.flagged = flagged
         self.tokens = tokens
         self.fails = fails
         self.stopped = threading.Event()
@@ -424,7 +428,11 @@ class FakeEngine:
         run_id = f"fake-{id(self):x}-{self.runs}"
         waiter = stop or threading.Event()
         written = 0
-        events = long_events(self.tokens, request) if self.tokens else events_of(request, run_id)
+        events = (
+            long_events(self.tokens, request)
+            if self.tokens
+            else events_of(request, run_id, flagged=self.flagged)
+        )
         for event in events:
             if waiter.wait(self.delay) if self.delay else waiter.is_set():
                 self.stopped.set()

@@ -19,9 +19,10 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from engine.engine import Engine
-from engine.group import MAX_MEMBERS
+from engine.group import MAX_MEMBERS, GroupError
 from engine.group_io import GROUP_SUFFIX, write_group
 from engine.loading import CheckpointError, load_checkpoint
+from engine.trace_io import TraceFileError
 from training.adapters import AdapterConfig, add_adapter
 from training.alarm import AlarmConfig, ToolAlarm
 from training.calibration import entropy_threshold
@@ -195,7 +196,7 @@ def reinforce(config: ReinforcementConfig, report: Report) -> Path:
     updates = PolicyUpdates(
         policy.model,
         reference,
-        lambda batch: gathered(engine, pool, kept, config, batch),
+        lambda batch: gathered(engine, pool, kept, config, batch, said),
         config.update,
         config.objective,
         bottleneck=config.rollouts.bottleneck,
@@ -286,7 +287,12 @@ def reference_of(policy: Policy, head_chunk: int) -> Reference:
 
 
 def gathered(
-    engine: Engine, pool: PromptPool, kept: Sequence[int], config: ReinforcementConfig, batch: int
+    engine: Engine,
+    pool: PromptPool,
+    kept: Sequence[int],
+    config: ReinforcementConfig,
+    batch: int,
+    report: Report,
 ) -> list[RewardedGroup]:
     """Rolls out the prompts of a batch and scores them."""
     numbers = numbers_of_batch(kept, config.rollouts.prompts, batch, config.seed)
@@ -297,7 +303,12 @@ def gathered(
             engine, prompt, config.method, config.rollouts, config.objective.latents, draws
         )
         if not place and saves_tree(config, batch):
-            save_tree(engine, prompt, config, rollouts, batch, draws)
+            try:
+                save_tree(engine, prompt, config, rollouts, batch, draws)
+            except (TraceFileError, GroupError, OSError) as error:
+                # Nothing is learned from a tree: what keeps it from being saved ends no run.
+                why = error.strerror if isinstance(error, OSError) else str(error)
+                report(f"the tree of batch {batch} was not saved: {why}")
         groups.append(rewarded(prompt.question, rollouts, config.reward))
     return groups
 
@@ -315,7 +326,13 @@ def save_tree(
     batch: int,
     draws: Sequence[int],
 ) -> None:
-    """Writes the tree of a prompt, named by the optimiser step that learns from it first."""
+    """Writes the tree of a prompt, named by the optimiser step that learns from it first.
+
+    Raises:
+        GroupError: the rollouts are no tree.
+        TraceFileError: they are more than a file may hold.
+        OSError: the folder cannot be written.
+    """
     request, _ = drawn_request(prompt, config.method, config.rollouts, draws)
     folder = config.out / "policy" / "trees"
     folder.mkdir(parents=True, exist_ok=True)

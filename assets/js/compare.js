@@ -3,7 +3,8 @@
 const WAYS = {
   direct: ['One look', 'No zoom: it answers from the whole image alone.'],
   own_calls: ['When it asks', 'It zooms where it asks for a closer look itself.'],
-  entropy_rule: ['When it is unsure', 'The program makes it zoom after an unsure word.'],
+  entropy_rule: ['When it is unsure', 'The program makes it zoom after an unsure word, as long as '
+    + 'closer looks are left.'],
 };
 
 const TOKEN_HINT = 'A token is a word, or a part of one, that the model writes; it reads a picture '
@@ -31,7 +32,7 @@ class Ways {
     this.now = el('p', { class: 'lb-ways-now' });
     this.meter = el('progress', { class: 'lb-ways-meter', 'aria-label': 'Runs done', max: '3',
       value: '0' });
-    this.note = el('p', { class: 'lb-ways-note', hidden: true });
+    this.notes = el('div', { class: 'lb-ways-notes' });
     this.stop = button('Stop', { class: 'lb-stop', id: 'lb-ways-stop', title: 'Stop (Esc)' },
       () => this.app.stop());
     this.back = button('Back to the image', { class: 'lb-small', id: 'lb-ways-back' },
@@ -41,7 +42,7 @@ class Ways {
       el('div', { class: 'lb-ways-head' },
         el('div', { class: 'lb-ways-words' }, this.heading, this.question),
         el('div', { class: 'lb-ways-go' }, this.stop, this.back)),
-      el('div', { class: 'lb-ways-progress' }, this.now, this.meter), this.note,
+      el('div', { class: 'lb-ways-progress' }, this.now, this.meter), this.notes,
       el('ol', { class: 'lb-ways-list' }, ...this.columns),
       el('p', { class: 'lb-quiet', text: 'Belief is the model\'s own, and no proof that it is '
         + 'right. ' + LB.text.answer }));
@@ -94,7 +95,7 @@ class Ways {
   update(ready) {
     this.start.disabled = !ready;
     this.start.title = 'Without a zoom, with those that the model asks for, and with one after '
-      + 'every unsure word; then once more without each of them.';
+      + 'every unsure word, as long as closer looks are left; then once more without each of them.';
     this.show.hidden = !this.comparison;
   }
 
@@ -111,6 +112,7 @@ class Ways {
   close(refocus) {
     delete this.app.root.dataset.view;
     this.show.hidden = !this.comparison;
+    this.sayAside();
     if (refocus) this.show.focus();
     window.dispatchEvent(new Event('resize'));
   }
@@ -119,8 +121,7 @@ class Ways {
     const { comparison } = this;
     const { report } = comparison;
     this.question.textContent = comparison.question;
-    this.note.textContent = report.zoom_note;
-    this.note.hidden = !report.zoom_note;
+    this.tell(report);
     this.stop.hidden = !comparison.running;
     this.meter.hidden = !comparison.running;
     this.meter.max = comparison.total;
@@ -133,6 +134,20 @@ class Ways {
         .find((node) => node.dataset.opens === held);
       if (again && document.activeElement !== again) again.focus({ preventScroll: true });
     }
+  }
+
+  // What limits all of these runs; where the image is a strange one, the last notice says so.
+  tell(report) {
+    const key = JSON.stringify([report.notices, report.unlike, report.zoom_note]);
+    if (this.told === key) return;
+    this.told = key;
+    const strange = report.unlike ? report.notices[report.notices.length - 1] : '';
+    const plain = report.unlike ? report.notices.slice(0, -1) : report.notices;
+    const warnings = [strange, report.zoom_note].filter(Boolean);
+    clear(this.notes,
+      ...warnings.map((text) => el('p', { class: 'lb-ways-note', text })),
+      ...plain.map((text) => el('p', { class: 'lb-quiet', text })));
+    this.notes.hidden = !warnings.length && !plain.length;
   }
 
   sentence(state) {
@@ -153,6 +168,12 @@ class Ways {
     else if (comparison.running && comparison.words) more = ' Word ' + comparison.words + '.';
     if (state.error) more = ' ' + state.error.message;
     this.now.textContent = text + more;
+    this.sayAside();
+  }
+
+  // Where the comparison goes on behind the image, the status of the image tells of it.
+  sayAside() {
+    if (this.running() && !this.isOpen()) this.app.say(this.now.textContent, 'busy');
   }
 
   // ---- columns ---------------------------------------------------------------------------

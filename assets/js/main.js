@@ -415,7 +415,8 @@ class App {
 
   banner(state) {
     const lines = [];
-    const facts = state.run && state.run.facts;
+    // All attempts of a group are about one image, whether one of them is open or not.
+    const facts = (state.run && state.run.facts) || (state.group && state.group.facts);
     if (!state.live) lines.push(['info', LB.text.no_engine]);
     if (facts) {
       const flagged = Boolean(facts.distance && facts.distance.flagged);

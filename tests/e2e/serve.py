@@ -29,6 +29,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--delay", type=float, default=0.01)
     parser.add_argument("--tokens", type=int, default=0)
     parser.add_argument("--fails", default="")
+    parser.add_argument("--flagged", action="store_true", help="every image is a strange one")
     parser.add_argument("--sample", type=Path, help="an image to list as a sample")
     parser.add_argument("--stopped", type=Path, help="a file to write when a run was stopped")
     parser.add_argument("--replay-only", action="store_true")
@@ -40,7 +41,9 @@ def made_engine(options: argparse.Namespace) -> StreamEngine | None:
     if options.replay_only:
         sys.meta_path.insert(0, Blocker())
         return None
-    engine = factories.FakeEngine(options.delay, tokens=options.tokens, fails=options.fails)
+    engine = factories.FakeEngine(
+        options.delay, tokens=options.tokens, fails=options.fails, flagged=options.flagged
+    )
     if options.stopped:
         threading.Thread(target=mark, args=(engine, options.stopped), daemon=True).start()
     return engine

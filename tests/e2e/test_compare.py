@@ -79,3 +79,27 @@ def test_stopping_keeps_what_is_done(open_page: OpenPage, tmp_path: Path) -> Non
             "<img src=x onerror=alert(1)>"
         )
         expect(page.locator('[data-way="entropy_rule"]')).to_contain_text("Not run.")
+
+
+def test_behind_the_image_the_status_tells_how_far_it_is(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    with served(tmp_path / "page", "--delay", "0.03") as server:
+        page = open_page(server)
+        begin(page)
+        expect(page.locator(".lb-ways-now")).to_contain_text("Run 1 of at least 3")
+        page.click("#lb-ways-back")
+
+        expect(page.locator(".lb-status")).to_contain_text("Run 2 of at least 3: zooms where")
+        page.keyboard.press("Escape")
+        wait_for(page, "ready")
+        expect(page.locator(".lb-status")).to_have_text("Ready: press Explain.")
+
+
+def test_a_strange_image_is_named_above_the_ways(open_page: OpenPage, tmp_path: Path) -> None:
+    with served(tmp_path / "page", "--flagged") as server:
+        page = open_page(server)
+        begin(page)
+        wait_for(page, "ready")
+
+        expect(page.locator(".lb-ways-note")).to_contain_text("unlike what")

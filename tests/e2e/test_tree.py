@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.group_io import group_to_zip
+from engine.group_io import group_to_zip, member_start
+from engine.trace import Trace
 from tests.e2e.conftest import OpenPage, Served, sixteen_bit_png
 from tests.e2e.test_access import CONTRAST
 from tests.e2e.test_read import OPTIONS, QUESTION, open_image, upload, wait_for
-from tests.factories import group
+from tests.factories import group, request, started
 
 pytestmark = pytest.mark.e2e
 
@@ -130,6 +132,20 @@ def test_texts_of_a_group_are_texts(page_server: Served, open_page: OpenPage) ->
     page.locator(".lb-tree-row").first.click()
     wait_for(page, "done")
     assert page.evaluate("window.ran") is None
+
+
+def test_a_strange_image_is_named_above_the_tree(page_server: Served, open_page: OpenPage) -> None:
+    tree = group()
+    start = started(request(method="zoom"), "run", flagged=True)
+    flagged = tuple(
+        replace(member, trace=Trace((member_start(start, number), *member.trace.events[1:])))
+        for number, member in enumerate(tree.members)
+    )
+    page = open_page(page_server)
+    upload(page, group_to_zip(replace(tree, members=flagged)), "x.radgroup.zip")
+    wait_for(page, "tree")
+
+    expect(page.locator(".lb-banner-warn")).to_contain_text("unlike what the model")
 
 
 @pytest.mark.parametrize("width", [390, 1440])

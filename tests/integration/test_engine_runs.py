@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from engine import rollout
 from engine.engine import Engine
 from engine.geometry import Box
 from engine.loading import LoadedModel
+from engine.reground import Crop
 from engine.request import DisplayImage, Interventions, Request, Sampling
 from engine.tiny import tiny_model
 from engine.trace import (
@@ -499,6 +502,24 @@ def test_an_entropy_peak_says_its_value_and_threshold(
     assert peak.entropy_nats > 1.0
     before = trace.tokens[: trigger.token_index]
     assert all(t.entropy_nats <= 1.0 or t.segment != "reasoning" for t in before)
+
+
+def test_the_seconds_of_a_crop_hold_the_cutting(
+    engine: Engine, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = rollout.cut_crop
+
+    def slowly(**arguments: Any) -> Crop:
+        time.sleep(0.5)
+        return cut(**arguments)
+
+    monkeypatch.setattr(rollout, "cut_crop", slowly)
+    _, trace = run_with_crops(engine, make_request, 1, max_crops=1)
+
+    (crop,) = trace.regrounds
+    (before,) = [one for one in trace.beliefs if one.moment == "before_crop"]
+    assert before.crop == crop.number
+    assert crop.seconds - before.seconds >= 0.5
 
 
 def test_without_a_budget_for_crops_no_peak_opens_a_call(

@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from engine import trace_io
 from engine.engine import Engine
 from engine.group_io import read_group
 from engine.loading import load_checkpoint
@@ -109,6 +110,27 @@ def test_medvr_logs_from_step_zero_alarms_and_exports(
     # Started again, a finished run only writes its checkpoint anew.
     assert main(["medvr", str(path)]) == 0
     assert records(folder / "medvr") == found
+
+
+@pytest.mark.parametrize("full", ["disk", "file"])
+def test_a_tree_that_cannot_be_saved_is_told_and_learned_from(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    name = f"without-{full}"
+    path = written(folder, name, "zoom", trees_every=4)
+    trees = folder / name / "policy" / "trees"
+    if full == "disk":
+        # Where a file stands no folder can be made.
+        trees.parent.mkdir(parents=True)
+        trees.write_text("")
+    else:
+        monkeypatch.setattr(trace_io, "MAX_FILE_BYTES", 100)
+
+    assert main(["medvr", str(path)]) == 0
+
+    said = capsys.readouterr().err
+    assert said.count("the tree of batch 0 was not saved: ") == 1
+    assert [record["step"] for record in records(folder / name)][-1] == 4
 
 
 def test_a_rehearsal_touches_nothing_and_says_what_is_needed(

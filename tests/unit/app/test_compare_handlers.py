@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app import session as session_module
 from app.compare_handlers import CompareHandlers
+from app.comparison import Comparison
 from engine.request import Request
-from engine.trace import Event
-from tests.factories import FakeEngine, chest, png
+from engine.trace import Event, RunStarted
+from tests.factories import FakeEngine, chest, events_of, png, request
 from tests.unit.app.test_handlers import FORM, Bench, Page
 
 
@@ -167,13 +170,48 @@ def test_what_cannot_be_run_is_refused(bench: Bench, changes: dict[str, Any]) ->
     assert state["comparison"] is None
 
 
-def test_a_session_that_compares_is_not_taken_away(bench: Bench) -> None:
+def test_the_picture_of_all_runs_is_held_once(bench: Bench) -> None:
     page = ready(bench)
+    list(compared(page))
+    comparison = bench.sessions.get(page.request.session_hash or "").comparison
+    assert comparison is not None
+    images = [trace.started.image for trace in comparison.traces.values() if trace.started]
+
+    assert len(images) == 5
+    assert len({id(image.display_png) for image in images}) == 1
+    assert len({id(image.seen_png) for image in images}) == 1
+
+
+def test_a_picture_of_its_own_stays(bench: Bench) -> None:
+    asked = request(method="direct")
+    comparison = Comparison(asked, bench.upload_root, None)
+    for number in range(2):
+        comparison.begin()
+        start, *others = events_of(asked, f"run-{number}")
+        assert isinstance(start, RunStarted)
+        picture = png(chest(32, number))
+        comparison.take([replace(start, image=replace(start.image, seen_png=picture)), *others])
+        comparison.end_run()
+
+    seen = [trace.started.image.seen_png for trace in comparison.traces.values() if trace.started]
+    assert seen == [png(chest(32, number)) for number in range(2)]
+
+
+def test_a_session_that_compares_is_not_taken_away(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "MAX_SESSIONS", 2)
+    page, idle = ready(bench), bench.page("idle")
     stream = compared(page)
     next(stream)
+    idle.upload(png(chest(64)))
+    # Of the two, the one that compares has been without use for longer.
+    bench.page("new").upload(png(chest(64)))
     session = bench.sessions.get(page.request.session_hash or "")
 
+    assert session.comparison is not None
     assert session.running
     assert opened(page, "direct")["error"]["code"] == "E403"
-    list(stream)
+    *_, last = stream
+    assert len(last["comparison"]["runs"]) == 5
     assert not session.running

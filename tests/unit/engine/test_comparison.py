@@ -22,7 +22,7 @@ from engine.comparison import (
     request_of,
     zoom_note,
 )
-from engine.request import Interventions
+from engine.request import Interventions, Sampling
 from engine.trace import (
     Answered,
     Belief,
@@ -30,6 +30,7 @@ from engine.trace import (
     Failed,
     Finished,
     Reground,
+    RunStarted,
     TokenStep,
     Trace,
     Trigger,
@@ -201,6 +202,8 @@ def test_a_way_that_broke_off_or_was_shown_nothing_adds_none() -> None:
 def test_progress_is_told_in_words() -> None:
     done: dict[RunKey, Trace] = {RunKey("direct"): run(zooms=0)}
     assert progress(done, OWN).startswith("Run 2 of at least 3: zooms where the model itself")
+    # The rule ends with the budget of crops.
+    assert progress(done, RunKey("entropy_rule")).endswith(", as long as closer looks are left.")
 
     done |= {OWN: run(), RunKey("entropy_rule"): run(zooms=0)}
     assert progress(done, RunKey("own_calls", 1)) == (
@@ -253,7 +256,7 @@ def test_the_gain_is_that_of_the_answer() -> None:
     [
         (run(), run(), "nothing", "changed nothing"),
         (run(after=0.5 + NOTICEABLE / 2), run(), "nothing", "changed nothing"),
-        (run(after=0.7), run(), "on_the_way", "without it the answer and the belief"),
+        (run(after=0.7), run(), "on_the_way", "Same answer without it; it moved other beliefs"),
         (run(end=0.52), run(), "less_sure", "2 percentage points lower"),
         (run(end=0.49), run(), "surer", "1 percentage point higher"),
         (run(), run(option=0), "answer", "without it, it is “smooth”"),
@@ -268,6 +271,66 @@ def test_what_a_zoom_did_is_said_plainly(
 
     assert zoom.effect == effect
     assert says in zoom.verdict
+
+
+def unreadable(trace: Trace, text: str = "") -> Trace:
+    def said(event: Event) -> Event:
+        if isinstance(event, Answered):
+            return replace(event, text=text, option=None, valid=False)
+        return event
+
+    return Trace(tuple(said(event) for event in trace))
+
+
+def drawn(trace: Trace, temperature: float = 0.7) -> Trace:
+    def said(event: Event) -> Event:
+        if isinstance(event, RunStarted):
+            facts = replace(event.request, sampling=Sampling(temperature=temperature))
+            return replace(event, request=facts)
+        return event
+
+    return Trace(tuple(said(event) for event in trace))
+
+
+@pytest.mark.parametrize(
+    ("whole", "without", "effect", "says"),
+    [
+        (unreadable(run(), "a b"), unreadable(run(), "c"), "nothing", "No readable answer with"),
+        (unreadable(run(end=0.6)), unreadable(run()), "surer", "likeliest option is 10"),
+        (unreadable(run(after=0.7)), unreadable(run()), "on_the_way", "No readable answer with"),
+        (run(), unreadable(run(), "smooth, no"), "answer", "there is no readable answer."),
+        (unreadable(run(), "x"), run(), "answer", "it is “spiculated”; with it, none can be read"),
+    ],
+)
+def test_what_cannot_be_read_is_no_answer(
+    whole: Trace, without: Trace, effect: str, says: str
+) -> None:
+    zoom = zoom_of(whole, without)
+
+    assert zoom.effect == effect
+    assert says in zoom.verdict
+    assert "Same answer" not in zoom.verdict
+    assert zoom.withheld is not None
+    assert (zoom.withheld.option, zoom.withheld.valid) == (
+        (None, False) if without.answered != run().answered else (1, True)
+    )
+
+
+def test_options_compare_by_their_place_and_not_by_their_words() -> None:
+    other = Trace(
+        tuple(replace(e, text="Spiculated.") if isinstance(e, Answered) else e for e in run())
+    )
+
+    assert zoom_of(run(), other).effect == "nothing"
+
+
+@pytest.mark.parametrize("without", [run(option=0), run(end=0.2), run()])
+def test_what_was_drawn_is_called_one_draw(without: Trace) -> None:
+    zoom = zoom_of(drawn(run()), drawn(without))
+
+    assert zoom.verdict.endswith("one draw at temperature 0.7: chance alone can do as much.")
+    assert "decided" not in zoom.verdict
+    assert "draw" not in zoom_of(run(), without).verdict
 
 
 def test_answers_to_an_open_question_compare_by_their_words() -> None:
@@ -326,7 +389,22 @@ def test_a_checkpoint_that_was_not_trained_to_zoom_says_so() -> None:
     assert "Nobody has said" in zoom_note(replace(facts, trained_methods=()))
 
 
+@pytest.mark.parametrize("notices", [(), ("Drawn images only.", "A strange image.")])
+def test_a_strange_image_is_told_with_the_report(notices: tuple[str, ...]) -> None:
+    start = replace(started(BASE, "run", flagged=True), notices=notices)
+    done = {RunKey("direct"): failed(), OWN: Trace((start, *run().events[1:]))}
+
+    report = report_json(done)
+
+    assert report["unlike"]
+    assert report["notices"] == list(notices) or "unlike what" in report["notices"][0]
+    assert report["notices"]
+    assert readable_rows(report)[1 : 1 + len(report["notices"])] == report["notices"]
+    plain = report_json({OWN: run()})
+    assert (plain["unlike"], plain["notices"]) == (False, [])
+
+
 def test_an_empty_report_is_empty() -> None:
-    assert report_json({})["ways"] == []
+    assert report_json({})["ways"] == report_json({})["notices"] == []
     assert next_run({}) == RunKey("direct")
     assert isinstance(run().events[-1], Finished)

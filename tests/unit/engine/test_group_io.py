@@ -26,7 +26,7 @@ from engine.group_io import (
 from engine.trace import Reground, Trace
 from engine.trace_io import TraceFileError, read_trace, to_zip
 from tests.factories import events_of, group, request, started, trace
-from tests.unit.engine.test_trace_io import members_of, packed
+from tests.unit.engine.test_trace_io import members_of, nested, packed
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -250,6 +250,16 @@ def test_a_tree_that_is_no_object_is_refused(text: bytes) -> None:
     refused(packed(files, method=zipfile.ZIP_STORED), "damaged|not finite")
 
 
+@pytest.mark.parametrize("name", ["members/5.jsonl", "start.json", "group.json"])
+@pytest.mark.parametrize("depth", [300, 500, 700, 900, 1000, 5000])
+def test_deep_nesting_is_refused(name: str, depth: int) -> None:
+    files = members_of(group_to_zip(group()))
+    first, *others = files[name].splitlines() if name.endswith("l") else [files[name]]
+    files[name] = b"\n".join([nested(first, depth), *others])
+
+    refused(packed(files, method=zipfile.ZIP_STORED), "damaged|not valid JSON")
+
+
 @pytest.mark.parametrize("name", ["members/5.jsonl", "start.json"])
 def test_missing_parts_are_refused(name: str) -> None:
     files = members_of(group_to_zip(group()))
@@ -347,6 +357,13 @@ def test_limits_hold_for_reading_and_for_writing(monkeypatch: pytest.MonkeyPatch
             patch.setattr(module, limit, value)
             with pytest.raises(TraceFileError, match=says):
                 group_to_zip(group())
+    # Of six crops one has room beside six members, the tree, the start, its views, the manifest.
+    for module in (trace_io, group_io):
+        monkeypatch.setattr(module, "MAX_ENTRIES", 12)
+    full = group_to_zip(group())
+    assert sum(name.startswith("crops/") for name in members_of(full)) == 1
+    assert len(members_of(full)) == 12
+    assert read_group(full) == group()
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked() -> None:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from engine import trace_io
 from engine.geometry import Box
+from engine.group_io import is_group_file
 from engine.request import Interventions, Sampling
 from engine.trace import (
     EVENT_TYPES,
@@ -273,6 +274,25 @@ def test_a_start_from_before_sides_were_kept_has_none() -> None:
     assert from_json(old) == replace(start, image=replace(start.image, left_edge=""))
     with pytest.raises(TraceFileError, match=r"field image\.left_edge"):
         from_json({**old, "image": {**old["image"], "left_edge": "<b>"}})
+
+
+@pytest.mark.parametrize(
+    ("field", "most", "over", "says"),
+    [
+        ("question", "q" * 1000, "q" * 1001, "question that is longer"),
+        ("options", ("a",) * 10, ("a",) * 11, "more answer options"),
+        ("options", ("a" * 200, "b"), ("a", "b" * 201), "answer option that is longer"),
+    ],
+)
+def test_what_could_not_be_asked_is_refused(field: str, most: Any, over: Any, says: str) -> None:
+    start = trace().started
+    assert start is not None
+    longest = replace(start, request=replace(start.request, **{field: most}))
+    longer = to_json(replace(start, request=replace(start.request, **{field: over})))
+
+    assert loads(dumps(longest)) == longest
+    with pytest.raises(TraceFileError, match=says):
+        from_json(longer)
 
 
 def test_an_event_names_its_type_and_its_seconds_first() -> None:
@@ -559,6 +579,20 @@ def test_lines_that_are_no_objects_are_refused() -> None:
         refused(packed(members, method=zipfile.ZIP_STORED), "line")
 
 
+def nested(line: bytes, depth: int) -> bytes:
+    """A line of JSON with one more field, of as many objects as that in each other."""
+    return line.rstrip()[:-1] + b',"a":' + b'{"a":' * depth + b"1" + b"}" * depth + b"}"
+
+
+@pytest.mark.parametrize("depth", [300, 500, 700, 900, 1000, 5000])
+def test_deep_nesting_is_refused(depth: int) -> None:
+    members = members_of(to_zip(trace()))
+    first, *others = members["trace.jsonl"].splitlines()
+    members["trace.jsonl"] = b"\n".join([first, nested(others[0], depth), *others[1:]])
+
+    refused(packed(members, method=zipfile.ZIP_STORED), "damaged|not valid JSON")
+
+
 def with_manifest(**changes: object) -> bytes:
     members = members_of(to_zip(trace()))
     manifest = json.loads(members["manifest.json"]) | changes
@@ -645,6 +679,55 @@ def test_too_many_entries_and_bytes_are_refused(monkeypatch: pytest.MonkeyPatch)
         with monkeypatch.context() as patch:
             patch.setattr(trace_io, limit, value)
             refused(good, says)
+
+
+def crowded(change: Callable[[bytearray, int], object]) -> bytes:
+    """An archive of a few thousand names, with a change at the record that ends its directory."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for number in range(6000):
+            archive.writestr(f"crops/{number}.png", b"")
+    data = bytearray(buffer.getvalue())
+    change(data, len(data) - 22)
+    return bytes(data)
+
+
+def count_one(data: bytearray, place: int) -> None:
+    data[place + 8 : place + 12] = struct.pack("<HH", 1, 1)
+
+
+def comment(data: bytearray, place: int) -> None:
+    count_one(data, place)
+    data[place + 20 :] = struct.pack("<H", 7) + b"comment"
+
+
+def zip64(data: bytearray, place: int) -> None:
+    record = struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, place, 0)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, place, 1)
+    end = data[place : place + 8] + struct.pack("<HHLLH", 1, 1, 0, 0, 0)
+    data[place:] = record + locator + end
+
+
+@pytest.mark.parametrize("change", [lambda *_: None, count_one, comment, zip64])
+def test_a_directory_that_is_too_long_is_not_opened(
+    change: Callable[[bytearray, int], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = crowded(change)
+    opened: list[object] = []
+    monkeypatch.setattr(zipfile, "ZipFile", opened.append)
+
+    refused(data, "more than 500 entries")
+    assert not is_group_file(data)
+    monkeypatch.setattr(trace_io, "MAX_FILE_BYTES", 100)
+    refused(data, "larger than")
+    assert not is_group_file(data)
+    assert opened == []
+
+
+def test_a_comment_does_not_keep_a_file_from_being_read() -> None:
+    data = to_zip(trace())
+
+    assert read_trace(data[:-2] + struct.pack("<H", 3) + b"abc") == trace()
 
 
 def test_a_flipped_byte_is_noticed() -> None:
