@@ -1,6 +1,6 @@
 """Takes the picture of the README from the real page: `python -m tests.e2e.screenshot`.
 
-It starts the app with the shipped model, opens the first sample, runs it and selects the last
+It starts the app with the shipped model, opens a sample, runs it and selects the last
 word before the answer.
 """
 
@@ -47,13 +47,13 @@ def app(port: int) -> Iterator[str]:
         process.wait()
 
 
-def take(page: Page, url: str, target: Path) -> None:
-    """Runs the first sample and saves what the page shows."""
+def take(page: Page, url: str, sample: int, target: Path) -> None:
+    """Runs a sample, counted from 1, and saves what the page shows."""
     page.set_default_timeout(PATIENCE_SECONDS * 1000)
     expect.set_options(timeout=PATIENCE_SECONDS * 1000)
     page.goto(url)
     page.click("#lb-accept")
-    page.locator(".lb-sample").first.click()
+    page.locator(".lb-sample").nth(sample - 1).click()
     expect(page.locator("#lb-question")).not_to_have_value("")
     expect(page.locator(".lb-stage")).to_have_attribute("data-busy", "false")
     page.click("#lb-explain")
@@ -73,13 +73,14 @@ def main() -> None:
     """Takes the picture."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.screenshot")
     parser.add_argument("--port", type=int, default=7899)
+    parser.add_argument("--sample", type=int, default=1, help="its number, from 1")
     parser.add_argument("--out", type=Path, default=TARGET)
     options = parser.parse_args()
     chromium = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     with app(options.port) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
-        take(page, url, options.out)
+        take(page, url, options.sample, options.out)
         browser.close()
     sys.stdout.write(f"{options.out}\n")
 
