@@ -30,12 +30,13 @@ from training.dense_warmup import HEAD_RATE, HEADS, DenseWeights, WarmUpHeads
 from training.embedded import single_id
 from training.features import FeatureBank
 from training.image_labels import ImageWeights, centres_of, image_loss, labelled_view
+from training.language_loss import input_states
 from training.loop import PartLoss, Report, StepsConfig, prefixed, run_steps
 from training.materials import Materials
 from training.phantoms.label_names import CHEST_LABELS, LabelNames
 from training.questions import questions_for
 from training.records import RecordWriter
-from training.vision import LEAST_SIDE, DenseTargets, dense_loss, length_spread
+from training.vision import DenseTargets, dense_loss, in_sides, length_spread
 from training.world import Case, Picture
 
 # Of queries and keys that hold `<|vision_start|>` and `<|im_start|>` above all other tokens.
@@ -97,9 +98,7 @@ class CornerHead(nn.Module):
 def first_layer(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> torch.Tensor:
     """What the first layer makes of prompts with their images: `(B, T, D)`."""
     language: Any = model.model.language_model
-    words = language.embed_tokens(batch.ids)
-    images = (batch.ids == model.config.image_token_id).unsqueeze(-1)
-    states = words.masked_scatter(images, batch.visual.to(words.dtype))
+    states = input_states(model, batch)
     rotations = language.rotary_emb(states, batch.positions)
     # Padding stands on the right, so that a causal mask is all that is needed.
     found: torch.Tensor = language.layers[0](states, position_embeddings=rotations)
@@ -124,7 +123,7 @@ def number_rows_and_columns(
         model: with words and visual tokens as they will be; changed in place.
         tokenizer: of the model.
         tokens: `(N, D)`, visual tokens of training views.
-        grid: of a view.
+        grid: of a view; of one with more or fewer columns the first layer counts as well.
     """
     text: Any = model.config.get_text_config()
     language: Any = model.model.language_model
@@ -174,24 +173,16 @@ def number_rows_and_columns(
 
 
 def corner_loss(corners: torch.Tensor, edges: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """Errors of corners in sides of their box; a mean over the groups of boxes, each a mean.
+    """Errors of corners in sides of their box (`training.vision.in_sides`).
 
     Args:
         corners: `(N, G, 4)`, in shares of the longer side.
         edges: true distances to the edges, `(N, G, 4)`, NaN where a token knows of no box.
         centres: of the tokens, `(N, 2)`.
     """
-    signs = torch.tensor([-1.0, -1.0, 1.0, 1.0])
-    true = centres.repeat(1, 2).unsqueeze(1) + signs * edges
-    known = ~true.isnan()
-    sides = (edges[..., :2] + edges[..., 2:]).repeat(1, 1, 2).nan_to_num(1.0).clamp(min=LEAST_SIDE)
-    errors = (corners - true.nan_to_num()).abs() / sides
-    groups = [
-        errors[:, group][known[:, group]].mean()
-        for group in range(edges.shape[1])
-        if bool(known[:, group].any())
-    ]
-    return torch.stack(groups).mean() if groups else corners.new_zeros(())
+    outwards = torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    true = centres.repeat(1, 2).unsqueeze(1) + outwards * edges
+    return in_sides(corners - true, edges)
 
 
 def teach_first_layer(

@@ -40,12 +40,12 @@ class LanguageLoss:
     slots: int
 
 
-def hidden_states(
+def input_states(
     model: Qwen2_5_VLForConditionalGeneration,
     batch: Batch,
     slot_inputs: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Last hidden states `(B, T, D)`.
+    """What the language model reads: words, visual tokens and latents, `(B, T, D)`.
 
     Args:
         model: the tower is not run: visual tokens are in the batch.
@@ -60,8 +60,18 @@ def hidden_states(
         inputs = batch.slot_targets if slot_inputs is None else slot_inputs
         inputs = inputs.to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(batch.slots.unsqueeze(-1), inputs)
+    states: torch.Tensor = embeddings
+    return states
+
+
+def hidden_states(
+    model: Qwen2_5_VLForConditionalGeneration,
+    batch: Batch,
+    slot_inputs: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Last hidden states `(B, T, D)` (arguments as in `input_states`)."""
     hidden: torch.Tensor = model.model.language_model(
-        inputs_embeds=embeddings,
+        inputs_embeds=input_states(model, batch, slot_inputs),
         position_ids=batch.positions,
         attention_mask=None if batch.mask is None else {"full_attention": batch.mask},
         use_cache=False,

@@ -111,13 +111,7 @@ class RecordWriter:
         goes_latent = form in ("latent", "after_latent")
         own: Method = "zoom" if zooms else "latent" if goes_latent else "direct"
         named: Method = method or own
-        prompt = prompt_text(
-            style="compact",
-            question_first=True,
-            method=named,
-            question=question.text,
-            options=question.options,
-        )
+        prompt = _head(question, named)
         index = question.answer_index
         letter = option_letter(index) if index is not None else question.answer
         answer = answer_text(letter)
@@ -149,13 +143,7 @@ class RecordWriter:
 
     def asked(self, question: Question, view: Picture) -> Record:
         """The prompt of a question with its image, and nothing to be learned from it."""
-        prompt = prompt_text(
-            style="compact",
-            question_first=True,
-            method="direct",
-            question=question.text,
-            options=question.options,
-        )
+        prompt = _head(question)
         return self._joined([(prompt, 0.0, view)], ())
 
     def conversation(self, questions: Sequence[Question], view: Picture) -> Record:
@@ -169,13 +157,7 @@ class RecordWriter:
             view: the whole image.
         """
         first, *others = questions
-        head = prompt_text(
-            style="compact",
-            question_first=True,
-            method="direct",
-            question=first.text,
-            options=first.options,
-        )
+        head = _head(first)
         parts: list[tuple[str, float, Picture | None]] = [(head, 0.0, view), *_answered(first)]
         for question in others:
             asked = question_text("compact", "direct", question.text, question.options)
@@ -254,13 +236,7 @@ class RecordWriter:
                 words = question_text("compact", "direct", asked.text, asked.options)
                 head = f"{IM_END}\n{turn('user', words)}{assistant_head()}"
             else:
-                head = prompt_text(
-                    style="compact",
-                    question_first=True,
-                    method="direct",
-                    question=asked.text,
-                    options=asked.options,
-                )
+                head = _head(asked)
             parts += [
                 (head, 0.0, None if number else view),
                 (_thought(reasoning), 0.0, None),
@@ -279,6 +255,17 @@ class RecordWriter:
             ids += tokens
             weights += [weight] * len(tokens)
         return Record(ids, weights, tuple(picture for _, _, picture in parts if picture), roi)
+
+
+def _head(question: Question, method: Method = "direct") -> str:
+    """The prompt of a question, with the image behind its words."""
+    return prompt_text(
+        style="compact",
+        question_first=True,
+        method=method,
+        question=question.text,
+        options=question.options,
+    )
 
 
 def _answered(question: Question) -> list[tuple[str, float, Picture | None]]:
@@ -339,16 +326,7 @@ def corpus(questions: list[Question], rng: np.random.Generator) -> list[str]:
     texts = []
     for question in questions:
         box = rng.integers(0, 225, 4)
-        texts += [
-            prompt_text(
-                style="compact",
-                question_first=True,
-                method=method,
-                question=question.text,
-                options=question.options,
-            )
-            for method in METHODS
-        ]
+        texts += [_head(question, method) for method in METHODS]
         texts += [
             question.reasoning,
             question.reasoning_before_zoom,

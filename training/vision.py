@@ -279,22 +279,34 @@ def length_spread(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def extent_loss(edges: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Errors of edges in sides of their box; a mean over the groups of boxes, each a mean.
-
-    Most tokens lie in lungs, whose edges are known to a few hundredths of the picture. A nodule
-    has a token or two and is hardly larger than that: in a plain mean its edges hardly count.
+    """Errors of edges in sides of their box (`in_sides`).
 
     Args:
         edges: `(N, G, 4)`, distances to left, top, right and bottom edges, in shares of the longer
             side.
         true: the same, NaN where a token knows of no box.
     """
-    known = ~true.isnan()
-    sides = (true[..., :2] + true[..., 2:]).repeat(1, 1, 2).nan_to_num(1.0).clamp(min=LEAST_SIDE)
-    errors = (edges - true.nan_to_num()).abs() / sides
+    return in_sides(edges - true, true)
+
+
+def in_sides(errors: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    """Size of errors in sides of the box; a mean over the groups of boxes, each a mean.
+
+    Most tokens lie in lungs, whose edges are known to a few hundredths of the picture. A nodule
+    has a token or two and is hardly larger than that: in a plain mean its edges hardly count.
+
+    Args:
+        errors: `(N, G, 4)`, of what is read for left, top, right and bottom; NaN where a token
+            knows of no box.
+        edges: true distances to the edges, in the unit of the errors; NaN at the same places.
+    """
+    known = ~edges.isnan()
+    sides = (edges[..., :2] + edges[..., 2:]).repeat(1, 1, 2).nan_to_num(1.0).clamp(min=LEAST_SIDE)
+    # Elsewhere NaN is left to be seen: it would be a network that has diverged.
+    shares = torch.where(known, errors, 0.0).abs() / sides
     groups = [
-        errors[:, group][known[:, group]].mean()
-        for group in range(true.shape[1])
+        shares[:, group][known[:, group]].mean()
+        for group in range(edges.shape[1])
         if bool(known[:, group].any())
     ]
-    return torch.stack(groups).mean() if groups else edges.new_zeros(())
+    return torch.stack(groups).mean() if groups else errors.new_zeros(())
