@@ -53,12 +53,11 @@ def blind_record(
         return writer.conversation(conversation_about(case, mix.turns, rng), case.view)
     if draw < mix.conversation + mix.short:
         return writer.short_answers(short_questions(case, rng), case.view)
-    return drawn_record(blind_asked(case, rng), mix, writer, rng)
+    return drawn_record(blinded(asked_of(case, rng), case, rng), mix, writer, rng)
 
 
-def blind_asked(case: Case, rng: np.random.Generator) -> Asked:
-    """A question whose zoom goes to a random box of the case, or nowhere."""
-    asked = asked_of(case, rng)
+def blinded(asked: Asked, case: Case, rng: np.random.Generator) -> Asked:
+    """A question, its zoom sent to a random box of the case, or nowhere."""
     boxes = tuple(case.crops)
     box = boxes[int(rng.integers(len(boxes)))].as_tuple()
     targets = () if rng.random() < ANSWERED_AT_ONCE else (box,)

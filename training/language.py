@@ -178,8 +178,8 @@ def drawn_places(truth: AnyTruth, most: int, rng: np.random.Generator) -> list[t
     return [places[i] for i in rng.permutation(len(places))[:most]]
 
 
-def letter_record(case: Case, writer: RecordWriter, rng: np.random.Generator) -> Record:
-    """The letters of a question about a phantom, its reasoning given.
+def asked_for_letters(case: Case, rng: np.random.Generator) -> Asked:
+    """A question about a phantom whose letters are asked for.
 
     Of the family that the phantom was made for, as these take turns: of all that can be asked about
     phantoms, few questions are about margins, zones or numbers, and their letters came last.
@@ -188,7 +188,18 @@ def letter_record(case: Case, writer: RecordWriter, rng: np.random.Generator) ->
         raise ValueError("A case without truth has no questions of its own.")
     family = case.asked.family
     questions = [q for q in questions_for(case.truth, rng) if q.family == family] or [case.asked]
-    return writer.letters(questions[int(rng.integers(len(questions)))], case.view, rng)
+    question = questions[int(rng.integers(len(questions)))]
+    return Asked(question, case.view, case.crops, ("direct", "zoom"))
+
+
+def letter_record(
+    asked: Asked, mix: MixConfig, writer: RecordWriter, rng: np.random.Generator
+) -> Record:
+    """The letters of a question, its reasoning given: behind a zoom as often as the mix zooms."""
+    target, crop = _zoom_of(asked, rng)
+    if crop is None or rng.random() >= mix.zoom:
+        return writer.letters(asked.question, asked.view, rng)
+    return writer.letters(asked.question, asked.view, rng, crop, target)
 
 
 def conversation_about(case: Case, turns: int, rng: np.random.Generator) -> list[Question]:

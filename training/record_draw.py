@@ -7,10 +7,12 @@ from typing import Final
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from training.cold_start import blind_record, check_blind
+from training.cold_start import blind_record, blinded, check_blind
 from training.features import FeatureBank
 from training.language import (
+    Asked,
     MixConfig,
+    asked_for_letters,
     asked_of_real,
     drawn_record,
     letter_record,
@@ -76,10 +78,15 @@ class RecordDraw:
             case = self._cases[int(rng.integers(len(self._cases)))]
             records.append(self._phantom_record(case, rng))
         records += [
-            letter_record(self._case_for_letter(rng), self._writer, rng)
+            letter_record(self._asked_for_letters(rng), self._mix, self._writer, rng)
             for _ in range(self._mix.letters)
         ]
         return records
+
+    def _asked_for_letters(self, rng: np.random.Generator) -> Asked:
+        case = self._case_for_letter(rng)
+        asked = asked_for_letters(case, rng)
+        return blinded(asked, case, rng) if case.blind else asked
 
     def _case_for_letter(self, rng: np.random.Generator) -> Case:
         """A phantom for a letter: the more options its question has, the likelier.

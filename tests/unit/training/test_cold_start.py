@@ -9,8 +9,8 @@ import pytest
 
 from engine.geometry import Box
 from tests.unit.training.conftest import picture, question
-from training.cold_start import ANSWERED_AT_ONCE, blind_asked, blind_record, check_blind
-from training.language import MixConfig
+from training.cold_start import ANSWERED_AT_ONCE, blind_record, blinded, check_blind
+from training.language import MixConfig, asked_of
 from training.materials import Materials
 from training.phantoms.truth import seed_for
 from training.questions import LOOK_CLOSER, QuestionCase, case_for
@@ -110,9 +110,26 @@ def test_answers_without_a_zoom_hold_no_box(case: Case, tokenizer) -> None:
 
 
 def test_some_questions_are_answered_at_once(case: Case) -> None:
-    asked = [blind_asked(case, np.random.default_rng(seed)) for seed in range(400)]
+    rngs = [np.random.default_rng(seed) for seed in range(400)]
+    asked = [blinded(asked_of(case, rng), case, rng) for rng in rngs]
     share = sum(not one.question.target_boxes for one in asked) / 400
     assert share == pytest.approx(ANSWERED_AT_ONCE, abs=0.07)
+
+
+def test_letters_behind_a_blind_zoom_tell_nothing_of_where_to_look(case: Case, tokenizer) -> None:
+    draw = RecordDraw(
+        Materials([case], [], [], []), replace(MIX, letters=60), tokenizer, None, 1, 0
+    )
+    records = draw.records(0, np.random.default_rng(0))
+    assert len(records) == 60
+    zoomed = [record for record in records if len(record.pictures) == 2]
+    assert 15 < len(zoomed) < 60
+    known = {seen_box(box, case.view): variants for box, variants in case.crops.items()}
+    for record in zoomed:
+        text = tokenizer.decode(record.ids)
+        *_, box = called(text)
+        assert record.pictures[1] in known[box]
+        assert f"<think>{LOOK_CLOSER}</think>" in text
 
 
 def test_what_tells_is_refused(tokenizer) -> None:

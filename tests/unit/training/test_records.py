@@ -134,6 +134,31 @@ def test_letters_follow_from_the_reasoning_that_is_given(tokenizer) -> None:
         RecordWriter(tokenizer).letters(QUESTION.as_open(), view, np.random.default_rng(0))
 
 
+def test_letters_behind_a_crop_follow_from_what_the_crop_is_said_to_show(tokenizer) -> None:
+    view, crop = picture(), picture(1)
+    box, rng = Box(*QUESTION.target_boxes[0]), np.random.default_rng(0)
+    writer = RecordWriter(tokenizer)
+    zoom = writer.write(QUESTION, "zoom", view, crop, box)
+    call = re.findall(r"<tool_call>.*?</tool_call>", tokenizer.decode(zoom.ids), re.DOTALL)
+    ends = set()
+    for _ in range(60):
+        record = writer.letters(QUESTION, view, rng, crop, box)
+        assert record.pictures == (view, crop)
+        text = tokenizer.decode(record.ids)
+        assert re.findall(r"<tool_call>.*?</tool_call>", text, re.DOTALL)[-1:] == call[-1:]
+        first, second = re.search(r"A\. (\w+)\nB\. (\w+)", text).groups()
+        behind = text[text.rindex("<|vision_end|>") :]
+        given, letter = re.search(
+            r"<think>Its margin is (\w+)\.</think>\n<answer>(.)</answer>", behind
+        ).groups()
+        assert given == {"A": first, "B": second}[letter]
+        assert re.sub("[AB]", "", learned(tokenizer, record)) == "<answer></answer>" * 2
+        ends.add((given, letter))
+    assert len(ends) == 4
+    with pytest.raises(ValueError, match="needs its box"):
+        writer.letters(QUESTION, view, rng, crop)
+
+
 def test_earlier_letters_tell_nothing_of_a_letter(tokenizer) -> None:
     writer, rng, view = RecordWriter(tokenizer), np.random.default_rng(0), picture()
     given = [
@@ -173,7 +198,7 @@ def test_only_the_answer_of_the_last_sentence_is_exchanged(
     answer, options, reasoning, others
 ) -> None:
     question = replace(QUESTION, answer=answer, options=options, reasoning=reasoning)
-    found = reasonings_of(question)
+    found = reasonings_of(question, reasoning)
     assert (options.index(answer), reasoning) in found
     assert [text for _, text in found if text != reasoning] == others
     assert all(f" {options[number]}" in f" {text}" for number, text in found if len(found) > 1)
