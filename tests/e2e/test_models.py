@@ -18,7 +18,7 @@ OTHER = "Lightbox <b>other</b>"
 def settings(page: Page) -> None:
     """Opens the settings."""
     page.locator(".lb-composer summary", has_text="Settings").click()
-    expect(page.get_by_label("Seed")).to_be_visible()
+    expect(page.get_by_role("spinbutton", name="Seed")).to_be_visible()
 
 
 def inside(page: Page, selector: str) -> bool:
@@ -48,7 +48,7 @@ def test_the_chosen_model_runs_compares_and_is_chosen_again(
         page.fill("#lb-question", QUESTION)
         page.fill("#lb-options", OPTIONS)
         settings(page)
-        model = page.get_by_label("Model", exact=True)
+        model = page.get_by_role("combobox", name="Model")
         expect(model).to_have_value("base")
         assert model.locator("option").all_inner_texts() == ["synthetic", OTHER]
         expect(page.locator("#lb-model-text")).to_have_text(
@@ -56,7 +56,6 @@ def test_the_chosen_model_runs_compares_and_is_chosen_again(
         )
         page.locator('.lb-method[data-method="zoom"]').click()
         expect(page.locator(".lb-not-trained")).to_have_count(0)
-        settings(page)
         model.select_option("other-1")
         page.click("#lb-explain")
         wait_for(page, "done")
