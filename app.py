@@ -37,10 +37,8 @@ def find_models(options: Options) -> Models:
     """The models to choose from, each loaded when it is needed; none without torch."""
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         return Models()
-    if options.checkpoint is not None:
-        checkpoints = (given_checkpoint(options.checkpoint),)
-    else:
-        checkpoints = embedded_checkpoints(CHECKPOINTS)
+    given = options.checkpoint
+    checkpoints = embedded_checkpoints(CHECKPOINTS) if given is None else (given_checkpoint(given),)
 
     def prepared(checkpoint: Checkpoint) -> StreamEngine:
         start = checkpoint is checkpoints[0] and bool(gr.NO_RELOAD)
