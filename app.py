@@ -1,22 +1,24 @@
 """Starts the page: `gradio app.py`, or `python app.py [--checkpoint ID_OR_DIR] [--host ...]`.
 
 `gradio app.py` executes this file a second time, in the thread that watches for edits. So the
-page is cheap to build, and the model is loaded in the background and only by the first one.
+page is cheap to build, and the default model is loaded in the background and only by the first
+one; every other model is loaded before its first run.
 """
 
 import contextlib
+import functools
 import importlib.util
 import logging
 import signal
 import sys
 import threading
-from pathlib import Path
 
 import gradio as gr
 from gradio.utils import get_space
 
 from app.live import PreparedEngine, StreamEngine
-from app.startup import Options, read_options
+from app.models import Checkpoint, Models, embedded_checkpoints, given_checkpoint, models_of
+from app.startup import CHECKPOINTS, Options, read_options
 from app.ui import build, launch_options
 
 
@@ -31,20 +33,25 @@ def load_engine(checkpoint: str) -> StreamEngine:
     return engine
 
 
-def make_engine(options: Options) -> StreamEngine | None:
-    """An engine that loads in the background; None where live runs are not possible."""
-    installed = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-    missing = options.is_embedded and not Path(options.checkpoint).is_dir()
-    if not installed or missing:
-        return None
-    return PreparedEngine(lambda: load_engine(options.checkpoint), start=bool(gr.NO_RELOAD))
+def find_models(options: Options) -> Models:
+    """The models to choose from, each loaded when it is needed; none without torch."""
+    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        return Models()
+    given = options.checkpoint
+    checkpoints = embedded_checkpoints(CHECKPOINTS) if given is None else (given_checkpoint(given),)
+
+    def prepared(checkpoint: Checkpoint) -> StreamEngine:
+        start = checkpoint is checkpoints[0] and bool(gr.NO_RELOAD)
+        return PreparedEngine(functools.partial(load_engine, checkpoint.source), start=start)
+
+    return models_of(checkpoints, prepared)
 
 
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
 logging.getLogger("httpx").setLevel(logging.WARNING)
 on_space = get_space() is not None
 options = read_options(sys.argv[1:] if __name__ == "__main__" else [], on_space=on_space)
-demo = build(make_engine(options), on_space=on_space)
+demo = build(find_models(options), on_space=on_space)
 
 if __name__ == "__main__":
     if options.warning:

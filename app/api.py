@@ -15,7 +15,8 @@ import gradio as gr
 from gradio.data_classes import FileData
 
 from app.forms import request_from, window_from
-from app.live import LiveRun, StreamEngine, Turns
+from app.live import LiveRun, Turns
+from app.models import Models
 from app.pictures import display_image
 from app.security import UploadError, claim_upload
 from app.texts import LOOK_FIRST_API, NO_ENGINE
@@ -30,16 +31,16 @@ class Api:
     """What programs may call; every refusal is a `gr.Error` with one sentence.
 
     Args:
-        engine: what runs requests, or None to read saved traces only.
+        models: what runs requests; none to read saved traces only.
         turns: the line in which runs wait, shared with the page.
         upload_root: where Gradio puts uploads.
         served_root: where the files of the page lie.
     """
 
     def __init__(
-        self, engine: StreamEngine | None, turns: Turns, *, upload_root: Path, served_root: Path
+        self, models: Models, turns: Turns, *, upload_root: Path, served_root: Path
     ) -> None:
-        self._engine = engine
+        self._models = models
         self._turns = turns
         self._upload_root = upload_root
         self._served_root = served_root
@@ -51,22 +52,26 @@ class Api:
         options: list[str] | None = None,
         method: str = "auto",
         settings: dict[str, Any] | None = None,
+        model: str | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Ask one question about an image (DICOM, PNG or JPEG); yields the events of the run.
 
         The settings are those of the page: `seed`, `temperature`, `max_crops`, `latent_steps`,
         `max_new_tokens`, `threshold` (nats), `changes`, `window` and `frame`; and `looked`, which
-        must be true for a kind of image that often has text burned into the picture.
+        must be true for a kind of image that often has text burned into the picture. The model is
+        one of those that the page offers, by the name of its folder; without it, the first runs.
         """
-        if self._engine is None:
+        if not self._models:
             raise gr.Error(NO_ENGINE)
         given = settings if isinstance(settings, dict) else {}
         form = {**given, "question": question, "options": options, "method": method}
         try:
-            request = _request(self._claimed(image), form)
+            content = self._claimed(image)
+            chosen = self._models.chosen(model)
+            request = _request(content, form)
         except (UploadError, ImagingError, RequestError) as error:
             raise gr.Error(str(error)) from None
-        for batch in LiveRun(self._engine, request, self._turns, threading.Event()).batches():
+        for batch in LiveRun(chosen.engine, request, self._turns, threading.Event()).batches():
             for event in batch:
                 yield to_json(event)
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import gradio as gr
 
 from app.comparison import Comparison
 from app.live import LiveRun, Turns
 from app.session import Session
-from app.tabs import Begun, Json, NotBegunError, Tabs, field_sent, turn_sent
+from app.tabs import Asked, Begun, Json, NotBegunError, Tabs, field_sent, turn_sent
 from app.texts import CROWDED
-from engine.request import Request
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ class CompareHandlers:
             if not session.lands(turn_sent(data)):
                 return self._tabs.overtaken(session)
             session.before = None
-            view = session.new_run(replay=False)
+            view = session.new_run(replay=False, model=comparison.model)
             session.take(view, trace)
             session.end_open_run(view)
             return self._tabs.page(session)
@@ -65,7 +63,7 @@ class CompareHandlers:
         session, comparison, stop = begun.session, begun.work, begun.stop
         try:
             while (wanted := comparison.begin()) is not None:
-                run = LiveRun(begun.engine, wanted, self._turns, stop)
+                run = LiveRun(begun.asked.model.engine, wanted, self._turns, stop)
                 yield from self._one_run(session, comparison, run)
                 with session.lock:
                     goes_on = comparison.end_run()
@@ -93,5 +91,5 @@ class CompareHandlers:
             batches.close()
 
 
-def _new_comparison(session: Session, _: Mapping[str, Any], wanted: Request) -> Comparison:
-    return session.new_comparison(wanted)
+def _new_comparison(session: Session, asked: Asked) -> Comparison:
+    return session.new_comparison(asked.request, asked.model.key)

@@ -33,13 +33,15 @@ class Comparison:
     Attributes:
         folder: served to the page: `display.png` and `NAME-crop-N.png` for the run `NAME`.
         image: id of the open image that it is about.
+        model: key of the model that makes the runs.
         traces: of every run that has ended, failed ones included.
         over: whether no further run will be made.
     """
 
-    def __init__(self, request: Request, folder: Path, image: str | None) -> None:
+    def __init__(self, request: Request, folder: Path, image: str | None, model: str = "") -> None:
         self.folder = folder
         self.image = image
+        self.model = model
         self.traces: dict[RunKey, Trace] = {}
         self.over = False
         self._request = request
@@ -110,6 +112,7 @@ class Comparison:
             "key": self.folder.name,
             "folder": str(self.folder),
             "image": self.image,
+            "model": self.model,
             "running": not self.over,
             "stopped": self.over and done < total,
             "done": done,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from app.pictures import describe, picture_files
 from app.samples import Sample
 from app.security import UploadError, claim_upload
 from app.session import OpenImage, Session
-from app.tabs import Begun, Json, NotBegunError, Tabs, field_sent, stamped, turn_sent
+from app.tabs import Asked, Begun, Json, NotBegunError, Tabs, field_sent, stamped, turn_sent
 from app.texts import CROWDED, FAULT, GROUP_GONE
 from app.view import RunView
 from engine.group_io import is_group_file, read_group
@@ -106,7 +106,7 @@ class Handlers:
                 opened.member = None
                 return self._tabs.page(session)
             opened.member = number
-            view = session.new_run(replay=True)
+            view = session.new_run(replay=True, model=self._model_of(members[number].trace))
             session.take(view, members[number].trace)
             session.end_open_run(view)
             return self._tabs.page(session)
@@ -171,18 +171,24 @@ class Handlers:
         figure: go.Figure = run_chart(Trace.from_events(events))
         return figure, gr.update(visible=True)
 
-    def _new_run(self, session: Session, form: Mapping[str, Any], wanted: Request) -> RunView:
+    def _new_run(self, session: Session, asked: Asked) -> RunView:
         """The view of a new run; the caller holds the lock."""
-        # Beliefs compare only where the same was asked about the same picture.
-        compare = form.get("compare") is True
+        # Beliefs compare only where the same model was asked the same about the same picture.
+        compare = asked.form.get("compare") is True
         same_image = session.image is not None and session.run_image == session.image.id
-        before = _summary(session.view) if compare and same_image else None
-        session.before = before if before and _asks_the_same(before, wanted) else None
-        return session.new_run(replay=False)
+        same_model = session.run_model == asked.model.key
+        before = _summary(session.view) if compare and same_image and same_model else None
+        session.before = before if before and _asks_the_same(before, asked.request) else None
+        return session.new_run(replay=False, model=asked.model.key)
+
+    def _model_of(self, trace: Trace) -> str:
+        """Key of the model that made a saved run; empty if it is not on offer."""
+        return self._tabs.models.key_of(trace.started.model) if trace.started else ""
 
     def _streamed(self, begun: Begun[RunView]) -> Iterator[Json]:
         session, view = begun.session, begun.work
-        run = LiveRun(begun.engine, begun.request, self._turns, begun.stop)
+        asked = begun.asked
+        run = LiveRun(asked.model.engine, asked.request, self._turns, begun.stop)
         batches = run.batches()
         try:
             for batch in batches:
@@ -213,10 +219,10 @@ class Handlers:
             session.set_image(None)
             session.set_group(None)
             session.before = None
-            view = session.new_run(replay=True)
+            view = session.new_run(replay=True, model=self._model_of(trace))
             session.take(view, trace)
             session.end_open_run(view)
-            return self._tabs.page(session, {"form": stamped(_form_of(trace))})
+            return self._tabs.page(session, {"form": stamped(self._form_of(trace))})
 
     def _open_group(self, session: Session, turn: int | None, content: bytes) -> Json:
         try:
@@ -231,7 +237,22 @@ class Handlers:
             session.set_image(None)
             session.forget_run()
             session.set_group(group, facts)
-            return self._tabs.page(session, {"form": stamped(_form_of(group.members[0].trace))})
+            return self._tabs.page(
+                session, {"form": stamped(self._form_of(group.members[0].trace))}
+            )
+
+    def _form_of(self, trace: Trace) -> Json:
+        """What the form is filled in with, so that what was asked can be asked again."""
+        if trace.started is None:
+            return {}
+        request = trace.started.request
+        return {
+            "question": request.question,
+            "options": list(request.options),
+            "method": request.method,
+            "model": self._model_of(trace),
+            "truth": "",
+        }
 
     def _open_image(
         self,
@@ -304,16 +325,3 @@ def _summary(view: RunView | None) -> Json | None:
 
 def _asks_the_same(before: Json, wanted: Request) -> bool:
     return (before["question"], before["options"]) == (wanted.question, list(wanted.options))
-
-
-def _form_of(trace: Trace) -> Json:
-    started = trace.started
-    if started is None:
-        return {}
-    request = started.request
-    return {
-        "question": request.question,
-        "options": list(request.options),
-        "method": request.method,
-        "truth": "",
-    }

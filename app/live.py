@@ -137,8 +137,13 @@ class LiveRun:
         """How many runs come first."""
         return self._turns.ahead(self._ticket)
 
+    @property
+    def loading(self) -> bool:
+        """Whether it is its turn and its engine has yet to be made."""
+        return not self.ahead and not getattr(self._engine, "ready", True)
+
     def batches(self) -> Generator[list[Event], None, None]:
-        """Batches of new events, at the pace of `PACES`; [] at first and in the line.
+        """Batches of new events, at the pace of `PACES`; [] at first and while it waits.
 
         Whatever is not a token (a crop, a latent step, the end) comes within `BATCH_SECONDS`.
 
@@ -154,7 +159,7 @@ class LiveRun:
             while not done:
                 batch, done = self._drain(last, pace_of(sent))
                 last = time.monotonic()
-                if batch or (self.ahead and not done):
+                if batch or ((self.ahead or self.loading) and not done):
                     sent += bool(batch)
                     yield batch
         finally:

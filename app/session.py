@@ -76,6 +76,7 @@ class Session:
         stop: of the run in progress; set to end it.
         closed: whether the tab is gone; nothing is done for it any more.
         comparison: of ways to look at the open image, if one was asked for.
+        run_model: key of the model that made the run; empty if it is not on offer.
     """
 
     private: Path
@@ -89,6 +90,7 @@ class Session:
     view: RunView | None = None
     run_folder: Path | None = None
     run_image: str | None = None
+    run_model: str = ""
     replay: bool = False
     before: dict[str, Any] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -134,8 +136,13 @@ class Session:
         folder.mkdir(mode=0o700)
         return folder
 
-    def new_run(self, *, replay: bool) -> RunView:
-        """Ends and forgets the run before and starts an empty one."""
+    def new_run(self, *, replay: bool, model: str = "") -> RunView:
+        """Ends and forgets the run before and starts an empty one.
+
+        Args:
+            replay: whether it is a saved one.
+            model: key of the one that makes it; empty if it is not on offer.
+        """
         self._renew_stop()
         before = self.before
         self.forget_run()
@@ -143,15 +150,16 @@ class Session:
         self.run_folder = self.new_folder()
         self.view = RunView()
         self.replay = replay
+        self.run_model = model
         self.run_image = None if replay or self.image is None else self.image.id
         return self.view
 
-    def new_comparison(self, request: Request) -> Comparison:
+    def new_comparison(self, request: Request, model: str = "") -> Comparison:
         """Ends what runs, forgets the comparison before and starts an empty one."""
         self._renew_stop()
         self.forget_comparison()
         image = None if self.image is None else self.image.id
-        self.comparison = Comparison(request, self.new_folder(), image)
+        self.comparison = Comparison(request, self.new_folder(), image, model)
         return self.comparison
 
     def _renew_stop(self) -> None:
@@ -172,7 +180,7 @@ class Session:
             shutil.rmtree(self.run_folder, ignore_errors=True)
         self.run_folder, self.view, self.before = None, None, None
         self.events = []
-        self.replay = False
+        self.replay, self.run_model = False, ""
 
     def take(self, view: RunView, events: Iterable[Event]) -> bool:
         """Folds events into the view and writes the files that the page may fetch.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-EMBEDDED: Final = Path(__file__).resolve().parent.parent / "assets" / "checkpoints" / "base"
+CHECKPOINTS: Final = Path(__file__).resolve().parent.parent / "assets" / "checkpoints"
 PRIVACY_WARNING: Final = (
     "Warning: other machines can reach this page. Images and questions then cross the network "
     "without encryption: put it behind HTTPS, and keep images of real patients away."
@@ -25,21 +25,16 @@ class Options:
     """What the command line asked for.
 
     Attributes:
-        checkpoint: a hub id or a folder.
+        checkpoint: a hub id or a folder; None offers every embedded model.
         host: the address to listen on; None leaves it to Gradio, as a Space needs.
         port: None takes the first free one from 7860.
         accounts: names and passwords; empty for none.
     """
 
-    checkpoint: str
+    checkpoint: str | None
     host: str | None
     port: int | None
     accounts: tuple[tuple[str, str], ...]
-
-    @property
-    def is_embedded(self) -> bool:
-        """Whether it is the model that is shipped with the project."""
-        return self.checkpoint == str(EMBEDDED)
 
     @property
     def warning(self) -> str:
@@ -59,9 +54,9 @@ def read_options(arguments: Sequence[str], *, on_space: bool = False) -> Options
     )
     parser.add_argument(
         "--checkpoint",
-        default=str(EMBEDDED),
         metavar="ID_OR_DIR",
-        help="hub id or folder of a Qwen2.5-VL checkpoint (default: the embedded model)",
+        help="hub id or folder of a Qwen2.5-VL checkpoint (default: all embedded models to "
+        "choose from)",
     )
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
@@ -79,9 +74,9 @@ def read_options(arguments: Sequence[str], *, on_space: bool = False) -> Options
     if given.port is not None and not 1 <= given.port <= 65_535:
         parser.error("--port must lie in 1 to 65535.")
     options = Options(given.checkpoint, host, given.port, accounts)
-    named_folder = _looks_like_path(given.checkpoint) and not options.is_embedded
-    if named_folder and not Path(given.checkpoint).is_dir():
-        parser.error(f"--checkpoint: there is no folder {given.checkpoint}.")
+    checkpoint = options.checkpoint
+    if checkpoint is not None and _looks_like_path(checkpoint) and not Path(checkpoint).is_dir():
+        parser.error(f"--checkpoint: there is no folder {checkpoint}.")
     return options
 
 

@@ -12,7 +12,8 @@ from typing import Any, Final, Generic, TypeVar
 import gradio as gr
 
 from app.forms import request_from, window_from
-from app.live import LiveRun, StreamEngine
+from app.live import LiveRun
+from app.models import Model, Models
 from app.pictures import display_image
 from app.session import CrowdedError, OpenImage, Session, Sessions
 from app.texts import CROWDED, IMAGE_GONE, LOOK_FIRST, NO_ENGINE, NO_TAB, OTHER_IMAGE, TAB_ENDED
@@ -37,20 +38,35 @@ class NotBegunError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What a tab asks for.
+
+    Attributes:
+        image: that is open.
+        form: as it was sent.
+        model: that is to run.
+        request: of the image and the form.
+    """
+
+    image: OpenImage
+    form: Mapping[str, Any]
+    model: Model
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
 class Begun(Generic[BegunT]):
     """What a tab has begun on the image that it shows.
 
     Attributes:
         session: of the tab.
-        engine: that runs it.
-        request: what was asked.
+        asked: what was asked of which model.
         work: takes the events: the view of a run, or a comparison.
         stop: ends it when set.
     """
 
     session: Session
-    engine: StreamEngine
-    request: Request
+    asked: Asked
     work: BegunT
     stop: threading.Event
 
@@ -59,12 +75,12 @@ class Tabs:
     """The tabs of the page; holds nothing of a user except through `sessions`.
 
     Args:
-        engine: what runs requests, or None to replay only.
+        models: what runs requests; none to replay only.
         sessions: the data of every tab.
     """
 
-    def __init__(self, engine: StreamEngine | None, sessions: Sessions) -> None:
-        self._engine = engine
+    def __init__(self, models: Models, sessions: Sessions) -> None:
+        self.models = models
         self._sessions = sessions
 
     def session(self, request: gr.Request) -> Session | None:
@@ -98,7 +114,7 @@ class Tabs:
             With `turn`, the number of the newest thing that was done, of those that the page
             counts as its user asks for them.
         """
-        state: Json = {"live": self._engine is not None, "turn": 0, "image": None, "run": None}
+        state: Json = {"live": bool(self.models), "turn": 0, "image": None, "run": None}
         state.update(more or {})
         if session is None:
             return state
@@ -113,6 +129,7 @@ class Tabs:
                     "folder": str(session.run_folder),
                     "replay": session.replay,
                     "image": session.run_image,
+                    "model": session.run_model,
                     **session.view.to_json(),
                 }
                 state["before"] = session.before
@@ -122,8 +139,7 @@ class Tabs:
 
     def underway(self, session: Session, run: LiveRun) -> Json:
         """The page state while a run waits or goes on."""
-        loading = not getattr(self._engine, "ready", True)
-        return self.page(session, {"queued": run.ahead, "loading": loading})
+        return self.page(session, {"queued": run.ahead, "loading": run.loading})
 
     def failed(self, session: Session | None, code: str, message: str) -> Json:
         """What stands now, with a sentence on what could not be done."""
@@ -138,39 +154,39 @@ class Tabs:
         self,
         data: gr.EventData,
         request: gr.Request,
-        work: Callable[[Session, Mapping[str, Any], Request], BegunT],
+        work: Callable[[Session, Asked], BegunT],
     ) -> Begun[BegunT]:
         """Begins what the page asks the model to do on the image that it shows.
 
         Args:
             data: what the page sent: its turn, the image that it shows, and the form.
             request: of the tab.
-            work: makes what takes the events, from the session, the form and the request that
-                both make; called with the session's lock held.
+            work: makes what takes the events, from the session and what was asked; called with
+                the session's lock held.
 
         Raises:
-            NotBegunError: there is no room, no engine, no image or no question that can be run,
+            NotBegunError: there is no room, no model, no image or no question that can be run,
                 or something newer came first.
         """
         session = self.session(request)
         if session is None:
             raise NotBegunError(self.failed(None, "E110", CROWDED))
-        if self._engine is None:
+        if not self.models:
             raise NotBegunError(self.failed(session, "E300", NO_ENGINE))
         try:
-            image, form, wanted = _asked(session, data)
+            asked = _asked(session, data, self.models)
             with session.lock:
-                _check_shown(session, data, image)
+                _check_shown(session, data, asked.image)
                 if not session.lands(turn_sent(data)):
                     raise NotBegunError(self.overtaken(session))
-                begun = work(session, form, wanted)
-                return Begun(session, self._engine, wanted, begun, session.stop)
+                begun = work(session, asked)
+                return Begun(session, asked, begun, session.stop)
         except RequestError as error:
             raise NotBegunError(self.failed(session, "E200", str(error))) from error
 
 
-def _asked(session: Session, data: gr.EventData) -> tuple[OpenImage, Mapping[str, Any], Request]:
-    """The open image, the form that was sent, and the request that both make.
+def _asked(session: Session, data: gr.EventData, models: Models) -> Asked:
+    """What the page asks for, about the open image.
 
     Raises:
         RequestError: with a sentence for the user, for anything that cannot be run.
@@ -180,8 +196,10 @@ def _asked(session: Session, data: gr.EventData) -> tuple[OpenImage, Mapping[str
         raise RequestError(IMAGE_GONE if field_sent(data, "image") else "Open an image first.")
     if image.source.burned_in_risk and form.get("looked") is not True:
         raise RequestError(LOOK_FIRST)
+    model = models.chosen(form.get("model"))
     window, source = window_from(form)
-    return image, form, request_from(form, display_image(image.source, window, source))
+    request = request_from(form, display_image(image.source, window, source))
+    return Asked(image, form, model, request)
 
 
 def _check_shown(session: Session, data: gr.EventData, image: OpenImage) -> None:

@@ -64,6 +64,10 @@ METHOD_TEXTS: Final = {
     ),
 }
 
+MODEL_NOTE: Final = "Trained for"
+MODEL_UNKNOWN: Final = "What it was trained for is not known."
+NOT_TRAINED: Final = "was not trained for this: its answer will mean little."
+
 LATENT_TEXTS: Final = {
     "none": "Leave them as they are",
     "zero": "Feed in nothing (zeros)",
@@ -94,6 +98,10 @@ at every word, where it looks again and why, and what each step does to its answ
   left; then once more without each of them. It shows what every closer look cost, and what it
   changed.
 - **Belief.** How probable each answer option would be if the model had to answer at that point.
+
+### Models
+Where more than one model is on offer, *Settings* names them and what each was trained for. A model
+can be asked to work in a way that it never learned: the page says so before the run and after it.
 
 ### Your data
 Images are decoded on the machine that runs this program. Nothing is sent anywhere else, and there

@@ -15,7 +15,8 @@ from app.api import Api
 from app.compare_handlers import CompareHandlers
 from app.frontend import page_script, style_sheet
 from app.handlers import Handlers
-from app.live import StreamEngine, Turns
+from app.live import Turns
+from app.models import Models
 from app.samples import Sample, list_samples
 from app.security import (
     LOOPBACK,
@@ -42,7 +43,10 @@ from app.texts import (
     LATENT_TEXTS,
     LOOK_FIRST,
     METHOD_TEXTS,
+    MODEL_NOTE,
+    MODEL_UNKNOWN,
     NO_ENGINE,
+    NOT_TRAINED,
     OUT_OF_DISTRIBUTION,
     READY,
     SIMILARITY_NOTE,
@@ -56,22 +60,22 @@ SERVED: Final = "served"
 
 
 def build(
-    engine: StreamEngine | None,
+    models: Models,
     *,
     samples: tuple[Sample, ...] | None = None,
     on_space: bool = False,
 ) -> gr.Blocks:
-    """The page around an engine.
+    """The page around the models on offer.
 
     Args:
-        engine: what runs requests; None makes a page that replays saved runs only.
+        models: what runs requests; none makes a page that replays saved runs only.
         samples: what can be opened without a file; None takes those in `assets/samples`.
         on_space: whether the page says that uploads go to a Space.
     """
     folders = _folders()
     shown = list_samples(ASSETS / "samples") if samples is None else samples
     turns = Turns()
-    tabs = Tabs(engine, Sessions(private_folder(), folders["served_root"]))
+    tabs = Tabs(models, Sessions(private_folder(), folders["served_root"]))
     handlers = Handlers(tabs, shown, turns, **folders, version=VERSION)
     comparing = CompareHandlers(tabs, turns)
     demo: gr.Blocks
@@ -85,7 +89,7 @@ def build(
                 live = gr.HTML(
                     value=tabs.page(),
                     html_template='<div class="lb" data-state="loading"></div>',
-                    js_on_load=page_script(ASSETS, _constants(shown, on_space=on_space)),
+                    js_on_load=page_script(ASSETS, _constants(shown, models, on_space=on_space)),
                     elem_id="lb-live",
                     apply_default_css=False,
                 )
@@ -94,7 +98,7 @@ def build(
             with gr.Tab("About & safety"):
                 gr.Markdown(ABOUT, elem_id="lb-about")
         # Before the page's own listeners, one of which has the same name.
-        programs = Api(engine, turns, **folders)
+        programs = Api(models, turns, **folders)
         api(programs.explain, api_name="explain", concurrency_limit=16)
         api(programs.load_trace, api_name="load_trace", concurrency_limit=4)
         _wire(demo, handlers, comparing, live, chart, panel)
@@ -194,10 +198,11 @@ def _theme() -> gr.themes.Base:
     return gr.themes.Base(font=fonts, font_mono=mono)
 
 
-def _constants(samples: tuple[Sample, ...], *, on_space: bool) -> dict[str, Any]:
+def _constants(samples: tuple[Sample, ...], models: Models, *, on_space: bool) -> dict[str, Any]:
     return {
         "samples": [sample.to_json(index) for index, sample in enumerate(samples)],
         "methods": METHOD_TEXTS,
+        "models": models.to_json(),
         "latents": LATENT_TEXTS,
         "text": {
             "gate": GATE,
@@ -210,6 +215,9 @@ def _constants(samples: tuple[Sample, ...], *, on_space: bool) -> dict[str, Any]
             "checking": CHECKING_ON_SPACE if on_space else CHECKING,
             "ready": READY,
             "no_engine": NO_ENGINE,
+            "trained_for": MODEL_NOTE,
+            "training_unknown": MODEL_UNKNOWN,
+            "not_trained": NOT_TRAINED,
             "distance": OUT_OF_DISTRIBUTION,
             "unlike": UNLIKE,
             "burned_in": BURNED_IN,

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from app.live import StreamEngine
+from app.models import Checkpoint, Model, Models
 from engine.geometry import Box
 from engine.group import ForkDecision, Group, Member, shared_events
 from engine.group_io import member_start
@@ -407,17 +409,23 @@ class FakeEngine:
         tokens: length of a plain run instead of the scripted one; 0 for the scripted one.
         fails: raises inside the stream when set, as a bug in an engine would.
         flagged: whether every image is unlike those of the training.
+        name: of its model.
     """
 
-    label = "synthetic"
-
     def __init__(
-        self, delay: float = 0.0, *, tokens: int = 0, fails: str = "", flagged: bool = False
+        self,
+        delay: float = 0.0,
+        *,
+        tokens: int = 0,
+        fails: str = "",
+        flagged: bool = False,
+        name: str = "synthetic",
     ) -> None:
         self.delay = delay
         self.flagged = flagged
         self.tokens = tokens
         self.fails = fails
+        self.name = name
         self.stopped = threading.Event()
         self.runs = 0
 
@@ -448,7 +456,19 @@ class FakeEngine:
                 )
                 return
             written += isinstance(event, TokenStep)
-            yield event
+            if isinstance(event, RunStarted):
+                yield replace(event, model=replace(event.model, id=self.name))
+            else:
+                yield event
+
+
+def offered(*engines: StreamEngine) -> Models:
+    """Models around engines, the first with the key `base`, the others `other-1`, `other-2`, …"""
+    keys = ("base", *(f"other-{number}" for number in range(1, len(engines))))
+    return Models(
+        Model(Checkpoint(key, "", getattr(engine, "name", key), "base", ("direct", "zoom")), engine)
+        for key, engine in zip(keys, engines, strict=False)
+    )
 
 
 def vector_bytes(values: list[float]) -> bytes:

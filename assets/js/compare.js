@@ -29,6 +29,7 @@ class Ways {
     this.app.composer.whatIf.after(this.start, this.show);
     this.heading = el('h2', { class: 'lb-ways-title', tabindex: '-1', text: 'Ways to look again' });
     this.question = el('p', { class: 'lb-ways-question' });
+    this.ran = el('p', { class: 'lb-quiet lb-ways-ran' });
     this.now = el('p', { class: 'lb-ways-now' });
     this.meter = el('progress', { class: 'lb-ways-meter', 'aria-label': 'Runs done', max: '3',
       value: '0' });
@@ -40,7 +41,7 @@ class Ways {
     this.columns = Object.keys(WAYS).map((way) => el('li', { class: 'lb-way', 'data-way': way }));
     this.root = el('section', { class: 'lb-ways', 'aria-label': 'Ways to look again' },
       el('div', { class: 'lb-ways-head' },
-        el('div', { class: 'lb-ways-words' }, this.heading, this.question),
+        el('div', { class: 'lb-ways-words' }, this.heading, this.question, this.ran),
         el('div', { class: 'lb-ways-go' }, this.stop, this.back)),
       el('div', { class: 'lb-ways-progress' }, this.now, this.meter), this.notes,
       el('ol', { class: 'lb-ways-list' }, ...this.columns),
@@ -121,6 +122,8 @@ class Ways {
     const { comparison } = this;
     const { report } = comparison;
     this.question.textContent = comparison.question;
+    const model = modelOf(comparison.model);
+    this.ran.textContent = 'Model: ' + (report.model || (model ? model.name : ''));
     this.tell(report);
     this.stop.hidden = !comparison.running;
     this.meter.hidden = !comparison.running;

@@ -8,6 +8,7 @@ class Composer {
     this.drawing = null;
     this.build();
     this.setMethod(prefs.read().method || 'auto');
+    this.setModel(LB.models.length ? LB.models[0].key : '');
     this.update();
   }
 
@@ -81,9 +82,22 @@ class Composer {
       el('summary', { text: 'Settings' }),
       el('div', { class: 'lb-pop-body' },
         el('p', { class: 'lb-quiet', text: 'Applies to the next run.' }),
+        this.buildModels(),
         el('label', { class: 'lb-check' }, this.ownLimit,
           'Look again at every unsure word (limit of the model)'),
         el('div', { class: 'lb-fields' }, ...Object.values(this.fields).map((f) => f.node))));
+  }
+
+  // Which model reads the image; hidden where there is nothing to choose.
+  buildModels() {
+    this.models = el('select', { class: 'lb-select', id: 'lb-model',
+      'aria-describedby': 'lb-model-text' },
+    ...LB.models.map(({ key, name }) => el('option', { value: key, text: name })));
+    this.models.addEventListener('change', () => this.setModel(this.models.value));
+    this.modelText = el('p', { class: 'lb-quiet', id: 'lb-model-text' });
+    return el('div', { class: 'lb-models', hidden: LB.models.length < 2 },
+      el('label', { class: 'lb-field' }, el('span', { text: 'Model' }), this.models),
+      this.modelText);
   }
 
   buildWhatIf() {
@@ -143,7 +157,38 @@ class Composer {
       node.setAttribute('aria-checked', String(on));
       node.tabIndex = on ? 0 : -1;
     }
-    this.methodText.textContent = LB.methods[this.method][1];
+    this.describeMethods();
+  }
+
+  // A model that is not on offer changes nothing.
+  setModel(key) {
+    const model = modelOf(key);
+    if (!model) return;
+    this.models.value = key;
+    const ways = model.methods.filter((name) => LB.methods[name]).map((name) => LB.methods[name][0]);
+    this.modelText.textContent = ways.length ? LB.text.trained_for + ': ' + ways.join(', ') + '.'
+      : LB.text.training_unknown;
+    this.describeMethods();
+  }
+
+  // What the method does, and which methods the chosen model was not trained for.
+  describeMethods() {
+    const model = modelOf(this.models.value);
+    const known = model ? model.methods : [];
+    const lacks = (name) => known.length > 0 && !known.includes(name);
+    for (const node of this.methods.children) {
+      const { method } = node.dataset;
+      const [label, text] = LB.methods[method];
+      const untrained = lacks(method);
+      const note = untrained ? model.name + ' ' + LB.text.not_trained : '';
+      node.classList.toggle('lb-untrained', untrained);
+      node.title = untrained ? text + ' ' + note : text;
+      if (untrained) node.setAttribute('aria-label', label + ' (not trained for)');
+      else node.removeAttribute('aria-label');
+    }
+    clear(this.methodText, LB.methods[this.method][1] + ' ',
+      lacks(this.method) ? el('span', { class: 'lb-not-trained',
+        text: model.name + ' ' + LB.text.not_trained }) : null);
   }
 
   // Asks for a box on the image: the new place of crop n, or with 0 a region to cover.
@@ -177,6 +222,7 @@ class Composer {
     this.question.value = form.question || '';
     this.options.value = (form.options || []).join('\n');
     this.setMethod(form.method);
+    this.setModel(form.model);
     this.update();
   }
 
@@ -204,6 +250,7 @@ class Composer {
       question: this.question.value,
       options: this.options.value.split('\n').map((line) => line.trim()).filter(Boolean),
       method: this.method,
+      model: this.models.value,
       looked: this.looked.checked,
       changes: this.changes(),
     };
@@ -266,4 +313,9 @@ class Composer {
       this.update();
     })));
   }
+}
+
+// The model on offer with that key.
+function modelOf(key) {
+  return LB.models.find((model) => model.key === key);
 }

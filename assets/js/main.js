@@ -62,8 +62,10 @@ class App {
     this.scroll = el('div', { class: 'lb-scroll' }, this.tree.root, this.ghosts, this.cards.list,
       this.compare);
     this.title = el('h2', { class: 'lb-title', text: 'Reasoning' });
+    this.ran = el('span', { class: 'lb-quiet lb-ran' });
     this.reasoning = el('section', { class: 'lb-reasoning', 'aria-label': 'Reasoning' },
-      el('div', { class: 'lb-reasoning-head' }, this.title, this.status), this.scroll,
+      el('div', { class: 'lb-reasoning-head' }, el('div', { class: 'lb-reasoning-name' },
+        this.title, this.ran), this.status), this.scroll,
       this.tree.about);
     this.file = el('input', { type: 'file', class: 'lb-file', id: 'lb-file',
       'aria-label': 'Open an image or a saved trace' });
@@ -189,7 +191,9 @@ class App {
     if (this.composer.explain.disabled) return;
     this.composer.settings.open = false;
     this.composer.whatIf.open = false;
-    if (!compare) this.composer.clearChanges();
+    // With another model, the change would not be the only difference.
+    if (compare) this.composer.setModel(this.run.model);
+    else this.composer.clearChanges();
     this.say('Starting…');
     this.wait('running');
     this.follow = true;
@@ -302,6 +306,7 @@ class App {
     if (fresh) this.details.reset(run);
     this.details.learn(run.items);
     if (!run.facts && !run.items.length) return;
+    if (run.facts) this.ran.textContent = 'by ' + run.facts.model.id;
     this.cards.append();
     this.strip.append();
     this.inspector.about();
@@ -328,6 +333,7 @@ class App {
     this.selected = -1;
     this.follow = true;
     this.spokenCards = 0;
+    this.ran.textContent = '';
     this.pause();
     this.cards.reset();
     this.strip.reset();
@@ -410,7 +416,7 @@ class App {
 
   sayLoading() {
     const seconds = Math.round((Date.now() - this.loadBegan) / 1000);
-    this.say('Loading the model (first run only)… ' + seconds + ' s', 'busy');
+    this.say('Loading the model (before its first run only)… ' + seconds + ' s', 'busy');
   }
 
   banner(state) {

@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from app.live import StreamEngine
+from app.models import Models
 from app.samples import Sample
 from app.ui import build, launch_options
 from tests import factories
@@ -32,21 +32,23 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--flagged", action="store_true", help="every image is a strange one")
     parser.add_argument("--sample", type=Path, help="an image to list as a sample")
     parser.add_argument("--stopped", type=Path, help="a file to write when a run was stopped")
+    parser.add_argument("--other", action="append", default=[], help="name of one more model")
     parser.add_argument("--replay-only", action="store_true")
     return parser.parse_args()
 
 
-def made_engine(options: argparse.Namespace) -> StreamEngine | None:
-    """The engine that the command line asks for."""
+def made_models(options: argparse.Namespace) -> Models:
+    """The models that the command line asks for."""
     if options.replay_only:
         sys.meta_path.insert(0, Blocker())
-        return None
+        return Models()
     engine = factories.FakeEngine(
         options.delay, tokens=options.tokens, fails=options.fails, flagged=options.flagged
     )
     if options.stopped:
         threading.Thread(target=mark, args=(engine, options.stopped), daemon=True).start()
-    return engine
+    others = [factories.FakeEngine(options.delay, name=name) for name in options.other]
+    return factories.offered(engine, *others)
 
 
 def mark(engine: factories.FakeEngine, file: Path) -> None:
@@ -75,7 +77,7 @@ def listed(sample: Path | None) -> tuple[Sample, ...] | None:
 def main() -> None:
     """Prints the address, then serves until standard input closes."""
     options = read_options()
-    demo = build(made_engine(options), samples=listed(options.sample))
+    demo = build(made_models(options), samples=listed(options.sample))
     _, url, _ = demo.launch(
         server_port=options.port,
         prevent_thread_lock=True,

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from pydicom.data import get_testdata_file
 
-from app.startup import EMBEDDED
+from app.startup import CHECKPOINTS
 from engine.trace_io import read_trace
 from tests.e2e.conftest import ROOT, OpenPage, served
 from tests.e2e.test_read import saved_trace, upload
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(RADIOGRAPH is None, reason="needs RG1_J2KR.dcm of pydicom-data"),
-    pytest.mark.skipif(not EMBEDDED.is_dir(), reason="needs the embedded checkpoint"),
+    pytest.mark.skipif(not (CHECKPOINTS / "base").is_dir(), reason="needs the embedded checkpoint"),
 ]
 
 # Measures in the page, from the press of the button to the first word of the run.

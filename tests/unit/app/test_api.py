@@ -19,19 +19,19 @@ from engine.group_io import group_to_zip
 from engine.request import Request
 from engine.trace import Event, Trace
 from engine.trace_io import from_json, to_zip
-from tests.factories import FakeEngine, chest, events_of, group, png, trace
+from tests.factories import FakeEngine, chest, events_of, group, offered, png, trace
 from tests.unit.imaging.dicom_files import to_file
 
 
 class Caller:
     """An API in a folder of its own, and uploads as Gradio would put them."""
 
-    def __init__(self, folder: Path, engine: StreamEngine | None) -> None:
+    def __init__(self, folder: Path, *engines: StreamEngine) -> None:
         self.root = folder / "gradio"
         served = self.root / "served"
         served.mkdir(parents=True)
         self.turns = Turns()
-        self.api = Api(engine, self.turns, upload_root=self.root, served_root=served)
+        self.api = Api(offered(*engines), self.turns, upload_root=self.root, served_root=served)
 
     def uploaded(self, data: bytes) -> Any:
         file = self.root / "0123abcd" / "image.bin"
@@ -116,7 +116,7 @@ def test_a_group_is_refused_with_what_it_is_and_what_to_do(caller: Caller) -> No
 
 
 def test_without_an_engine_only_saved_runs_are_read(tmp_path: Path) -> None:
-    caller = Caller(tmp_path, None)
+    caller = Caller(tmp_path)
 
     with pytest.raises(gr.Error, match=NO_ENGINE):
         caller.explain()

@@ -28,7 +28,7 @@ from app.texts import CROWDED, IMAGE_GONE, LOOK_FIRST, NO_TAB, OTHER_IMAGE
 from engine.group_io import group_to_zip, is_group_file
 from engine.trace import RunStarted
 from engine.trace_io import read_trace, to_zip
-from tests.factories import FakeEngine, chest, group, png, trace
+from tests.factories import FakeEngine, chest, group, offered, png, trace
 from tests.unit.imaging.dicom_files import to_file
 
 FORM = {
@@ -81,7 +81,7 @@ class Page:
 class Bench:
     """All listeners around an engine, in a folder of their own."""
 
-    def __init__(self, folder: Path, engine: StreamEngine | None) -> None:
+    def __init__(self, folder: Path, *engines: StreamEngine) -> None:
         self.upload_root = folder / "gradio"
         self.upload_root.mkdir()
         served = self.upload_root / "served"
@@ -90,7 +90,7 @@ class Bench:
         recorded = folder / "sample.radtrace.zip"
         recorded.write_bytes(to_zip(trace()))
         self.sessions = Sessions(folder / "private", served)
-        self.tabs = Tabs(engine, self.sessions)
+        self.tabs = Tabs(offered(*engines), self.sessions)
         self.turns = Turns()
         self.handlers = Handlers(
             self.tabs,
@@ -170,7 +170,7 @@ def test_a_picture_with_burned_in_text_is_run_once_somebody_has_looked(
 
 
 def test_without_an_engine_runs_are_refused_and_replays_work(tmp_path: Path) -> None:
-    page = Bench(tmp_path, None).page()
+    page = Bench(tmp_path).page()
     page.upload(png(chest(64)))
 
     (refused,) = page.explain()

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from app.startup import EMBEDDED, is_loopback, read_options
+from app.startup import is_loopback, read_options
 
 
-def test_the_default_is_the_embedded_model_on_this_machine_only() -> None:
+def test_the_default_is_every_embedded_model_on_this_machine_only() -> None:
     options = read_options([])
 
-    assert options.checkpoint == str(EMBEDDED)
-    assert options.is_embedded
+    assert options.checkpoint is None
     assert (options.host, options.port, options.accounts) == ("127.0.0.1", None, ())
     assert options.warning == ""
 

@@ -16,14 +16,15 @@ import pytest
 PROGRAM = """
 import json, os, stat
 from pathlib import Path
+from app.models import Models
 from app.ui import build, launch_options
 
 def mode(folder):
     return stat.S_IMODE(Path(folder).stat().st_mode)
 
-page = build(None, samples=())
+page = build(Models(), samples=())
 first = os.environ["GRADIO_TEMP_DIR"]
-build(None, samples=())
+build(Models(), samples=())
 print(json.dumps({
     "folder": first,
     "folder_again": os.environ["GRADIO_TEMP_DIR"],
@@ -117,7 +118,7 @@ def test_programs_see_two_endpoints(facts: dict[str, Any]) -> None:
     assert shown["unnamed_endpoints"] == {}
     parameters = shown["named_endpoints"]["/explain"]["parameters"]
     names = [parameter["parameter_name"] for parameter in parameters]
-    assert names == ["image", "question", "options", "method", "settings"]
+    assert names == ["image", "question", "options", "method", "settings", "model"]
 
 
 def test_what_the_page_itself_listens_to_is_private(facts: dict[str, Any]) -> None:

@@ -1,0 +1,154 @@
+"""The models that a user may choose from, and the engine of each."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.live import StreamEngine
+from engine.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
+from engine.request import RequestError
+from engine.trace import ModelFacts
+
+FIRST = "base"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What is known of a checkpoint before it is loaded.
+
+    Attributes:
+        key: what the page and programs call it: the name of its folder.
+        source: hub id or folder, for the engine only.
+        name: what a user reads.
+        stage: of its training.
+        methods: that it was trained for; empty if unknown.
+    """
+
+    key: str
+    source: str
+    name: str
+    stage: str = "unknown"
+    methods: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint and what runs requests with it."""
+
+    checkpoint: Checkpoint
+    engine: StreamEngine
+
+    @property
+    def key(self) -> str:
+        """See `Checkpoint.key`."""
+        return self.checkpoint.key
+
+
+class Models:
+    """The models on offer; the first is the default, none means that live runs are off."""
+
+    def __init__(self, models: Iterable[Model] = ()) -> None:
+        self._models = {model.key: model for model in models}
+
+    def __bool__(self) -> bool:
+        return bool(self._models)
+
+    def chosen(self, key: object) -> Model:
+        """The model of that key; the default for None or an empty text.
+
+        Raises:
+            RequestError: when there is none.
+        """
+        models = self._models
+        if models and (key is None or key == ""):
+            return next(iter(models.values()))
+        if not isinstance(key, str) or key not in models:
+            raise RequestError(f"There is no such model here: choose one of {', '.join(models)}.")
+        return models[key]
+
+    def key_of(self, facts: ModelFacts) -> str:
+        """The key of the model that made a run, as the run tells; empty if it is not on offer."""
+        same = [
+            key
+            for key, model in self._models.items()
+            if (model.checkpoint.name, model.checkpoint.stage) == (facts.id, facts.stage)
+        ]
+        return same[0] if len(same) == 1 else ""
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """What the page offers: of each model its key, its name and its methods."""
+        names = Counter(model.checkpoint.name for model in self._models.values())
+        return [
+            {
+                "key": key,
+                "name": name if names[name] == 1 else f"{name} ({key})",
+                "methods": list(model.checkpoint.methods),
+            }
+            for key, model in self._models.items()
+            for name in (model.checkpoint.name,)
+        ]
+
+
+def models_of(
+    checkpoints: Iterable[Checkpoint], engine_of: Callable[[Checkpoint], StreamEngine]
+) -> Models:
+    """The models of the checkpoints, each with an engine of its own."""
+    return Models(Model(checkpoint, engine_of(checkpoint)) for checkpoint in checkpoints)
+
+
+def embedded_checkpoints(root: Path) -> tuple[Checkpoint, ...]:
+    """The checkpoints in the folders of `root`: `base` first, the others by name.
+
+    A folder that cannot be used is left out, with a line in the log.
+    """
+    folders = [
+        folder
+        for folder in (root.iterdir() if root.is_dir() else ())
+        if folder.is_dir() and not folder.name.startswith(".")
+    ]
+    found = (
+        _embedded(folder)
+        for folder in sorted(folders, key=lambda folder: (folder.name != FIRST, folder.name))
+    )
+    return tuple(checkpoint for checkpoint in found if checkpoint is not None)
+
+
+def given_checkpoint(source: str) -> Checkpoint:
+    """The checkpoint that a command line names: a hub id or a folder.
+
+    What is wrong with its manifest, the first run says.
+    """
+    key = Path(source).name or source
+    folder = Path(source)
+    if not (folder / MANIFEST_FILE).is_file():
+        return Checkpoint(key, source, key)
+    try:
+        return _checkpoint(key, source, read_manifest(folder))
+    except (ManifestError, OSError, UnicodeDecodeError):
+        return Checkpoint(key, source, key)
+
+
+def _embedded(folder: Path) -> Checkpoint | None:
+    try:
+        if not (folder / MANIFEST_FILE).is_file():
+            raise ManifestError(f"it has no {MANIFEST_FILE}.")
+        return _checkpoint(folder.name, str(folder), read_manifest(folder))
+    except ManifestError as error:
+        reason = str(error)
+    except (OSError, UnicodeDecodeError):
+        reason = f"{MANIFEST_FILE} cannot be read."
+    logger.warning("checkpoint %s left out: %s", folder.name, reason)
+    return None
+
+
+def _checkpoint(key: str, source: str, manifest: Manifest) -> Checkpoint:
+    return Checkpoint(
+        key, source, manifest.name.strip() or key, manifest.stage, manifest.trained_methods
+    )
