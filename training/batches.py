@@ -16,6 +16,7 @@ from training.features import FeatureBank, Seen
 from training.latents import LatentConfig, bottleneck_mask
 from training.records import Record
 from training.roi import roi_targets
+from training.world import Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Batch:
         slots: bool `(B, T)`, True at latent slots.
         slot_targets: `(S, D)`, what each slot is to hold, row by row; also the teacher's input.
         mask: bool `(B, 1, T, T)`, or None where plain causal attention is right.
+        views: the first picture of each record, None where it has none.
     """
 
     ids: torch.Tensor
@@ -39,6 +41,7 @@ class Batch:
     slots: torch.Tensor
     slot_targets: torch.Tensor
     mask: torch.Tensor | None = None
+    views: tuple[Picture | None, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -50,6 +53,7 @@ class Batch:
             slots=self.slots.to(device),
             slot_targets=self.slot_targets.to(device),
             mask=None if self.mask is None else self.mask.to(device),
+            views=self.views,
         )
 
 
@@ -134,6 +138,7 @@ def filled(layout: Layout, bank: FeatureBank, latents: LatentConfig | None = Non
         slots=layout.slots,
         slot_targets=_slot_targets(layout.records, visual, layout.slots, latents, bank.width),
         mask=layout.mask,
+        views=tuple(next(iter(record.pictures), None) for record in layout.records),
     )
 
 

@@ -20,7 +20,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
 
-from training.first_layer import CornerHead
+from training.corners import CornerHead
 from training.image_labels import ImageHeads
 from training.phantoms import labels_of
 from training.phantoms.label_names import LabelNames

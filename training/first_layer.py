@@ -19,13 +19,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from engine.geometry import PatchGrid
 from engine.prompt import IM_START, VISION_START
 from training.batches import Batch, collate
+from training.corners import CornerHead, corner_loss
 from training.dense_warmup import HEAD_RATE, HEADS, DenseWeights, WarmUpHeads
 from training.embedded import single_id
 from training.features import FeatureBank
@@ -33,10 +33,9 @@ from training.image_labels import ImageWeights, centres_of, image_loss, labelled
 from training.language_loss import input_states
 from training.loop import PartLoss, Report, StepsConfig, prefixed, run_steps
 from training.materials import Materials
-from training.phantoms.label_names import CHEST_LABELS, LabelNames
 from training.questions import questions_for
 from training.records import RecordWriter
-from training.vision import DenseTargets, dense_loss, in_sides, length_spread
+from training.vision import DenseTargets, dense_loss, length_spread
 from training.world import Case, Picture
 
 # Of queries and keys that hold `<|vision_start|>` and `<|im_start|>` above all other tokens.
@@ -76,23 +75,6 @@ class FirstLayerConfig:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, not {self.batch}.")
-
-
-class CornerHead(nn.Module):
-    """A linear reading of where the box lies that a visual token belongs to."""
-
-    def __init__(self, width: int, labels: LabelNames = CHEST_LABELS) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.corners = nn.Linear(width, len(labels.box_groups) * 4)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Corners `(N, G, 4)` of tokens `(N, D)`: left, top, right, bottom.
-
-        In shares of the longer side of a view.
-        """
-        read: torch.Tensor = self.corners(self.norm(tokens))
-        return read.view(*read.shape[:-1], -1, 4)
 
 
 def first_layer(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> torch.Tensor:
@@ -170,19 +152,6 @@ def number_rows_and_columns(
             attention.q_proj.bias[head * width + pair] = -gain * math.sin(angle)
             attention.q_proj.bias[head * width + pair + half] = -gain * math.cos(angle)
         attention.o_proj.weight[:, head * width] = COUNT_WRITTEN * counts[head]
-
-
-def corner_loss(corners: torch.Tensor, edges: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """Errors of corners in sides of their box (`training.vision.in_sides`).
-
-    Args:
-        corners: `(N, G, 4)`, in shares of the longer side.
-        edges: true distances to the edges, `(N, G, 4)`, NaN where a token knows of no box.
-        centres: of the tokens, `(N, 2)`.
-    """
-    outwards = torch.tensor([-1.0, -1.0, 1.0, 1.0])
-    true = centres.repeat(1, 2).unsqueeze(1) + outwards * edges
-    return in_sides(corners - true, edges)
 
 
 def teach_first_layer(

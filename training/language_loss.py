@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from training.batches import Batch, collate
+from training.corners import KeptCorners
 from training.features import FeatureBank
 from training.latents import Feeding, LatentPhase
 from training.records import Record
@@ -30,6 +31,8 @@ class LanguageLoss:
         answers: answer tokens.
         roi: losses of the latent slots against their targets.
         slots: how many slots there are.
+        corners: mean error of the kept corners, times the records; 0 where none are kept.
+        records: of the batch.
     """
 
     total: torch.Tensor
@@ -38,6 +41,8 @@ class LanguageLoss:
     answers: int
     roi: torch.Tensor
     slots: int
+    corners: torch.Tensor
+    records: int
 
 
 def input_states(
@@ -70,13 +75,34 @@ def hidden_states(
     slot_inputs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Last hidden states `(B, T, D)` (arguments as in `input_states`)."""
-    hidden: torch.Tensor = model.model.language_model(
+    return all_states(model, batch, slot_inputs)[-1]
+
+
+def all_states(
+    model: Qwen2_5_VLForConditionalGeneration,
+    batch: Batch,
+    slot_inputs: torch.Tensor | None = None,
+    *,
+    between: bool = False,
+) -> tuple[torch.Tensor, ...]:
+    """The last hidden states `(B, T, D)`, behind those `between` layers where they are asked for.
+
+    Args:
+        model: see `input_states`, as for the next two.
+        batch: padded records.
+        slot_inputs: fed into the latent slots.
+        between: also what goes into every layer, in order.
+    """
+    found = model.model.language_model(
         inputs_embeds=input_states(model, batch, slot_inputs),
         position_ids=batch.positions,
         attention_mask=None if batch.mask is None else {"full_attention": batch.mask},
         use_cache=False,
-    ).last_hidden_state
-    return hidden
+        output_hidden_states=between,
+    )
+    last: torch.Tensor = found.last_hidden_state
+    # transformers' own list ends with the last states, too.
+    return (*found.hidden_states[:-1], last) if between else (last,)
 
 
 def slot_means(hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
@@ -122,6 +148,7 @@ def language_loss(
     roi: RoiLoss = "cosine",
     *,
     head_chunk: int = 0,
+    corners: KeptCorners | None = None,
 ) -> LanguageLoss:
     """Weighted cross-entropy of the next token, and the latents' loss against their regions.
 
@@ -132,11 +159,13 @@ def language_loss(
             latents, or its own with gradients (`relaxed`).
         roi: loss of the latents.
         head_chunk: tokens whose logits are held at a time; 0: all.
+        corners: what is to stay readable of places; None: nothing.
     """
     inputs = None
     if feeding != "teacher" and len(batch.slot_targets):
         inputs = self_fed(model, batch, differentiable=feeding == "relaxed")
-    hidden = hidden_states(model, batch, inputs)
+    states = all_states(model, batch, inputs, between=corners is not None)
+    hidden = states[-1]
     rows, columns = torch.nonzero(batch.weights[:, 1:], as_tuple=True)
     weights, targets = batch.weights[rows, columns + 1], batch.ids[rows, columns + 1]
     losses, hits = token_losses(model.lm_head, hidden[rows, columns], targets, head_chunk)
@@ -145,6 +174,10 @@ def language_loss(
     latent = hidden.new_zeros(())
     if slots:
         latent = slots * roi_loss(slot_means(hidden, batch.slots), batch.slot_targets, roi)
+    kept = hidden.new_zeros(())
+    if corners is not None:
+        images = batch.ids == model.config.image_token_id
+        kept = len(batch.ids) * corners(states, images, batch.views)
     return LanguageLoss(
         (losses * weights).sum(),
         float(weights.sum()),
@@ -152,6 +185,8 @@ def language_loss(
         int(answers.sum()),
         latent,
         slots,
+        kept,
+        len(batch.ids),
     )
 
 
@@ -193,21 +228,26 @@ def batch_loss(
     *,
     chunk: int = 8,
     latents: LatentPhase | None = None,
+    corners: KeptCorners | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The mean loss of records, `chunk` of similar length at a time: next to no padding.
 
-    Equal to the loss of one padded batch (tested).
+    Equal to the loss of one padded batch (tested), but for kept corners: their errors are means
+    over the boxes of a chunk.
     """
     ordered = sorted(records, key=lambda record: len(record.ids))
     parts = []
     for first in range(0, len(ordered), chunk):
         group = ordered[first : first + chunk]
         if latents is None:
-            parts.append(language_loss(model, collate(group, bank, tokenizer, rng)))
+            batch = collate(group, bank, tokenizer, rng)
+            parts.append(language_loss(model, batch, corners=corners))
             continue
         config = latents.config
         batch = collate(group, bank, tokenizer, rng, config, latents.bottleneck)
-        parts.append(language_loss(model, batch, latents.feeding(rng), config.loss))
+        parts.append(
+            language_loss(model, batch, latents.feeding(rng), config.loss, corners=corners)
+        )
     loss = torch.stack([part.total for part in parts]).sum() / sum(part.weight for part in parts)
     right = sum(part.right for part in parts) / max(1, sum(part.answers for part in parts))
     numbers = {"answer_tokens_right": right}
@@ -216,4 +256,8 @@ def batch_loss(
         roi = torch.stack([part.roi for part in parts]).sum() / slots
         numbers |= {"text": float(loss.detach()), "roi": float(roi.detach())}
         loss = loss + latents.roi_weight * roi
+    if corners is not None:
+        kept = torch.stack([part.corners for part in parts]).sum() / len(records)
+        numbers |= {"corners": float(kept.detach())}
+        loss = loss + corners.weight * kept
     return loss, numbers

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from training.batches import Layout, filled, lay_out
+from training.corners import KeptCorners
 from training.features import FeatureBank
 from training.language_loss import LanguageLoss, language_loss
 from training.latents import Feeding, LatentConfig, LatentPhase
@@ -41,6 +42,7 @@ class LanguageNetwork(nn.Module):
         latents: what latent slots are to hold; None: there are none.
         bf16: compute in bfloat16 by autocast; losses stay in float32.
         head_chunk: tokens whose logits are held at a time; 0: all.
+        corners: what is to stay readable of places; None: nothing.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class LanguageNetwork(nn.Module):
         *,
         bf16: bool = False,
         head_chunk: int = 0,
+        corners: KeptCorners | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.corners = corners
         self._bank, self._latents = bank, latents
         self._bf16, self._head_chunk = bf16, head_chunk
 
@@ -65,7 +69,14 @@ class LanguageNetwork(nn.Module):
         with casts or contextlib.nullcontext():
             batch = filled(part.layout, self._bank, self._latents).to(device)
             kind = self._latents.loss if self._latents else "cosine"
-            return language_loss(self.model, batch, part.feeding, kind, head_chunk=self._head_chunk)
+            return language_loss(
+                self.model,
+                batch,
+                part.feeding,
+                kind,
+                head_chunk=self._head_chunk,
+                corners=self.corners,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,7 @@ class Totals:
     weight: float
     answers: int
     slots: int
+    records: int
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Totals:
@@ -83,6 +95,7 @@ class Totals:
             sum(float(part.layout.weights.sum()) for part in parts),
             sum(int((part.layout.weights[:, 1:] > 1).sum()) for part in parts),
             sum(int(part.layout.slots.sum()) for part in parts),
+            sum(len(part.layout.records) for part in parts),
         )
 
 
@@ -119,6 +132,7 @@ def part_losses(
     network: Callable[[Part], LanguageLoss],
     parts: Sequence[Part],
     latents: LatentPhase | None = None,
+    corner_weight: float = 0.0,
 ) -> list[Callable[[], PartLoss]]:
     """The losses of a step's parts, ready to be computed; they add up to the step's loss.
 
@@ -126,6 +140,7 @@ def part_losses(
         network: a `LanguageNetwork`, wrapped or not.
         parts: of the whole step.
         latents: settings of the step.
+        corner_weight: of the kept corners; 0: they are not looked at.
     """
     totals = Totals.of(parts)
 
@@ -140,6 +155,10 @@ def part_losses(
             roi = found.roi / totals.slots
             numbers |= {"text": float(loss.detach()), "roi": float(roi.detach())}
             loss = loss + latents.roi_weight * roi
+        if corner_weight:
+            kept = found.corners / totals.records
+            numbers |= {"corners": float(kept.detach())}
+            loss = loss + corner_weight * kept
         return loss, numbers
 
     return [lambda part=part: loss_of(part) for part in parts]  # type: ignore[misc]

@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import (
     PreTrainedTokenizerBase,
     Qwen2_5_VLForConditionalGeneration,
@@ -22,7 +23,8 @@ from transformers import (
 )
 
 from training.calibration import entropy_threshold
-from training.dense_warmup import DensePartConfig, warm_up
+from training.corners import CornerHead, KeptCorners
+from training.dense_warmup import HEAD_RATE, DensePartConfig, warm_up
 from training.detectors import attend_to_findings, quieten_words
 from training.embedded import (
     embedded_config,
@@ -177,6 +179,7 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
         config.features,
         materials,
         report,
+        begin=corners,
     )
     return calibrated_checkpoint(config.out, model, tokenizer, config.export, materials)
 
@@ -222,8 +225,20 @@ def train_language(
     features: FeatureConfig,
     materials: Materials,
     report: Report,
+    *,
+    begin: CornerHead | None = None,
 ) -> None:
-    """Trains the language model on the frozen tower's tokens with a mix of record forms."""
+    """Trains the language model on the frozen tower's tokens with a mix of record forms.
+
+    Args:
+        model: of which the tower stays as it is.
+        tokenizer: of the records.
+        stage: schedule, mix and folder.
+        features: what it sees of each picture.
+        materials: phantoms and real radiographs.
+        report: takes lines of progress.
+        begin: readings of corners that the first layer was taught with.
+    """
     model.model.visual.requires_grad_(False)
     bank = FeatureBank(model, stage.seed)
     draw = RecordDraw(
@@ -231,15 +246,35 @@ def train_language(
     )
     draw.register(bank, features.view_variants)
 
+    modules: dict[str, nn.Module] = {"language": model.model.language_model}
+    kept = None
+    if stage.steps.corners:
+        kept = KeptCorners(
+            model.config.get_text_config().hidden_size,
+            materials.labels,
+            stage.steps.corners,
+            begin,
+        )
+        modules["corners"] = kept
+
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = np.random.default_rng([stage.seed, 3, step])
         records = draw.records(stage.steps.batch, rng)
         latents = stage.latents.at(step / stage.steps.steps) if stage.latents else None
-        return batch_loss(model, records, bank, tokenizer, rng, latents=latents)
+        return batch_loss(
+            model,
+            records,
+            bank,
+            tokenizer,
+            rng,
+            latents=latents,
+            corners=kept,
+        )
 
     run_steps(
         folder=stage.folder,
-        modules={"language": model.model.language_model},
+        modules=modules,
+        readings={"corners": HEAD_RATE},
         config=stage.steps,
         loss_at=loss_at,
         report=prefixed(report, "language"),

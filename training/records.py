@@ -347,8 +347,11 @@ def _thought(text: str) -> str:
 
 
 def place_question(name: str) -> str:
-    """Asks for the box of a structure or finding."""
-    return f"Where is the {name}?"
+    """Asks for the box of a structure or finding, in words that no question about zones has.
+
+    "Where is the nodule?" is asked, and answered with a zone, by a family of questions.
+    """
+    return f"Box of the {name}?"
 
 
 def seen_box(box: Box, view: Picture) -> tuple[int, int, int, int]:

@@ -23,6 +23,8 @@ from engine.loading import CheckpointError, load_checkpoint
 from training.accelerated import Accelerated
 from training.adapters import AdapterConfig, add_adapter
 from training.config import ConfigError
+from training.corners import KeptCorners
+from training.dense_warmup import HEAD_RATE
 from training.export import ExportConfig, export_adapter, export_checkpoint
 from training.features import FeatureBank, TrainedTower
 from training.language import LanguageConfig, MixConfig
@@ -212,6 +214,14 @@ def train(
     draw.register(bank, config.features.view_variants)
     if tuning.evaluate_every:
         unseen.register(bank, 1)
+    kept = None
+    if config.language.corners:
+        kept = KeptCorners(
+            tuned.model.config.get_text_config().hidden_size,
+            materials.labels,
+            config.language.corners,
+        )
+        kept.to(processes.device)
     tuned.model.to(processes.device)  # type: ignore[arg-type]
     if processes.is_sharded and kind is FeatureBank:
         # Once its weights are spread, no process can run the tower by itself.
@@ -222,6 +232,7 @@ def train(
         latents,
         bf16=tuning.precision == "bf16",
         head_chunk=tuning.head_chunk,
+        corners=kept,
     )
 
     def phase_at(step: int) -> LatentPhase | None:
@@ -232,7 +243,7 @@ def train(
         records = draw.records(config.language.batch, rng)
         phase = phase_at(step)
         parts = planned(records, bank, tuned.tokenizer, rng, tuning.micro_batch, phase)
-        return part_losses(wrapped, parts, phase)
+        return part_losses(wrapped, parts, phase, config.language.corners)
 
     def evaluate(done: int) -> dict[str, float]:
         """Mean loss on the same records each time, without what only training does to them."""
@@ -251,7 +262,9 @@ def train(
 
     stage = Stage(
         folder=config.out / "language",
-        modules=tuned.trained,
+        modules=tuned.trained | ({"corners": kept} if kept is not None else {}),
+        # They read the network, and AdamW trains them.
+        readings={"head": 1.0, "corners": HEAD_RATE},
         config=config.language,
         parts_at=parts_at,
         network=network,
@@ -270,7 +283,12 @@ def validation_only(materials: Materials) -> Materials:
 def whole_model(config: FinetuneConfig, weights: dict[str, torch.Tensor]) -> Tuned:
     """The checkpoint again, with weights that were gathered from all processes."""
     tuned = tuned_model(config.base, config.tuning)
-    named = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    whole = "model."
+    named = {
+        name.removeprefix(whole): tensor
+        for name, tensor in weights.items()
+        if name.startswith(whole)
+    }
     tuned.model.load_state_dict(named)
     return tuned
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from training.corners import CornerHead
 from training.detectors import attend_to_findings, quieten_words
 from training.embedded import embedded_config, new_model, train_tokenizer
-from training.first_layer import CornerHead
 from training.image_labels import ImageHeads
 from training.phantoms import MODALITIES, labels_of
 from training.phantoms.label_names import CHEST_LABELS, joined

@@ -6,9 +6,10 @@ import torch
 
 from engine.geometry import FULL_IMAGE, PatchGrid
 from training.batches import Batch, collate
+from training.corners import corner_loss
 from training.embedded import embedded_config, new_model, train_tokenizer
 from training.features import FeatureBank
-from training.first_layer import corner_loss, first_layer, number_rows_and_columns
+from training.first_layer import first_layer, number_rows_and_columns
 from training.image_labels import centres_of
 from training.phantoms.label_names import CHEST_LABELS
 from training.questions import Question

@@ -264,8 +264,8 @@ def test_places_are_asked_behind_all_questions_and_answered_as_a_call_does(token
         " smooth.\n [50, 110, 100, 220]\n [100, 0, 195, 200]\n<|im_end|>"
     )
     text = tokenizer.decode(record.ids)
-    assert text.index(QUESTION.text) < text.index("Where is the heart?")
-    assert text.index("Where is the heart?") < text.index("Where is the left lung?")
+    assert text.index(QUESTION.text) < text.index("Box of the heart?")
+    assert text.index("Box of the heart?") < text.index("Box of the left lung?")
     assert sorted(set(record.weights)) == [0.0, PLACE_WEIGHT, 1.0]
 
 
