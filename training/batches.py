@@ -13,6 +13,7 @@ from engine.positions import PositionCursor
 from engine.prompt import IMAGE_PAD, LATENT_SLOT
 from training.embedded import single_id
 from training.features import FeatureBank, Seen
+from training.grounding import Look
 from training.latents import LatentConfig, bottleneck_mask
 from training.records import Record
 from training.roi import roi_targets
@@ -32,6 +33,7 @@ class Batch:
         slot_targets: `(S, D)`, what each slot is to hold, row by row; also the teacher's input.
         mask: bool `(B, 1, T, T)`, or None where plain causal attention is right.
         views: the first picture of each record, None where it has none.
+        looks: tokens that write coordinates, and where their box lies.
     """
 
     ids: torch.Tensor
@@ -42,6 +44,7 @@ class Batch:
     slot_targets: torch.Tensor
     mask: torch.Tensor | None = None
     views: tuple[Picture | None, ...] = ()
+    looks: tuple[Look, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -54,6 +57,7 @@ class Batch:
             slot_targets=self.slot_targets.to(device),
             mask=None if self.mask is None else self.mask.to(device),
             views=self.views,
+            looks=self.looks,
         )
 
 
@@ -64,7 +68,7 @@ class Layout:
     Attributes:
         records: in order.
         seen: variants of their pictures, in order.
-        ids, weights, positions, slots, mask: as in `Batch`.
+        ids, weights, positions, slots, mask, looks: as in `Batch`.
     """
 
     records: tuple[Record, ...]
@@ -74,6 +78,7 @@ class Layout:
     positions: torch.Tensor
     slots: torch.Tensor
     mask: torch.Tensor | None
+    looks: tuple[Look, ...]
 
 
 def collate(
@@ -123,7 +128,28 @@ def lay_out(
     seen = bank.choose([picture for record in records for picture in record.pictures], rng)
     slots = ids == slot_id
     mask = bottleneck_mask(ids == image_id, slots, bottleneck, rng)
-    return Layout(tuple(records), seen, ids, weights, positions, slots, mask)
+    looks = _looks(records, ids == image_id)
+    return Layout(tuple(records), seen, ids, weights, positions, slots, mask, looks)
+
+
+def _looks(records: Sequence[Record], images: torch.Tensor) -> tuple[Look, ...]:
+    """Every box that the records write, among the visual tokens of its view.
+
+    Args:
+        records: in the order of the rows.
+        images: bool `(B, T)`, True at visual tokens.
+    """
+    return tuple(
+        Look(
+            row,
+            torch.arange(written.start, written.stop),
+            images[row]
+            .nonzero()
+            .flatten()[torch.tensor(record.pictures[0].grid.cells_of(written.box))],
+        )
+        for row, record in enumerate(records)
+        for written in record.written
+    )
 
 
 def filled(layout: Layout, bank: FeatureBank, latents: LatentConfig | None = None) -> Batch:
@@ -139,6 +165,7 @@ def filled(layout: Layout, bank: FeatureBank, latents: LatentConfig | None = Non
         slot_targets=_slot_targets(layout.records, visual, layout.slots, latents, bank.width),
         mask=layout.mask,
         views=tuple(next(iter(record.pictures), None) for record in layout.records),
+        looks=layout.looks,
     )
 
 

@@ -61,15 +61,11 @@ class KeptCorners(nn.Module):
     Args:
         width: of a token.
         labels: of the phantoms.
-        weight: of their errors in the loss.
         begin: what the readings begin as; None: as nothing.
     """
 
-    def __init__(
-        self, width: int, labels: LabelNames, weight: float, begin: CornerHead | None = None
-    ) -> None:
+    def __init__(self, width: int, labels: LabelNames, begin: CornerHead | None = None) -> None:
         super().__init__()
-        self.weight = weight
         self._labels = labels
         self.heads = nn.ModuleList(CornerHead(width, labels) for _ in KEPT_LAYERS)
         if begin is not None:

@@ -86,18 +86,21 @@ class LanguageConfig(StepsConfig):
     Attributes:
         batch: records a step.
         corners: weight of the corners that have to stay readable (`training.corners`).
+        grounding: weight of attention on boxes that are written (`training.grounding`).
     """
 
     batch: int
     corners: float = 0.0
+    grounding: float = 0.0
 
     def __post_init__(self) -> None:
         # Without arguments `super` looks for the class that `slots=True` has replaced.
         StepsConfig.__post_init__(self)
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, not {self.batch}.")
-        if self.corners < 0:
-            raise ValueError(f"corners must not be negative, not {self.corners}.")
+        for name in ("corners", "grounding"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from training.batches import Batch, collate
-from training.corners import KeptCorners
 from training.features import FeatureBank
+from training.grounding import BoxAttention
 from training.latents import Feeding, LatentPhase
+from training.places import NO_PLACES, PlaceTerms
 from training.records import Record
 from training.roi import RoiLoss, roi_loss
 
@@ -33,6 +34,8 @@ class LanguageLoss:
         slots: how many slots there are.
         corners: mean error of the kept corners, times the records; 0 where none are kept.
         records: of the batch.
+        grounding: minus the logarithms of the attention on boxes; 0 where it is not asked.
+        looking: tokens that should look at a box.
     """
 
     total: torch.Tensor
@@ -43,6 +46,8 @@ class LanguageLoss:
     slots: int
     corners: torch.Tensor
     records: int
+    grounding: torch.Tensor
+    looking: int
 
 
 def input_states(
@@ -84,6 +89,7 @@ def all_states(
     slot_inputs: torch.Tensor | None = None,
     *,
     between: bool = False,
+    recorder: BoxAttention | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """The last hidden states `(B, T, D)`, behind those `between` layers where they are asked for.
 
@@ -92,6 +98,7 @@ def all_states(
         batch: padded records.
         slot_inputs: fed into the latent slots.
         between: also what goes into every layer, in order.
+        recorder: takes attention on the way; None: nothing does.
     """
     found = model.model.language_model(
         inputs_embeds=input_states(model, batch, slot_inputs),
@@ -99,6 +106,7 @@ def all_states(
         attention_mask=None if batch.mask is None else {"full_attention": batch.mask},
         use_cache=False,
         output_hidden_states=between,
+        **({"recorder": recorder} if recorder is not None else {}),
     )
     last: torch.Tensor = found.last_hidden_state
     # transformers' own list ends with the last states, too.
@@ -148,7 +156,7 @@ def language_loss(
     roi: RoiLoss = "cosine",
     *,
     head_chunk: int = 0,
-    corners: KeptCorners | None = None,
+    places: PlaceTerms = NO_PLACES,
 ) -> LanguageLoss:
     """Weighted cross-entropy of the next token, and the latents' loss against their regions.
 
@@ -159,12 +167,14 @@ def language_loss(
             latents, or its own with gradients (`relaxed`).
         roi: loss of the latents.
         head_chunk: tokens whose logits are held at a time; 0: all.
-        corners: what is to stay readable of places; None: nothing.
+        places: what is asked of places beside the words.
     """
     inputs = None
     if feeding != "teacher" and len(batch.slot_targets):
         inputs = self_fed(model, batch, differentiable=feeding == "relaxed")
-    states = all_states(model, batch, inputs, between=corners is not None)
+    corners = places.corners
+    recorder = BoxAttention(batch.looks) if places.grounding and batch.looks else None
+    states = all_states(model, batch, inputs, between=corners is not None, recorder=recorder)
     hidden = states[-1]
     rows, columns = torch.nonzero(batch.weights[:, 1:], as_tuple=True)
     weights, targets = batch.weights[rows, columns + 1], batch.ids[rows, columns + 1]
@@ -187,6 +197,8 @@ def language_loss(
         slots,
         kept,
         len(batch.ids),
+        recorder.loss() if recorder is not None else hidden.new_zeros(()),
+        sum(len(look.tokens) for look in batch.looks),
     )
 
 
@@ -228,7 +240,7 @@ def batch_loss(
     *,
     chunk: int = 8,
     latents: LatentPhase | None = None,
-    corners: KeptCorners | None = None,
+    places: PlaceTerms = NO_PLACES,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The mean loss of records, `chunk` of similar length at a time: next to no padding.
 
@@ -241,13 +253,11 @@ def batch_loss(
         group = ordered[first : first + chunk]
         if latents is None:
             batch = collate(group, bank, tokenizer, rng)
-            parts.append(language_loss(model, batch, corners=corners))
+            parts.append(language_loss(model, batch, places=places))
             continue
         config = latents.config
         batch = collate(group, bank, tokenizer, rng, config, latents.bottleneck)
-        parts.append(
-            language_loss(model, batch, latents.feeding(rng), config.loss, corners=corners)
-        )
+        parts.append(language_loss(model, batch, latents.feeding(rng), config.loss, places=places))
     loss = torch.stack([part.total for part in parts]).sum() / sum(part.weight for part in parts)
     right = sum(part.right for part in parts) / max(1, sum(part.answers for part in parts))
     numbers = {"answer_tokens_right": right}
@@ -256,8 +266,7 @@ def batch_loss(
         roi = torch.stack([part.roi for part in parts]).sum() / slots
         numbers |= {"text": float(loss.detach()), "roi": float(roi.detach())}
         loss = loss + latents.roi_weight * roi
-    if corners is not None:
-        kept = torch.stack([part.corners for part in parts]).sum() / len(records)
-        numbers |= {"corners": float(kept.detach())}
-        loss = loss + corners.weight * kept
-    return loss, numbers
+    corners = torch.stack([part.corners for part in parts]).sum() / len(records)
+    grounding = torch.stack([part.grounding for part in parts]).sum()
+    grounding = grounding / max(1, sum(part.looking for part in parts))
+    return places.added(loss, numbers, corners, grounding), numbers

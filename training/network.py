@@ -17,11 +17,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from training.batches import Layout, filled, lay_out
-from training.corners import KeptCorners
 from training.features import FeatureBank
 from training.language_loss import LanguageLoss, language_loss
 from training.latents import Feeding, LatentConfig, LatentPhase
 from training.loop import PartLoss
+from training.places import NO_PLACES, PlaceTerms
 from training.records import Record
 
 
@@ -42,7 +42,7 @@ class LanguageNetwork(nn.Module):
         latents: what latent slots are to hold; None: there are none.
         bf16: compute in bfloat16 by autocast; losses stay in float32.
         head_chunk: tokens whose logits are held at a time; 0: all.
-        corners: what is to stay readable of places; None: nothing.
+        places: what is asked of places beside the words.
     """
 
     def __init__(
@@ -53,11 +53,13 @@ class LanguageNetwork(nn.Module):
         *,
         bf16: bool = False,
         head_chunk: int = 0,
-        corners: KeptCorners | None = None,
+        places: PlaceTerms = NO_PLACES,
     ) -> None:
         super().__init__()
         self.model = model
-        self.corners = corners
+        # As a module of its own, so that wrapping moves and shares its weights.
+        self.corners = places.corners
+        self._places = places
         self._bank, self._latents = bank, latents
         self._bf16, self._head_chunk = bf16, head_chunk
 
@@ -75,7 +77,7 @@ class LanguageNetwork(nn.Module):
                 part.feeding,
                 kind,
                 head_chunk=self._head_chunk,
-                corners=self.corners,
+                places=self._places,
             )
 
 
@@ -87,6 +89,7 @@ class Totals:
     answers: int
     slots: int
     records: int
+    looking: int
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Totals:
@@ -96,6 +99,7 @@ class Totals:
             sum(int((part.layout.weights[:, 1:] > 1).sum()) for part in parts),
             sum(int(part.layout.slots.sum()) for part in parts),
             sum(len(part.layout.records) for part in parts),
+            sum(len(look.tokens) for part in parts for look in part.layout.looks),
         )
 
 
@@ -132,7 +136,7 @@ def part_losses(
     network: Callable[[Part], LanguageLoss],
     parts: Sequence[Part],
     latents: LatentPhase | None = None,
-    corner_weight: float = 0.0,
+    places: PlaceTerms = NO_PLACES,
 ) -> list[Callable[[], PartLoss]]:
     """The losses of a step's parts, ready to be computed; they add up to the step's loss.
 
@@ -140,7 +144,7 @@ def part_losses(
         network: a `LanguageNetwork`, wrapped or not.
         parts: of the whole step.
         latents: settings of the step.
-        corner_weight: of the kept corners; 0: they are not looked at.
+        places: what the network is asked of places.
     """
     totals = Totals.of(parts)
 
@@ -155,10 +159,8 @@ def part_losses(
             roi = found.roi / totals.slots
             numbers |= {"text": float(loss.detach()), "roi": float(roi.detach())}
             loss = loss + latents.roi_weight * roi
-        if corner_weight:
-            kept = found.corners / totals.records
-            numbers |= {"corners": float(kept.detach())}
-            loss = loss + corner_weight * kept
-        return loss, numbers
+        corners = found.corners / totals.records
+        grounding = found.grounding / max(1, totals.looking)
+        return places.added(loss, numbers, corners, grounding), numbers
 
     return [lambda part=part: loss_of(part) for part in parts]  # type: ignore[misc]

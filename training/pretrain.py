@@ -22,6 +22,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from engine.attention import register_row_attention
 from training.calibration import entropy_threshold
 from training.corners import CornerHead, KeptCorners
 from training.dense_warmup import HEAD_RATE, DensePartConfig, warm_up
@@ -46,6 +47,7 @@ from training.latents import LatentConfig
 from training.loop import Report, prefixed, run_steps
 from training.materials import Materials, load_materials
 from training.out_of_distribution import fit_detector
+from training.places import PlaceTerms
 from training.questions import questions_for
 from training.record_draw import RecordDraw
 from training.records import corpus, seen_size
@@ -218,6 +220,29 @@ def calibrated(
     )
 
 
+def place_terms(
+    model: Qwen2_5_VLForConditionalGeneration,
+    config: LanguageConfig,
+    materials: Materials,
+    begin: CornerHead | None = None,
+) -> PlaceTerms:
+    """What a stage asks of places; lets the model's attention be taken where it is asked for.
+
+    Args:
+        model: its kernel of attention is exchanged for one that a recorder can watch.
+        config: weights of the stage.
+        materials: phantoms.
+        begin: what the readings of corners begin as.
+    """
+    if config.grounding:
+        model.set_attn_implementation(register_row_attention())
+    corners = None
+    if config.corners:
+        width = model.config.get_text_config().hidden_size
+        corners = KeptCorners(width, materials.labels, begin)
+    return PlaceTerms(corners, config.corners, config.grounding)
+
+
 def train_language(
     model: Qwen2_5_VLForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
@@ -247,15 +272,9 @@ def train_language(
     draw.register(bank, features.view_variants)
 
     modules: dict[str, nn.Module] = {"language": model.model.language_model}
-    kept = None
-    if stage.steps.corners:
-        kept = KeptCorners(
-            model.config.get_text_config().hidden_size,
-            materials.labels,
-            stage.steps.corners,
-            begin,
-        )
-        modules["corners"] = kept
+    places = place_terms(model, stage.steps, materials, begin)
+    if places.corners is not None:
+        modules["corners"] = places.corners
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = np.random.default_rng([stage.seed, 3, step])
@@ -268,7 +287,7 @@ def train_language(
             tokenizer,
             rng,
             latents=latents,
-            corners=kept,
+            places=places,
         )
 
     run_steps(

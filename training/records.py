@@ -8,7 +8,7 @@ pictures in order.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -34,6 +34,7 @@ from engine.prompt import (
     zoom_call_text,
 )
 from engine.request import METHODS, Method
+from training.grounding import Written
 from training.phantoms import AnyTruth
 from training.questions import Question
 from training.reports import box_text, report_text, whole_pixels
@@ -66,12 +67,14 @@ class Record:
         pictures: the images in order.
         roi: regions of interest of the view that its latent steps are to hold; meaningless
             without latent steps.
+        written: boxes of the view whose coordinates the model is to write, and where.
     """
 
     ids: list[int]
     weights: list[float]
     pictures: tuple[Picture, ...]
     roi: tuple[Box, ...] = ()
+    written: tuple[Written, ...] = ()
 
 
 class RecordWriter:
@@ -116,6 +119,7 @@ class RecordWriter:
         letter = option_letter(index) if index is not None else question.answer
         answer = answer_text(letter)
         parts: list[tuple[str, float, Picture | None]] = [(prompt, 0.0, view)]
+        boxes: dict[int, Box] = {}
         if goes_latent:
             # The slots are fed, and the engine closes the segment: `<|lat_end|>` is learned all
             # the same, so that a decoder that does not force it works too.
@@ -132,6 +136,7 @@ class RecordWriter:
             if crop is None or target is None:
                 raise ValueError(f"A record of the form {form!r} needs a crop and its box.")
             learned = 1.0 if form == "zoom" else 0.0
+            boxes = {len(parts): target} if learned else {}
             parts += [(_call(question, target, view), learned, None)]
             parts += [(tool_response_text(), 0.0, crop)]
             if form == "zoom":
@@ -139,7 +144,7 @@ class RecordWriter:
             parts += [(answer, ANSWER_WEIGHT, None)]
         if form in ("direct", "latent", "zoom"):
             parts += [(IM_END, 1.0, None)]
-        return self._joined(parts, tuple(Box(*box) for box in question.target_boxes))
+        return self._joined(parts, tuple(Box(*box) for box in question.target_boxes), boxes)
 
     def asked(self, question: Question, view: Picture) -> Record:
         """The prompt of a question with its image, and nothing to be learned from it."""
@@ -204,10 +209,12 @@ class RecordWriter:
         parts: list[tuple[str, float, Picture | None]] = [(head, 0.0, view)]
         for question in questions:
             parts += [(question.text, 0.0, None), (f" {question.answer}.\n", 1.0, None)]
+        boxes: dict[int, Box] = {}
         for name, box in places:
             written = box_text(box.as_tuple(), seen_size(view))
+            boxes[len(parts) + 1] = box
             parts += [(place_question(name), 0.0, None), (f" {written}\n", PLACE_WEIGHT, None)]
-        return self._joined([*parts, (IM_END, 1.0, None)], ())
+        return self._joined([*parts, (IM_END, 1.0, None)], (), boxes)
 
     def letters(
         self,
@@ -272,16 +279,31 @@ class RecordWriter:
         return self._joined(parts, ())
 
     def _joined(
-        self, parts: list[tuple[str, float, Picture | None]], roi: tuple[Box, ...]
+        self,
+        parts: list[tuple[str, float, Picture | None]],
+        roi: tuple[Box, ...],
+        boxes: Mapping[int, Box] | None = None,
     ) -> Record:
+        """A record of parts: text, weight and picture; `boxes` are those that parts write."""
         ids: list[int] = []
         weights: list[float] = []
-        for text, weight, picture in parts:
+        written: list[Written] = []
+        for number, (text, weight, picture) in enumerate(parts):
             grids: list[PatchGrid] = [picture.grid] if picture else []
             tokens = expanded_ids(self._tokenizer, text, grids)
+            if boxes and number in boxes:
+                start, stop = self._coordinates(tokens)
+                written.append(Written(len(ids) + start, len(ids) + stop, boxes[number]))
             ids += tokens
             weights += [weight] * len(tokens)
-        return Record(ids, weights, tuple(picture for _, _, picture in parts if picture), roi)
+        pictures = tuple(picture for _, _, picture in parts if picture)
+        return Record(ids, weights, pictures, roi, tuple(written))
+
+    def _coordinates(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """From the token that opens the first list to the one before its end."""
+        texts = [self._tokenizer.decode([token]) for token in tokens]
+        start = next(place for place, text in enumerate(texts) if "[" in text)
+        return start, next(place for place in range(start, len(texts)) if "]" in texts[place])
 
 
 def _head(question: Question, method: Method = "direct") -> str:

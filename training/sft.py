@@ -23,7 +23,6 @@ from engine.loading import CheckpointError, load_checkpoint
 from training.accelerated import Accelerated
 from training.adapters import AdapterConfig, add_adapter
 from training.config import ConfigError
-from training.corners import KeptCorners
 from training.dense_warmup import HEAD_RATE
 from training.export import ExportConfig, export_adapter, export_checkpoint
 from training.features import FeatureBank, TrainedTower
@@ -32,7 +31,7 @@ from training.latents import LatentConfig, LatentPhase
 from training.loop import PartLoss, Report, Stage, prefixed, run_stage
 from training.materials import Materials, load_materials
 from training.network import LanguageNetwork, part_losses, planned
-from training.pretrain import FeatureConfig, calibrated
+from training.pretrain import FeatureConfig, calibrated, place_terms
 from training.record_draw import RecordDraw
 from training.world import WorldConfig
 
@@ -106,6 +105,11 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if (self.mix.latent > 0) != (self.latents is not None):
             raise ValueError("The section latents and a share mix.latent above 0 go together.")
+        if self.language.grounding and self.tuning.gradient_checkpointing:
+            raise ValueError(
+                "language.grounding takes attention that gradient_checkpointing does not keep: "
+                "leave out one of them."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,14 +218,9 @@ def train(
     draw.register(bank, config.features.view_variants)
     if tuning.evaluate_every:
         unseen.register(bank, 1)
-    kept = None
-    if config.language.corners:
-        kept = KeptCorners(
-            tuned.model.config.get_text_config().hidden_size,
-            materials.labels,
-            config.language.corners,
-        )
-        kept.to(processes.device)
+    places = place_terms(tuned.model, config.language, materials)
+    if places.corners is not None:
+        places.corners.to(processes.device)
     tuned.model.to(processes.device)  # type: ignore[arg-type]
     if processes.is_sharded and kind is FeatureBank:
         # Once its weights are spread, no process can run the tower by itself.
@@ -232,7 +231,7 @@ def train(
         latents,
         bf16=tuning.precision == "bf16",
         head_chunk=tuning.head_chunk,
-        corners=kept,
+        places=places,
     )
 
     def phase_at(step: int) -> LatentPhase | None:
@@ -243,7 +242,7 @@ def train(
         records = draw.records(config.language.batch, rng)
         phase = phase_at(step)
         parts = planned(records, bank, tuned.tokenizer, rng, tuning.micro_batch, phase)
-        return part_losses(wrapped, parts, phase, config.language.corners)
+        return part_losses(wrapped, parts, phase, places)
 
     def evaluate(done: int) -> dict[str, float]:
         """Mean loss on the same records each time, without what only training does to them."""
@@ -262,7 +261,7 @@ def train(
 
     stage = Stage(
         folder=config.out / "language",
-        modules=tuned.trained | ({"corners": kept} if kept is not None else {}),
+        modules=tuned.trained | ({"corners": places.corners} if places.corners is not None else {}),
         # They read the network, and AdamW trains them.
         readings={"head": 1.0, "corners": HEAD_RATE},
         config=config.language,

@@ -1,0 +1,225 @@
+"""Places while words are learned: corners that stay readable, attention that lies on boxes."""
+
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from engine.attention import register_row_attention
+from engine.geometry import Box
+from tests.unit.training.conftest import TARGET, picture, question
+from training.batches import collate
+from training.corners import KEPT_LAYERS, CornerHead, KeptCorners
+from training.features import FeatureBank
+from training.grounding import GROUNDED_LAYER, BoxAttention, Look
+from training.language import LanguageConfig
+from training.language_loss import all_states, batch_loss, hidden_states, input_states
+from training.network import LanguageNetwork, part_losses, planned
+from training.phantoms.label_names import CHEST_LABELS
+from training.places import PlaceTerms
+from training.records import RecordWriter, seen_box
+
+WIDTH = 192
+
+
+def boxed(seed: int = 1):
+    """A view of three rows and two columns, whose tokens know of a box of the last group."""
+    view = picture(seed, 84, 56)
+    edges = view.edges.copy()
+    edges[:, -1] = 0.25
+    return replace(view, edges=edges)
+
+
+@pytest.fixture(scope="module")
+def records(tokenizer):
+    writer = RecordWriter(tokenizer)
+    view, crop = boxed(), picture(2, 56, 84)
+    target = Box(*TARGET)
+    places = [("heart", Box(0.0, 0.5, 1.0, 1.0)), ("right lung", target)]
+    return [
+        writer.write(question(), "direct", view),
+        writer.write(question(), "zoom", view, crop, target),
+        writer.short_answers([question()], view, places),
+    ]
+
+
+@pytest.fixture(scope="module")
+def bank(model, records):
+    bank = FeatureBank(model, seed=0)
+    bank.add([p for record in records for p in record.pictures], variants=1)
+    return bank
+
+
+def test_records_know_where_they_write_boxes(tokenizer, records) -> None:
+    direct, zoom, short = records
+    assert direct.written == ()
+    assert [one.box for one in zoom.written] == [Box(*TARGET)]
+    assert [one.box for one in short.written] == [Box(0.0, 0.5, 1.0, 1.0), Box(*TARGET)]
+    for record in (zoom, short):
+        for one in record.written:
+            followed = tokenizer.decode(record.ids[one.start + 1 : one.stop])
+            numbers = tuple(map(int, followed.split(",")))
+            assert numbers == seen_box(one.box, record.pictures[0])
+            assert "[" in tokenizer.decode(record.ids[one.start : one.start + 1])
+            assert "]" in tokenizer.decode(record.ids[one.stop : one.stop + 1])
+
+
+def test_given_calls_are_not_written(tokenizer) -> None:
+    writer, target = RecordWriter(tokenizer), Box(*TARGET)
+    view, crop = boxed(), picture(2, 56, 84)
+    after = writer.write(question(), "after_zoom", view, crop, target)
+    letters = writer.letters(question(), view, np.random.default_rng(0), crop, target)
+    assert re.search(r"bbox_2d", tokenizer.decode(after.ids))
+    assert after.written == letters.written == ()
+
+
+def test_the_attention_that_is_taken_is_eager_attention(model, tokenizer, records, bank) -> None:
+    batch = collate(records, bank, tokenizer, np.random.default_rng(0))
+    assert [look.row for look in batch.looks] == [1, 2, 2]
+    recorder = BoxAttention(batch.looks)
+    try:
+        model.set_attn_implementation(register_row_attention())
+        with torch.no_grad():
+            last = all_states(model, batch, recorder=recorder)[-1]
+            found = float(recorder.loss())
+        model.set_attn_implementation("eager")
+        with torch.no_grad():
+            outputs = model.model.language_model(
+                inputs_embeds=input_states(model, batch),
+                position_ids=batch.positions,
+                use_cache=False,
+                output_attentions=True,
+            )
+    finally:
+        model.set_attn_implementation("sdpa")
+    rows = outputs.attentions[GROUNDED_LAYER]
+    wanted = 0.0
+    images = batch.ids == model.config.image_token_id
+    for row, record in enumerate(records):
+        view = images[row].nonzero().flatten()[: record.pictures[0].grid.cells]
+        for one in record.written:
+            cells = list(record.pictures[0].grid.cells_of(one.box))
+            mass = rows[row][:, one.start : one.stop][:, :, view[cells]].sum(-1).mean(0)
+            wanted -= float(mass.log().sum())
+    assert found == pytest.approx(wanted, rel=1e-4)
+    torch.testing.assert_close(last, outputs.last_hidden_state, rtol=1e-3, atol=1e-4)
+
+
+def test_attention_on_a_box_by_hand() -> None:
+    """Two heads, three keys of which the last is not allowed: masses of 1/4 and 3/4."""
+    query = torch.zeros(1, 2, 3, 1)
+    query[0, :, 1, 0] = torch.tensor([1.0, -1.0])
+    key = torch.tensor([np.log(3.0), 0.0, 50.0]).float().reshape(1, 1, 3, 1)
+    recorder = BoxAttention((Look(0, torch.tensor([1]), torch.tensor([1])),))
+    recorder.take(SimpleNamespace(layer_idx=GROUNDED_LAYER - 1), query, key, None, 1.0)
+    with pytest.raises(ValueError, match="no layer"):
+        recorder.loss()
+    recorder.take(SimpleNamespace(layer_idx=GROUNDED_LAYER), query, key, None, 1.0)
+    assert float(recorder.loss()) == pytest.approx(-np.log(0.5), rel=1e-6)
+    allowed = torch.tensor([[True, False, False]] * 3).reshape(1, 1, 3, 3)
+    recorder.take(SimpleNamespace(layer_idx=GROUNDED_LAYER), query, key, allowed, 1.0)
+    assert float(recorder.loss()) == pytest.approx(-np.log(1e-4), rel=1e-6)
+
+
+def test_corners_are_read_from_the_tokens_of_the_view_alone() -> None:
+    """A reading that knows the corners makes no error, whatever stands in other columns."""
+    view = boxed()
+    kept = KeptCorners(WIDTH, CHEST_LABELS)
+    for head in kept.heads:
+        head.norm = torch.nn.Identity()
+        torch.nn.init.zeros_(head.corners.weight)
+        torch.nn.init.zeros_(head.corners.bias)
+        with torch.no_grad():
+            head.corners.weight[-4:, :4] = torch.eye(4)
+    # Sides of the view in shares of the longer one are 1 and 2/3.
+    x = torch.tensor([1, 3] * 3) / 6.0
+    y = torch.tensor([1, 1, 3, 3, 5, 5]) / 6.0
+    wide, high = 0.25 * 2 / 3, 0.25
+    truth = torch.stack([x - wide, y - high, x + wide, y + high], -1)
+    images = torch.zeros(2, 14, dtype=torch.bool)
+    images[0, 3:9] = True
+    # Of a crop behind the view.
+    images[0, 10:12] = True
+    states = [torch.full((2, 14, WIDTH), 9.0) for _ in range(4)]
+    for layer in KEPT_LAYERS:
+        states[layer + 1][0, 3:9] = 0.0
+        states[layer + 1][0, 3:9, :4] = truth
+    assert kept(states, images, [view, None]).item() == pytest.approx(0.0, abs=1e-3)
+    states[KEPT_LAYERS[0] + 1][0, 3:9, 1] += 0.1
+    # A fifth of a side of 0.5, in one of four corners, behind one of two layers.
+    assert kept(states, images, [view, None]).item() == pytest.approx(0.2 / 4 / 2, rel=1e-2)
+    assert kept(states, images, [None, None]).item() == 0.0
+
+
+def test_readings_begin_as_those_of_the_first_layer() -> None:
+    begin = CornerHead(WIDTH)
+    kept = KeptCorners(WIDTH, CHEST_LABELS, begin)
+    for head in kept.heads:
+        assert torch.equal(head.corners.weight, begin.corners.weight)
+        assert head.corners.weight is not begin.corners.weight
+
+
+def test_parts_add_up_to_the_loss_of_the_step(model, tokenizer, records, bank) -> None:
+    torch.manual_seed(0)
+    places = PlaceTerms(KeptCorners(WIDTH, CHEST_LABELS), 0.5, 0.25)
+    model.set_attn_implementation(register_row_attention())
+    try:
+        plain, _ = batch_loss(model, records, bank, tokenizer, np.random.default_rng(0))
+        loss, numbers = batch_loss(
+            model, records, bank, tokenizer, np.random.default_rng(0), chunk=2, places=places
+        )
+        added = 0.5 * numbers["corners"] + 0.25 * numbers["grounding"]
+        assert loss.item() == pytest.approx(plain.item() + added, rel=1e-5)
+        network = LanguageNetwork(model, bank, places=places)
+        assert any(name.startswith("corners.") for name, _ in network.named_parameters())
+        parts = planned(records, bank, tokenizer, np.random.default_rng(0), 2)
+        found = [part() for part in part_losses(network, parts, places=places)]
+    finally:
+        model.set_attn_implementation("sdpa")
+    assert sum(part.item() for part, _ in found) == pytest.approx(loss.item(), rel=1e-5)
+    for name in ("corners", "grounding"):
+        assert sum(said[name] for _, said in found) == pytest.approx(numbers[name], rel=1e-5)
+
+
+def test_both_terms_can_be_learned(model, tokenizer, records, bank) -> None:
+    """Some steps on one batch, of the layers up to the grounded one alone."""
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(0)
+    places = PlaceTerms(KeptCorners(WIDTH, CHEST_LABELS), 1.0, 1.0)
+    layers = model.model.language_model.layers
+    trained = [p for layer in layers[: GROUNDED_LAYER + 1] for p in layer.parameters()]
+    optimizer = torch.optim.AdamW([*trained, *places.corners.parameters()], lr=3e-3)
+    said = []
+    model.set_attn_implementation(register_row_attention())
+    try:
+        for _ in range(12):
+            rng = np.random.default_rng(0)
+            loss, numbers = batch_loss(model, records, bank, tokenizer, rng, places=places)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            said.append(numbers)
+    finally:
+        model.set_attn_implementation("sdpa")
+        model.load_state_dict(state)
+    assert said[-1]["corners"] < 0.7 * said[0]["corners"]
+    assert said[-1]["grounding"] < 0.7 * said[0]["grounding"]
+
+
+def test_states_between_layers_end_with_the_last(model, tokenizer, records, bank) -> None:
+    batch = collate(records, bank, tokenizer, np.random.default_rng(0))
+    with torch.no_grad():
+        states = all_states(model, batch, between=True)
+        assert len(states) == model.config.get_text_config().num_hidden_layers + 1
+        assert torch.equal(states[0], input_states(model, batch))
+        assert torch.equal(states[-1], hidden_states(model, batch))
+
+
+@pytest.mark.parametrize("name", ["corners", "grounding"])
+def test_negative_weights_are_refused(name: str) -> None:
+    given = {"steps": 1, "learning_rate": 0.1, "warmup": 0, "save_every": 1, "log_every": 1}
+    with pytest.raises(ValueError, match=f"{name} must not be negative"):
+        LanguageConfig(batch=1, **given, **{name: -0.1})

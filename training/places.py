@@ -1,0 +1,54 @@
+"""Terms of the language model's loss that keep places known: corners, and attention on boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from training.corners import KeptCorners
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceTerms:
+    """What the language model is asked of places beside the words.
+
+    Attributes:
+        corners: readings that have to stay possible (`training.corners`); None: not asked.
+        corner_weight: of their errors.
+        grounding: weight of the attention that is to lie on a box while its coordinates are
+            written (`training.grounding`); 0: not asked. The model's attention has to be
+            `engine.attention.register_row_attention`'s.
+    """
+
+    corners: KeptCorners | None = None
+    corner_weight: float = 0.0
+    grounding: float = 0.0
+
+    def added(
+        self,
+        loss: torch.Tensor,
+        numbers: dict[str, float],
+        corners: torch.Tensor,
+        grounding: torch.Tensor,
+    ) -> torch.Tensor:
+        """The loss with the weighted terms, which are written into the numbers.
+
+        Args:
+            loss: of the words and latents.
+            numbers: to log; changed in place.
+            corners: mean error in sides of a box.
+            grounding: mean of minus the logarithm of the attention on boxes.
+        """
+        for name, term, weight in (
+            ("corners", corners, self.corner_weight if self.corners is not None else 0.0),
+            ("grounding", grounding, self.grounding),
+        ):
+            if weight:
+                numbers[name] = float(term.detach())
+                loss = loss + weight * term
+        return loss
+
+
+NO_PLACES: Final = PlaceTerms()
