@@ -16,8 +16,24 @@ from training.features import FeatureBank, Seen
 from training.grounding import Look
 from training.latents import LatentConfig, bottleneck_mask
 from training.records import Record
-from training.roi import roi_targets
+from training.roi import roi_cells, roi_targets
 from training.world import Picture
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlotRegion:
+    """Slots of one record, and what they should point into.
+
+    Attributes:
+        first, count: of the slots of the batch, row by row.
+        tokens: `(N, D)`, visual tokens of the view.
+        cells: of them, those of the region.
+    """
+
+    first: int
+    count: int
+    tokens: torch.Tensor
+    cells: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +50,7 @@ class Batch:
         mask: bool `(B, 1, T, T)`, or None where plain causal attention is right.
         views: the first picture of each record, None where it has none.
         looks: tokens that write coordinates, and where their box lies.
+        regions: what the slots of a record with boxes should point into.
     """
 
     ids: torch.Tensor
@@ -45,6 +62,7 @@ class Batch:
     mask: torch.Tensor | None = None
     views: tuple[Picture | None, ...] = ()
     looks: tuple[Look, ...] = ()
+    regions: tuple[SlotRegion, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -58,6 +76,7 @@ class Batch:
             mask=None if self.mask is None else self.mask.to(device),
             views=self.views,
             looks=self.looks,
+            regions=self.regions,
         )
 
 
@@ -166,7 +185,28 @@ def filled(layout: Layout, bank: FeatureBank, latents: LatentConfig | None = Non
         mask=layout.mask,
         views=tuple(next(iter(record.pictures), None) for record in layout.records),
         looks=layout.looks,
+        regions=_slot_regions(layout.records, visual, layout.slots, latents),
     )
+
+
+def _slot_regions(
+    records: Sequence[Record],
+    visual: Sequence[torch.Tensor],
+    slots: torch.Tensor,
+    latents: LatentConfig | None,
+) -> tuple[SlotRegion, ...]:
+    """Of the records that have boxes; none where nothing competes."""
+    if latents is None or not latents.contrast:
+        return ()
+    found, view, first = [], 0, 0
+    for row, record in enumerate(records):
+        count = int(slots[row].sum())
+        if count and record.roi:
+            cells = tuple(roi_cells(record.roi, record.pictures[0].grid))
+            found.append(SlotRegion(first, count, visual[view].detach(), cells))
+        first += count
+        view += len(record.pictures)
+    return tuple(found)
 
 
 def _slot_targets(

@@ -18,7 +18,7 @@ from training.grounding import BoxAttention
 from training.latents import Feeding, LatentPhase
 from training.places import NO_PLACES, PlaceTerms
 from training.records import Record
-from training.roi import RoiLoss, roi_loss
+from training.roi import RoiLoss, contrast_loss, roi_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +157,7 @@ def language_loss(
     *,
     head_chunk: int = 0,
     places: PlaceTerms = NO_PLACES,
+    contrast: float = 0.0,
 ) -> LanguageLoss:
     """Weighted cross-entropy of the next token, and the latents' loss against their regions.
 
@@ -168,6 +169,7 @@ def language_loss(
         roi: loss of the latents.
         head_chunk: tokens whose logits are held at a time; 0: all.
         places: what is asked of places beside the words.
+        contrast: weight, beside `roi`, of the tokens that compete for a latent.
     """
     inputs = None
     if feeding != "teacher" and len(batch.slot_targets):
@@ -183,7 +185,12 @@ def language_loss(
     slots = len(batch.slot_targets)
     latent = hidden.new_zeros(())
     if slots:
-        latent = slots * roi_loss(slot_means(hidden, batch.slots), batch.slot_targets, roi)
+        means = slot_means(hidden, batch.slots)
+        latent = slots * roi_loss(means, batch.slot_targets, roi)
+        for region in batch.regions:
+            own = means[region.first : region.first + region.count]
+            tokens = region.tokens.to(own.device)
+            latent = latent + contrast * region.count * contrast_loss(own, tokens, region.cells)
     kept = hidden.new_zeros(())
     if corners is not None:
         images = batch.ids == model.config.image_token_id
@@ -257,7 +264,16 @@ def batch_loss(
             continue
         config = latents.config
         batch = collate(group, bank, tokenizer, rng, config, latents.bottleneck)
-        parts.append(language_loss(model, batch, latents.feeding(rng), config.loss, places=places))
+        parts.append(
+            language_loss(
+                model,
+                batch,
+                latents.feeding(rng),
+                config.loss,
+                places=places,
+                contrast=config.contrast,
+            )
+        )
     loss = torch.stack([part.total for part in parts]).sum() / sum(part.weight for part in parts)
     right = sum(part.right for part in parts) / max(1, sum(part.answers for part in parts))
     numbers = {"answer_tokens_right": right}

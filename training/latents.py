@@ -32,6 +32,7 @@ class LatentConfig:
         target: what the slots are to hold.
         loss: of slots against targets.
         weight: of that loss; 0 leaves the regions out.
+        contrast: of the tokens that compete for a latent, beside that loss and under its weight.
         self_fed: probability, at its highest, that a batch is fed the model's own latents.
         bottleneck_first, bottleneck_last: probability at the first and at the last step that a
             record may not look at its image after its latents; 0 switches it off.
@@ -43,6 +44,7 @@ class LatentConfig:
     target: RoiTarget = "roi_pooled"
     loss: RoiLoss = "cosine"
     weight: float = 1.0
+    contrast: float = 0.0
     self_fed: float = 0.5
     bottleneck_first: float = 0.0
     bottleneck_last: float = 0.0
@@ -51,8 +53,9 @@ class LatentConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 64:
             raise ValueError(f"steps must lie in 1 to 64, not {self.steps}.")
-        if not self.weight >= 0.0:
-            raise ValueError(f"weight must not be negative, not {self.weight}.")
+        for name in ("weight", "contrast"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
         for name in ("self_fed", "bottleneck_first", "bottleneck_last", "relaxation"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in 0 to 1, not {getattr(self, name)}.")

@@ -78,6 +78,7 @@ class LanguageNetwork(nn.Module):
                 kind,
                 head_chunk=self._head_chunk,
                 places=self._places,
+                contrast=self._latents.contrast if self._latents else 0.0,
             )
 
 

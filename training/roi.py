@@ -18,6 +18,8 @@ from engine.geometry import FULL_IMAGE, Box, PatchGrid
 RoiTarget = Literal["roi_pooled", "roi_full"]
 RoiLoss = Literal["mse", "cosine"]
 
+# Of cosines that compete.
+CONTRAST_TEMPERATURE: Final = 0.1
 # Of the mean squared error of normalised vectors beside the cosine.
 _NORMALISED_WEIGHT: Final = 0.1
 _EPSILON: Final = 1e-6
@@ -110,6 +112,27 @@ def roi_loss(hidden: torch.Tensor, targets: torch.Tensor, kind: RoiLoss) -> torc
         return functional.mse_loss(hidden, targets)
     cosine = functional.cosine_similarity(hidden, targets, dim=-1).mean()
     return 1 - cosine + _NORMALISED_WEIGHT * functional.mse_loss(_scaled(hidden), _scaled(targets))
+
+
+def contrast_loss(hidden: torch.Tensor, tokens: torch.Tensor, cells: Sequence[int]) -> torch.Tensor:
+    """How much the latents `(n, D)` resemble other tokens of the view than those of the region.
+
+    Visual tokens share most of their direction, so that a latent close to its target can be as
+    close to any other token, and its similarity map peaks anywhere. Here the tokens of the view
+    compete (*ours*; InfoNCE with several positives): minus the logarithm of the region's share in
+    a softmax of cosines over `CONTRAST_TEMPERATURE`, a mean over the latents, in float32.
+
+    Args:
+        hidden: what the model makes of the slots.
+        tokens: `(N, D)`, visual tokens of the view.
+        cells: of them, the region's (`roi_cells`).
+    """
+    cosines = (
+        functional.normalize(hidden.float(), dim=-1)
+        @ functional.normalize(tokens.float(), dim=-1).T
+    )
+    shares = torch.log_softmax(cosines / CONTRAST_TEMPERATURE, dim=-1)[:, list(cells)]
+    return -shares.logsumexp(-1).mean()
 
 
 def _scaled(vectors: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from training.language import Asked, MixConfig, drawn_record
 from training.language_loss import batch_loss, hidden_states, language_loss, self_fed, slot_means
 from training.latents import LatentConfig, bottleneck_mask
 from training.records import ANSWER_WEIGHT, RecordWriter
+from training.roi import contrast_loss, roi_cells
 
 STEPS = 3
 CONFIG = LatentConfig(steps=STEPS)
@@ -192,6 +193,35 @@ def test_the_weight_of_the_regions(model, records, bank, tokenizer, weight: floa
     assert float(loss.detach()) == pytest.approx(
         numbers["text"] + weight * numbers["roi"], rel=1e-5
     )
+
+
+def test_a_latent_competes_within_its_own_view(model, records, bank, tokenizer) -> None:
+    """Records with boxes only, each against its own visual tokens."""
+    config = LatentConfig(steps=STEPS, weight=2.0, contrast=0.5, self_fed=0.0)
+    rng = np.random.default_rng(0)
+    batch = collate(records, bank, tokenizer, rng, config)
+    boxed = [row for row, record in enumerate(records) if record.roi and batch.slots[row].any()]
+    assert boxed
+    with torch.no_grad():
+        plain = language_loss(model, batch)
+        found = language_loss(model, batch, contrast=0.5)
+        hidden = hidden_states(model, batch)
+    wanted = 0.0
+    images = batch.ids == model.config.image_token_id
+    visual = torch.zeros(*batch.ids.shape, batch.visual.shape[-1])
+    visual[images] = batch.visual
+    for row in boxed:
+        grid = records[row].pictures[0].grid
+        columns = images[row].nonzero().flatten()[: grid.cells]
+        own = torch.nonzero(batch.slots[row]).flatten() - 1
+        cells = roi_cells(records[row].roi, grid)
+        wanted += STEPS * float(contrast_loss(hidden[row, own], visual[row, columns], cells))
+    assert float(found.roi - plain.roi) == pytest.approx(0.5 * wanted, rel=1e-4)
+    loss, numbers = batch_loss(
+        model, records, bank, tokenizer, np.random.default_rng(0), latents=config.at(0.0)
+    )
+    assert loss.item() == pytest.approx(numbers["text"] + 2.0 * numbers["roi"], rel=1e-5)
+    assert numbers["roi"] == pytest.approx(float(found.roi) / found.slots, rel=1e-4)
 
 
 # --- the bottleneck -----------------------------------------------------------------------

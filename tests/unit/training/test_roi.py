@@ -1,10 +1,19 @@
 """Regions of interest on the grid of visual tokens, and the losses against them."""
 
+import math
+
 import pytest
 import torch
 
 from engine.geometry import FULL_IMAGE, Box, PatchGrid
-from training.roi import block_shape, roi_cells, roi_loss, roi_targets
+from training.roi import (
+    CONTRAST_TEMPERATURE,
+    block_shape,
+    contrast_loss,
+    roi_cells,
+    roi_loss,
+    roi_targets,
+)
 
 GRID = PatchGrid(4, 6)
 TOKENS = torch.arange(24.0)[:, None].expand(-1, 3).contiguous()
@@ -93,3 +102,25 @@ def test_the_cosine_loss_does_not_care_about_scale() -> None:
     one, other = roi_loss(hidden, targets, "cosine"), roi_loss(7 * hidden, 0.2 * targets, "cosine")
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     assert float(roi_loss(targets, 3 * targets, "cosine")) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_tokens_of_the_view_compete_for_a_latent() -> None:
+    """Cosines of 1, 0 and 0 by hand; the region is the first token, or the first two."""
+    tokens = torch.eye(3)
+    latent = torch.tensor([[5.0, 0.0, 0.0]])
+    high = math.exp(1 / CONTRAST_TEMPERATURE)
+    assert contrast_loss(latent, tokens, [0]).item() == pytest.approx(
+        -math.log(high / (high + 2)), abs=1e-7
+    )
+    assert contrast_loss(latent, tokens, [1]).item() == pytest.approx(-math.log(1 / (high + 2)))
+    both = contrast_loss(latent, tokens, [0, 1]).item()
+    assert both == pytest.approx(-math.log((high + 1) / (high + 2)), abs=1e-6)
+    assert contrast_loss(latent, tokens, [0, 1, 2]).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_what_all_tokens_share_is_no_evidence() -> None:
+    """A latent of the shared direction alone is close to its target and points nowhere."""
+    shared = torch.tensor([10.0, 0.0, 0.0, 0.0])
+    tokens = torch.eye(4)[1:] + shared
+    assert roi_loss(shared[None], tokens[:1], "cosine").item() < 0.01
+    assert contrast_loss(shared[None], tokens, [0]).item() == pytest.approx(math.log(3), rel=1e-3)
