@@ -26,6 +26,20 @@ SHARDED_FOLDER: Final = "state"
 WINDOW_FILE: Final = "window.pt"
 
 
+def parts_of_each(parts: int, count: int) -> int:
+    """How many of the parts of a step each of `count` processes takes.
+
+    Raises:
+        ValueError: they cannot be shared evenly.
+    """
+    if parts % count:
+        raise ValueError(
+            f"A step has {parts} parts, which {count} processes cannot share evenly: change "
+            "language.batch, mix.letters or tuning.micro_batch."
+        )
+    return parts // count
+
+
 class Accelerated:
     """Processes as accelerate knows them.
 
@@ -77,12 +91,7 @@ class Accelerated:
         Raises:
             ValueError: they cannot be shared evenly.
         """
-        if parts % self.count:
-            raise ValueError(
-                f"A step has {parts} parts, which {self.count} processes cannot share evenly: "
-                "change language.batch or tuning.micro_batch."
-            )
-        own = parts // self.count
+        own = parts_of_each(parts, self.count)
         self._accelerator.gradient_accumulation_steps = own
         if self._accelerator.distributed_type == DistributedType.DEEPSPEED:
             settings = self._accelerator.state.deepspeed_plugin.deepspeed_config
