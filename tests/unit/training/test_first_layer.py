@@ -1,15 +1,19 @@
 """The first layer of the language model: counts of rows and columns, and corners of boxes."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
 from engine.geometry import FULL_IMAGE, PatchGrid
 from training.batches import Batch, collate
+from training.config import ConfigError, build
 from training.corners import corner_loss
+from training.dense_warmup import DenseWeights
 from training.embedded import embedded_config, new_model, train_tokenizer
 from training.features import FeatureBank
-from training.first_layer import first_layer, number_rows_and_columns
+from training.first_layer import FirstLayerConfig, first_layer, number_rows_and_columns
 from training.image_labels import centres_of
 from training.phantoms.label_names import CHEST_LABELS
 from training.questions import Question
@@ -17,6 +21,33 @@ from training.records import RecordWriter
 from training.world import Picture
 
 GRID = PatchGrid(8, 7)
+STEPS = {"steps": {"steps": 1, "learning_rate": 0.1}}
+
+
+def test_a_weight_that_is_set_leaves_the_others_as_they_were() -> None:
+    whole = build(FirstLayerConfig, STEPS)
+    part = build(FirstLayerConfig, {**STEPS, "weights": {"cover": 2.0}, "image": {"boxes": 0.0}})
+    assert asdict(part.weights) == {**asdict(whole.weights), "cover": 2.0}
+    assert asdict(part.image) == {**asdict(whole.image), "boxes": 0.0}
+    assert asdict(whole.weights) == dict.fromkeys(asdict(DenseWeights()), 1.0)
+    assert asdict(whole.image) == {"places": 1.0, "centres": 4.0, "answers": 1.0, "boxes": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weights": {"cover": 0}}, r"weights\.cover"),
+        ({"weights": {"attributes": 0}}, r"weights\.attributes"),
+        ({"image": {"places": 0}}, r"image\.places"),
+        ({"image": {"centres": 0}}, r"image\.centres"),
+        ({"corners": 0}, "corners"),
+    ],
+)
+def test_a_first_layer_that_leaves_untaught_what_is_read_behind_it_is_refused(
+    changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"Give first_layer a weight for {said}: "):
+        build(FirstLayerConfig, {**STEPS, **changes})
 
 
 def asked(text: str) -> Question:
