@@ -19,7 +19,13 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, gather_object
 from torch import nn
 
-from training.checkpoints import load_state, save_state
+from training.checkpoints import (
+    check_kind,
+    load_state,
+    optimizer_kind,
+    present_settings,
+    save_state,
+)
 from training.processes import ItemT
 
 SHARDED_FOLDER: Final = "state"
@@ -156,7 +162,12 @@ class Accelerated:
         self._accelerator.save_state(str(partial))
         self.wait()
         if self.is_main:
-            torch.save({"step": step, "window": dict(window)}, partial / WINDOW_FILE)
+            kept = {
+                "step": step,
+                "window": dict(window),
+                "optimizer_kind": optimizer_kind(optimizer),
+            }
+            torch.save(kept, partial / WINDOW_FILE)
             shutil.rmtree(former, ignore_errors=True)
             if whole.exists():
                 os.replace(whole, former)
@@ -175,8 +186,10 @@ class Accelerated:
         found = next((path for path in (whole, former) if (path / WINDOW_FILE).is_file()), None)
         if found is None:
             return 0, {}
-        self._accelerator.load_state(str(found))
         state = torch.load(found / WINDOW_FILE, map_location="cpu", weights_only=True)
+        check_kind(state, optimizer, folder)
+        with present_settings(optimizer):
+            self._accelerator.load_state(str(found))
         return int(state["step"]), dict(state["window"])
 
     def whole_state(self, network: nn.Module) -> dict[str, torch.Tensor]:
