@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from training.calibration import entropy_threshold
+from training.cold_start import check_blind
 from training.corners import CornerHead, KeptCorners
 from training.dense_warmup import HEAD_RATE, DensePartConfig, warm_up
 from training.detectors import attend_to_findings, quieten_words
@@ -130,6 +131,9 @@ class PretrainConfig:
                     f"Give some part of vision a weight for {section}.{name}: the language model "
                     "begins by reading it, so the warm-up has to teach it."
                 )
+        if self.train.boxes == "random":
+            # Said at once: the language model, whose records tell it too, comes after hours.
+            check_blind(self.mix, self.language.corners)
 
 
 def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> Qwen2Tokenizer:

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 from engine.loading import CheckpointError, load_checkpoint
 from training.accelerated import Accelerated
 from training.adapters import AdapterConfig, add_adapter
+from training.cold_start import check_blind
 from training.config import ConfigError
 from training.corners import KeptCorners
 from training.dense_warmup import HEAD_RATE
@@ -106,6 +107,9 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if (self.mix.latent > 0) != (self.latents is not None):
             raise ValueError("The section latents and a share mix.latent above 0 go together.")
+        if self.train.boxes == "random":
+            # Said at once: the phantoms, which tell it too, may take hours to draw.
+            check_blind(self.mix, self.language.corners)
 
     @property
     def records(self) -> int:
