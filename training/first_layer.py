@@ -119,6 +119,17 @@ def first_layer(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> torc
     return found
 
 
+def said(ids: torch.Tensor, images: torch.Tensor, padding: int) -> torch.Tensor:
+    """Where records say something, bool `(B, T)`: neither visual tokens nor padding.
+
+    Args:
+        ids: `(B, T)`.
+        images: bool `(B, T)`, True at visual tokens.
+        padding: id of what fills the records up; no record holds it.
+    """
+    return ~images & (ids != padding)
+
+
 @torch.no_grad()
 def number_rows_and_columns(
     model: Qwen2_5_VLForConditionalGeneration,
@@ -267,7 +278,8 @@ class _Reader:
         batch = collate(records, self.bank, self.tokenizer, rng)
         states = first_layer(self.model, batch)
         images = batch.ids == self.model.config.image_token_id
-        tokens, words = states[images], states[~images]
+        tokens = states[images]
+        words = states[said(batch.ids, images, int(self.tokenizer.pad_token_id))]
         labels = self.heads.dense.labels
         targets = DenseTargets.of(views, labels)
         parts = dense_loss(self.heads.dense(tokens), targets, labels=labels)

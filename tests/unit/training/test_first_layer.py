@@ -1,6 +1,8 @@
 """The first layer of the language model: counts of rows and columns, and corners of boxes."""
 
+import json
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +12,23 @@ from engine.geometry import FULL_IMAGE, PatchGrid
 from training.batches import Batch, collate
 from training.config import ConfigError, build
 from training.corners import corner_loss
-from training.dense_warmup import DenseWeights
+from training.dense_warmup import DenseWeights, WarmUpHeads
 from training.embedded import embedded_config, new_model, train_tokenizer
 from training.features import FeatureBank
-from training.first_layer import FirstLayerConfig, first_layer, number_rows_and_columns
-from training.image_labels import centres_of
+from training.first_layer import (
+    FirstLayerConfig,
+    first_layer,
+    number_rows_and_columns,
+    said,
+    teach_first_layer,
+)
+from training.image_labels import ImageHeads, centres_of
+from training.materials import Materials
 from training.phantoms.label_names import CHEST_LABELS
 from training.questions import Question
 from training.records import RecordWriter
-from training.world import Picture
+from training.vision import DenseHeads
+from training.world import Picture, WorldConfig, balanced_case, build_case
 
 GRID = PatchGrid(8, 7)
 STEPS = {"steps": {"steps": 1, "learning_rate": 0.1}}
@@ -134,6 +144,44 @@ def test_the_layer_is_the_models_own(batch_and_model) -> None:
             output_hidden_states=True,
         ).hidden_states[1]
         torch.testing.assert_close(first_layer(model, batch), found)
+
+
+def test_all_but_padding_and_visual_tokens_is_said(batch_and_model) -> None:
+    batch, model = batch_and_model
+    images = batch.ids == model.config.image_token_id
+    padding = model.config.get_text_config().pad_token_id
+    found = said(batch.ids, images, padding)
+    lengths = (batch.ids != padding).sum(dim=1) - GRID.cells
+    assert lengths[0] < lengths[1]
+    assert found.sum(dim=1).tolist() == lengths.tolist()
+    assert not (found & images).any()
+
+
+def test_padding_is_no_word_that_must_not_look_like_a_finding(tmp_path: Path) -> None:
+    """What the words lose is the same whatever stands behind the shorter records."""
+    cases = [build_case(balanced_case(WorldConfig(seed=4), index), 1) for index in (0, 7)]
+    lost = []
+    for name, scale in (("quiet", 0.0), ("loud", 30.0)):
+        torch.manual_seed(0)
+        tokenizer = train_tokenizer(["On which side is the nodule?"] * 3, vocabulary=400)
+        model = new_model(embedded_config(tokenizer)).eval()
+        heads = WarmUpHeads(DenseHeads(192), ImageHeads(192))
+        with torch.no_grad():
+            words = model.get_input_embeddings().weight
+            words[tokenizer.pad_token_id] = scale * heads.dense.cover.weight[0]
+        teach_first_layer(
+            model,
+            tokenizer,
+            heads,
+            build(FirstLayerConfig, {**STEPS, "batch": 6}),
+            Materials(cases, cases, [], []),
+            folder=tmp_path / name,
+            seed=0,
+            report=lambda _: None,
+        )
+        line = (tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]
+        lost.append(json.loads(line)["words"])
+    assert lost[0] == pytest.approx(lost[1], rel=1e-5)
 
 
 def test_errors_of_corners_count_in_sides_of_their_box() -> None:
