@@ -143,6 +143,8 @@ def number_rows_and_columns(
     the score of the first turns with the number of columns (or rows) between it and the token that
     looks, as M-RoPE turns it, and all other tokens score far less. So the weight of the first,
     written where visual tokens have least, is a count. From random weights no head found this.
+    Words lose what they had there; they go on looking like no finding (`detectors.quieten_words`)
+    as far as readings of findings have no part in these directions.
 
     Args:
         model: with words and visual tokens as they will be; changed in place.

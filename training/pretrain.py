@@ -151,7 +151,7 @@ def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> Qwen2Tokeni
 
 
 def pretrain(config: PretrainConfig, report: Report) -> Path:
-    """Runs both stages and exports a checkpoint folder, whose path is returned."""
+    """Runs all stages and exports a checkpoint folder, whose path is returned."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     materials = load_materials(

@@ -13,6 +13,7 @@ from training.batches import Batch, collate
 from training.config import ConfigError, build
 from training.corners import corner_loss
 from training.dense_warmup import DenseWeights, WarmUpHeads
+from training.detectors import quieten_words
 from training.embedded import embedded_config, new_model, train_tokenizer
 from training.features import FeatureBank
 from training.first_layer import (
@@ -120,6 +121,33 @@ def test_two_heads_count_columns_and_rows_whatever_stands_before(batch_and_model
         assert float(across.max() - across.min()) < 0.1 * float(along[-1] - along[0])
         counts = added @ direction / direction.norm()
         assert float((counts[0] - counts[1]).abs().max()) < 0.25 * float(rises.min())
+
+
+def test_words_still_look_like_no_finding_where_visual_tokens_have_much() -> None:
+    """The counts take directions of which visual tokens have least; findings read the others."""
+    tokenizer = train_tokenizer(["On which side is the nodule?"] * 3, vocabulary=400)
+    torch.manual_seed(0)
+    model = new_model(embedded_config(tokenizer)).eval()
+    heads, image = DenseHeads(192), ImageHeads(192)
+    tokens = torch.randn(512, 192)
+    tokens[:, 96:] *= 0.02
+    with torch.no_grad():
+        for readings in (heads.cover, image.places, image.centres):
+            readings.weight[:, 96:] = 0.0
+    words = model.get_input_embeddings().weight
+
+    def most() -> float:
+        findings = [CHEST_LABELS.covers.index(name) for name in CHEST_LABELS.findings]
+        seen = torch.cat([heads.cover.weight[findings], image.places.weight]).detach()
+        seen -= seen.mean(dim=1, keepdim=True)
+        seen /= seen.norm(dim=1, keepdim=True)
+        found = words.detach() / words.detach().norm(dim=1, keepdim=True)
+        return float((found @ seen.T).abs().max())
+
+    quieten_words(model, heads, image, tokens)
+    assert most() < 1e-5
+    number_rows_and_columns(model, tokenizer, tokens, GRID)
+    assert most() < 0.05
 
 
 def test_the_layer_adds_nothing_else_until_it_has_learned(batch_and_model) -> None:
