@@ -306,7 +306,7 @@ class App {
     if (fresh) this.details.reset(run);
     this.details.learn(run.items);
     if (!run.facts && !run.items.length) return;
-    if (run.facts) this.ran.textContent = 'by ' + run.facts.model.id;
+    if (run.facts) this.ran.textContent = 'by ' + nameOf(run.model, run.facts.model.id);
     this.cards.append();
     this.strip.append();
     this.inspector.about();
