@@ -15,6 +15,7 @@ from engine.request import RequestError
 from engine.trace import ModelFacts
 
 FIRST = "base"
+UNKNOWN_STAGE = "unknown"
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Checkpoint:
     key: str
     source: str
     name: str
-    stage: str = "unknown"
+    stage: str = UNKNOWN_STAGE
     methods: tuple[str, ...] = ()
 
 
@@ -74,11 +75,18 @@ class Models:
         return models[key]
 
     def key_of(self, facts: ModelFacts) -> str:
-        """The key of the model that made a run, as the run tells; empty if it is not on offer."""
+        """The key of the model that is called as the one that made a run; empty if there is none.
+
+        A run tells the name and the stage of its model and nothing of its weights: a run of an
+        older checkpoint with the same ones is taken for a run of the present one. Where the stage
+        of a model is not known before it is loaded (on the hub, or that of an adapter, which may be
+        its base's), its name decides.
+        """
         same = [
             key
             for key, model in self._models.items()
-            if (model.checkpoint.name, model.checkpoint.stage) == (facts.id, facts.stage)
+            if model.checkpoint.name == facts.id
+            and model.checkpoint.stage in (facts.stage, UNKNOWN_STAGE)
         ]
         return same[0] if len(same) == 1 else ""
 
@@ -123,16 +131,20 @@ def embedded_checkpoints(root: Path) -> tuple[Checkpoint, ...]:
 def given_checkpoint(source: str) -> Checkpoint:
     """The checkpoint that a command line names: a hub id or a folder.
 
-    What is wrong with its manifest, the first run says.
+    It has the name that the engine will give it: that of its manifest, else a hub id as a whole or
+    the name of the folder. What is wrong with its manifest, the first run says.
     """
-    key = Path(source).name or source
-    folder = Path(source)
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return Checkpoint(Path(source).name or source, source, source)
+    name = folder.resolve().name
+    unread = Checkpoint(folder.name or name, source, name)
     if not (folder / MANIFEST_FILE).is_file():
-        return Checkpoint(key, source, key)
+        return unread
     try:
-        return _checkpoint(key, source, read_manifest(folder))
+        return _checkpoint(unread.key, source, read_manifest(folder))
     except (ManifestError, OSError, UnicodeDecodeError):
-        return Checkpoint(key, source, key)
+        return unread
 
 
 def _embedded(folder: Path) -> Checkpoint | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -94,7 +95,7 @@ def test_a_given_checkpoint_is_called_as_its_manifest_says(tmp_path: Path) -> No
     folder = put(tmp_path, "mine")
 
     assert given_checkpoint(str(folder)).name == "Lightbox mine"
-    assert given_checkpoint("org/model") == Checkpoint("model", "org/model", "model")
+    assert given_checkpoint("org/model") == Checkpoint("model", "org/model", "org/model")
     (folder / "lightbox.json").write_text("{")
     assert given_checkpoint(str(folder)) == Checkpoint("mine", str(folder), "mine")
 
@@ -133,6 +134,28 @@ def test_the_model_of_a_saved_run_is_found_where_it_is_on_offer() -> None:
     assert offered(*both(("synthetic", "synthetic"))).key_of(started.model) == ""
     assert offered(*both()).key_of(started.model) == ""
     assert Models().key_of(started.model) == ""
+
+
+def test_the_models_of_a_hub_id_and_of_an_adapter_are_found_by_their_names(
+    tmp_path: Path,
+) -> None:
+    """As the engine names them: a hub id as a whole, an adapter by its folder."""
+    started = trace().started
+    assert started is not None
+    hub = "Qwen/Qwen2.5-VL-7B-Instruct"
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    given = [given_checkpoint(hub), given_checkpoint(str(adapter))]
+    models = models_of(given, lambda _: FakeEngine())
+
+    def key_of(name: str, stage: str) -> str:
+        return models.key_of(replace(started.model, id=name, stage=stage))
+
+    # The stage is that of a manifest on the hub, or of the adapter's base.
+    for stage in ("unknown", "cold-start"):
+        assert key_of(hub, stage) == "Qwen2.5-VL-7B-Instruct"
+        assert key_of("adapter", stage) == "adapter"
+    assert key_of("Qwen2.5-VL-7B-Instruct", "unknown") == ""
 
 
 # ---- running ---------------------------------------------------------------------------------
