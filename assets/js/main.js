@@ -424,6 +424,7 @@ class App {
     // All attempts of a group are about one image, whether one of them is open or not.
     const facts = (state.run && state.run.facts) || (state.group && state.group.facts);
     if (!state.live) lines.push(['info', LB.text.no_engine]);
+    else if (LB.text.replaced) lines.push(['info', LB.text.replaced]);
     if (facts) {
       const flagged = Boolean(facts.distance && facts.distance.flagged);
       // The engine names a strange image last; an older trace may only carry the flag.
