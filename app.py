@@ -17,7 +17,14 @@ import gradio as gr
 from gradio.utils import get_space
 
 from app.live import PreparedEngine, StreamEngine
-from app.models import Checkpoint, Models, embedded_checkpoints, given_checkpoint, models_of
+from app.models import (
+    FIRST,
+    Checkpoint,
+    Models,
+    embedded_checkpoints,
+    given_checkpoint,
+    models_of,
+)
 from app.startup import CHECKPOINTS, Options, read_options
 from app.ui import build, launch_options
 
@@ -44,7 +51,7 @@ def find_models(options: Options) -> Models:
         start = checkpoint is checkpoints[0] and bool(gr.NO_RELOAD)
         return PreparedEngine(functools.partial(load_engine, checkpoint.source), start=start)
 
-    return models_of(checkpoints, prepared)
+    return models_of(checkpoints, prepared, FIRST if given is None else "")
 
 
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")

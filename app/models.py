@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from app.live import StreamEngine
+from app.texts import REPLACED
 from engine.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
 from engine.request import RequestError
 from engine.trace import ModelFacts
 
 FIRST = "base"
+UNKNOWN_STAGE = "unknown"
+CONFIG_FILE = "config.json"
+# As transformers and peft name them; beside them lies the detector's file, which is no weights.
+WEIGHTS = "model*.safetensors"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +40,7 @@ class Checkpoint:
     key: str
     source: str
     name: str
-    stage: str = "unknown"
+    stage: str = UNKNOWN_STAGE
     methods: tuple[str, ...] = ()
 
 
@@ -52,10 +58,16 @@ class Model:
 
 
 class Models:
-    """The models on offer; the first is the default, none means that live runs are off."""
+    """The models on offer; the first is the default, none means that live runs are off.
 
-    def __init__(self, models: Iterable[Model] = ()) -> None:
+    Args:
+        models: on offer.
+        wanted: key of the model that should be the default; empty: whichever is the first.
+    """
+
+    def __init__(self, models: Iterable[Model] = (), wanted: str = "") -> None:
         self._models = {model.key: model for model in models}
+        self._wanted = wanted
 
     def __bool__(self) -> bool:
         return bool(self._models)
@@ -73,12 +85,26 @@ class Models:
             raise RequestError(f"There is no such model here: choose one of {', '.join(models)}.")
         return models[key]
 
+    @property
+    def notice(self) -> str:
+        """A sentence for the page where another model had to become the default; else empty."""
+        if not self._models or self._wanted in ("", *self._models):
+            return ""
+        return REPLACED.format(name=self.to_json()[0]["name"])
+
     def key_of(self, facts: ModelFacts) -> str:
-        """The key of the model that made a run, as the run tells; empty if it is not on offer."""
+        """The key of the model that is called as the one that made a run; empty if there is none.
+
+        A run tells the name and the stage of its model and nothing of its weights: a run of an
+        older checkpoint with the same ones is taken for a run of the present one. Where the stage
+        of a model is not known before it is loaded (on the hub, or that of an adapter, which may be
+        its base's), its name decides.
+        """
         same = [
             key
             for key, model in self._models.items()
-            if (model.checkpoint.name, model.checkpoint.stage) == (facts.id, facts.stage)
+            if model.checkpoint.name == facts.id
+            and model.checkpoint.stage in (facts.stage, UNKNOWN_STAGE)
         ]
         return same[0] if len(same) == 1 else ""
 
@@ -97,16 +123,20 @@ class Models:
 
 
 def models_of(
-    checkpoints: Iterable[Checkpoint], engine_of: Callable[[Checkpoint], StreamEngine]
+    checkpoints: Iterable[Checkpoint],
+    engine_of: Callable[[Checkpoint], StreamEngine],
+    wanted: str = "",
 ) -> Models:
-    """The models of the checkpoints, each with an engine of its own."""
-    return Models(Model(checkpoint, engine_of(checkpoint)) for checkpoint in checkpoints)
+    """The models of the checkpoints, each with an engine of its own (`wanted` as in `Models`)."""
+    models = (Model(checkpoint, engine_of(checkpoint)) for checkpoint in checkpoints)
+    return Models(models, wanted)
 
 
 def embedded_checkpoints(root: Path) -> tuple[Checkpoint, ...]:
     """The checkpoints in the folders of `root`: `base` first, the others by name.
 
-    A folder that cannot be used is left out, with a line in the log.
+    A folder that cannot be used is left out, with a line in the log; where that is `base`, another
+    line names the checkpoint that is the first instead.
     """
     folders = [
         folder
@@ -117,28 +147,37 @@ def embedded_checkpoints(root: Path) -> tuple[Checkpoint, ...]:
         _embedded(folder)
         for folder in sorted(folders, key=lambda folder: (folder.name != FIRST, folder.name))
     )
-    return tuple(checkpoint for checkpoint in found if checkpoint is not None)
+    usable = tuple(checkpoint for checkpoint in found if checkpoint is not None)
+    if usable and usable[0].key != FIRST:
+        logger.warning("checkpoint %s is not there: %s is the default", FIRST, usable[0].key)
+    return usable
 
 
 def given_checkpoint(source: str) -> Checkpoint:
     """The checkpoint that a command line names: a hub id or a folder.
 
-    What is wrong with its manifest, the first run says.
+    It has the name that the engine will give it: that of its manifest, else a hub id as a whole or
+    the name of the folder. What is wrong with its manifest, the first run says.
     """
-    key = Path(source).name or source
-    folder = Path(source)
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return Checkpoint(Path(source).name or source, source, source)
+    name = folder.resolve().name
+    unread = Checkpoint(folder.name or name, source, name)
     if not (folder / MANIFEST_FILE).is_file():
-        return Checkpoint(key, source, key)
+        return unread
     try:
-        return _checkpoint(key, source, read_manifest(folder))
+        return _checkpoint(unread.key, source, read_manifest(folder))
     except (ManifestError, OSError, UnicodeDecodeError):
-        return Checkpoint(key, source, key)
+        return unread
 
 
 def _embedded(folder: Path) -> Checkpoint | None:
     try:
         if not (folder / MANIFEST_FILE).is_file():
             raise ManifestError(f"it has no {MANIFEST_FILE}.")
+        if not _has_weights(folder):
+            raise ManifestError("it has no weights.")
         return _checkpoint(folder.name, str(folder), read_manifest(folder))
     except ManifestError as error:
         reason = str(error)
@@ -146,6 +185,13 @@ def _embedded(folder: Path) -> Checkpoint | None:
         reason = f"{MANIFEST_FILE} cannot be read."
     logger.warning("checkpoint %s left out: %s", folder.name, reason)
     return None
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder holds what a model, or an adapter of one, is loaded from."""
+    if all((folder / name).is_file() for name in ADAPTER_FILES):
+        return True
+    return (folder / CONFIG_FILE).is_file() and any(folder.glob(WEIGHTS))
 
 
 def _checkpoint(key: str, source: str, manifest: Manifest) -> Checkpoint:

@@ -29,6 +29,7 @@ CHECKING_ON_SPACE: Final = (
 )
 READY: Final = "Ask one question. Example: Is there a pleural effusion?"
 NO_ENGINE: Final = "No GPU/engine: live runs are off. Recorded sessions play normally."
+REPLACED: Final = "The usual model cannot be used here: {name} reads the images in its place."
 OUT_OF_DISTRIBUTION: Final = (
     "This image is unlike what the model was trained on. Expect a meaningless answer: watch how "
     "it reasons, not what it says."

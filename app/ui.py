@@ -215,6 +215,7 @@ def _constants(samples: tuple[Sample, ...], models: Models, *, on_space: bool) -
             "checking": CHECKING_ON_SPACE if on_space else CHECKING,
             "ready": READY,
             "no_engine": NO_ENGINE,
+            "replaced": models.notice,
             "trained_for": MODEL_NOTE,
             "training_unknown": MODEL_UNKNOWN,
             "not_trained": NOT_TRAINED,

@@ -19,11 +19,31 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, gather_object
 from torch import nn
 
-from training.checkpoints import load_state, save_state
+from training.checkpoints import (
+    check_kind,
+    load_state,
+    optimizer_kind,
+    present_settings,
+    save_state,
+)
 from training.processes import ItemT
 
 SHARDED_FOLDER: Final = "state"
 WINDOW_FILE: Final = "window.pt"
+
+
+def parts_of_each(parts: int, count: int) -> int:
+    """How many of the parts of a step each of `count` processes takes.
+
+    Raises:
+        ValueError: they cannot be shared evenly.
+    """
+    if parts % count:
+        raise ValueError(
+            f"A step has {parts} parts, which {count} processes cannot share evenly: change "
+            "language.batch, mix.letters or tuning.micro_batch."
+        )
+    return parts // count
 
 
 class Accelerated:
@@ -77,12 +97,7 @@ class Accelerated:
         Raises:
             ValueError: they cannot be shared evenly.
         """
-        if parts % self.count:
-            raise ValueError(
-                f"A step has {parts} parts, which {self.count} processes cannot share evenly: "
-                "change language.batch or tuning.micro_batch."
-            )
-        own = parts // self.count
+        own = parts_of_each(parts, self.count)
         self._accelerator.gradient_accumulation_steps = own
         if self._accelerator.distributed_type == DistributedType.DEEPSPEED:
             settings = self._accelerator.state.deepspeed_plugin.deepspeed_config
@@ -147,7 +162,12 @@ class Accelerated:
         self._accelerator.save_state(str(partial))
         self.wait()
         if self.is_main:
-            torch.save({"step": step, "window": dict(window)}, partial / WINDOW_FILE)
+            kept = {
+                "step": step,
+                "window": dict(window),
+                "optimizer_kind": optimizer_kind(optimizer),
+            }
+            torch.save(kept, partial / WINDOW_FILE)
             shutil.rmtree(former, ignore_errors=True)
             if whole.exists():
                 os.replace(whole, former)
@@ -166,8 +186,10 @@ class Accelerated:
         found = next((path for path in (whole, former) if (path / WINDOW_FILE).is_file()), None)
         if found is None:
             return 0, {}
-        self._accelerator.load_state(str(found))
         state = torch.load(found / WINDOW_FILE, map_location="cpu", weights_only=True)
+        check_kind(state, optimizer, folder)
+        with present_settings(optimizer):
+            self._accelerator.load_state(str(found))
         return int(state["step"]), dict(state["window"])
 
     def whole_state(self, network: nn.Module) -> dict[str, torch.Tensor]:

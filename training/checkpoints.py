@@ -6,17 +6,22 @@ object: `torch.load` reads it with `weights_only`.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import torch
 from torch import nn
 
+from training.muon import Paired
+
 STATE_FILE: Final = "state.pt"
 # Keys of a state that are no modules.
-RESERVED: Final = ("step", "optimizer", "window")
+RESERVED: Final = ("step", "optimizer", "optimizer_kind", "window")
+# Of a group of parameters, what the present configuration says whatever a state holds.
+SETTINGS: Final = ("factor", "weight_decay")
 
 State = dict[str, Any]
 
@@ -46,6 +51,52 @@ def trained_state(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: t for name, t in module.state_dict().items() if name not in frozen}
 
 
+def optimizer_kind(optimizer: torch.optim.Optimizer) -> str:
+    """The names of the optimisers that step, in whatever wraps them."""
+    inner: Any = optimizer
+    # Accelerate keeps what it wraps under this name.
+    while (wrapped := getattr(inner, "optimizer", None)) is not None:
+        inner = wrapped
+    parts = inner.parts if isinstance(inner, Paired) else (inner,)
+    return " and ".join(type(part).__name__ for part in parts)
+
+
+def check_kind(state: Mapping[str, Any], optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Refuses to go on with another optimiser than the one that a state is of.
+
+    Args:
+        state: as read; one of before kinds were kept is taken as it is.
+        optimizer: of the present run.
+        folder: of the state.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    present = optimizer_kind(optimizer)
+    kept = state.get("optimizer_kind", present)
+    if kept != present:
+        raise ValueError(
+            f"The state in {folder} is of a run with {kept}, and this one has {present}: set "
+            "optimizer as it was, give the run another folder (out), or remove that one."
+        )
+
+
+@contextlib.contextmanager
+def present_settings(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Around the loading of an optimiser: its factors and weight decay stay as configured.
+
+    A state brings its groups' settings along, so that a changed configuration would have changed
+    nothing in a run that goes on.
+    """
+    settings: list[dict[str, Any]] = [
+        {name: group[name] for name in SETTINGS if name in group}
+        for group in optimizer.param_groups
+    ]
+    yield
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+
+
 def save_state(
     folder: Path,
     modules: Mapping[str, nn.Module],
@@ -67,7 +118,12 @@ def save_state(
     """
     if taken := sorted(set(modules) & set(RESERVED)):
         raise ValueError(f"A module cannot be called {taken[0]!r}.")
-    state: State = {"step": step, "optimizer": optimizer.state_dict(), "window": dict(window)}
+    state: State = {
+        "step": step,
+        "optimizer": optimizer.state_dict(),
+        "optimizer_kind": optimizer_kind(optimizer),
+        "window": dict(window),
+    }
     state |= {name: trained_state(module) for name, module in modules.items()}
     write_whole(folder / STATE_FILE, lambda file: torch.save(state, file))
 
@@ -81,19 +137,22 @@ def load_state(
         Steps done, and sums of metrics not logged yet; 0 and nothing where there is no state.
 
     Raises:
-        ValueError: the state is of another model or of another set of trained parameters.
+        ValueError: the state is of another model, of another set of trained parameters, or of
+            another optimiser.
     """
     path = folder / STATE_FILE
     if not path.exists():
         return 0, {}
     state: State = torch.load(path, map_location="cpu", weights_only=True)
+    check_kind(state, optimizer, folder)
     try:
         for name, module in modules.items():
             found = module.load_state_dict(state[name], strict=False)
             wanted = trained_state(module).keys()
             if found.unexpected_keys or not wanted.isdisjoint(found.missing_keys):
                 raise KeyError(name)
-        optimizer.load_state_dict(state["optimizer"])
+        with present_settings(optimizer):
+            optimizer.load_state_dict(state["optimizer"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"The state in {folder} is of another model or trains other parameters: give the "

@@ -41,6 +41,7 @@ from training.question_forms import (
     Item,
     article,
     side_item,
+    with_article,
 )
 
 _HIDES_HEART: Final = ("moderate", "large")
@@ -125,10 +126,10 @@ def _presence(kind: str) -> Family:
         found = truth.of_kind(kind)
         if kind == CARDIOMEGALY and _heart_is_hidden(truth):
             return []
-        texts = tuple(text.format(a=_named(kind)) for text in PRESENCE_TEXTS)
+        texts = tuple(text.format(a=with_article(kind)) for text in PRESENCE_TEXTS)
         if not found:
             return [Item(texts, (YES, NO), NO, (), _looked_at(kind), f"There is no {kind}.")]
-        after = f"There is {_named(kind)}."
+        after = f"There is {with_article(kind)}."
         boxes = tuple(f.box for f in found)
         return [Item(texts, (YES, NO), YES, boxes, _looked_at(kind), after)]
 
@@ -140,10 +141,6 @@ def _presence(kind: str) -> Family:
         return _any_config((), (kind, *hidden))
 
     return Family(COARSE, (YES, NO), ask, order)
-
-
-def _named(kind: str) -> str:
-    return kind if kind == CARDIOMEGALY else article(kind)
 
 
 def _looked_at(kind: str) -> str:
@@ -163,7 +160,7 @@ def _which_finding(truth: Truth) -> list[Item]:
         return []
     answer = next(iter(shown), NONE)
     boxes = tuple(f.box for f in truth.findings if f.kind == answer)
-    after = "There is no finding." if answer == NONE else f"There is {_named(answer)}."
+    after = "There is no finding." if answer == NONE else f"There is {with_article(answer)}."
     return [
         Item(
             (

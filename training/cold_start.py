@@ -30,11 +30,15 @@ ANSWERED_AT_ONCE: Final = 0.3
 _TELLING: Final = ("report", "real", "latent", "places")
 
 
-def check_blind(mix: MixConfig) -> None:
-    """Refuses records that hold true boxes: reports, places, lungs of real images, latents.
+def check_blind(mix: MixConfig, corners: float = 0.0) -> None:
+    """Refuses what holds true boxes: reports, places, lungs of real images, latents, corners.
+
+    Args:
+        mix: of the records.
+        corners: weight of the corners of boxes that have to stay readable (`training.corners`).
 
     Raises:
-        ValueError: the mix has a share of one.
+        ValueError: the mix has a share of one, or the corners have a weight.
     """
     for name in _TELLING:
         if getattr(mix, name):
@@ -42,6 +46,11 @@ def check_blind(mix: MixConfig) -> None:
                 f"mix.{name} must be 0 where the boxes of phantoms are random: its records tell "
                 "where things are."
             )
+    if corners:
+        raise ValueError(
+            "language.corners must be 0 where the boxes of phantoms are random: true boxes would "
+            "teach where things are."
+        )
 
 
 def blind_record(

@@ -96,7 +96,9 @@ def attend_to_findings(
         raise ValueError(f"{len(findings)} kinds of findings need as many attention heads.")
     kinds = [_covered(dense, name) for name in findings]
     sided = [_placed(image, place) for place in names.places[:_SIDED]]
-    part = -(-len(findings) // text.num_key_value_heads)
+    # Of the heads that share keys and values, which are filled group by group: with fewer findings
+    # than heads, the last groups have none.
+    part = text.num_attention_heads // text.num_key_value_heads
     readings = [
         _readings(dense, image, corners, names, findings[first : first + part])
         for first in range(0, len(findings), part)
@@ -107,7 +109,7 @@ def attend_to_findings(
     _detect(
         third.self_attn,
         [key + _SHARED * shared for key in sided],
-        [readings[0]] * len(readings),
+        [readings[0]] * text.num_key_value_heads,
     )
 
 

@@ -114,7 +114,8 @@ def single_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
         ValueError: when the tokenizer does not know it.
     """
     found = tokenizer.convert_tokens_to_ids(token)
-    if not isinstance(found, int):
+    # Of a word that it does not know a tokenizer gives the id of its unknown token.
+    if not isinstance(found, int) or tokenizer.convert_ids_to_tokens(found) != token:
         raise ValueError(f"The tokenizer does not know {token!r}.")
     return found
 

@@ -48,6 +48,36 @@ COUNT_WRITTEN: Final = 4.0
 _WORDS_WEIGHT: Final = 0.5
 
 
+# Weights of what detectors read behind the first layer (`training.detectors`).
+_READINGS: Final = (
+    ("weights", "cover"),
+    ("weights", "attributes"),
+    ("image", "places"),
+    ("image", "centres"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstDenseWeights(DenseWeights):
+    """Weights of what every token covers; one that is left out keeps its value here."""
+
+    cover: float = 1.0
+    attributes: float = 1.0
+    edges: float = 1.0
+    extents: float = 1.0
+    lengths: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstImageWeights(ImageWeights):
+    """Weights of what the whole picture shows; one that is left out keeps its value here."""
+
+    places: float = 1.0
+    centres: float = 4.0
+    answers: float = 1.0
+    boxes: float = 2.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstLayerConfig:
     """How the first layer is taught.
@@ -63,18 +93,20 @@ class FirstLayerConfig:
     steps: StepsConfig
     batch: int = 48
     corners: float = 4.0
-    weights: DenseWeights = field(
-        default_factory=lambda: DenseWeights(
-            cover=1.0, attributes=1.0, edges=1.0, extents=1.0, lengths=1.0
-        )
-    )
-    image: ImageWeights = field(
-        default_factory=lambda: ImageWeights(places=1.0, centres=4.0, answers=1.0, boxes=2.0)
-    )
+    weights: FirstDenseWeights = field(default_factory=FirstDenseWeights)
+    image: FirstImageWeights = field(default_factory=FirstImageWeights)
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, not {self.batch}.")
+        read = {f"{part}.{name}": getattr(getattr(self, part), name) for part, name in _READINGS}
+        read["corners"] = self.corners
+        for name, weight in read.items():
+            if not weight > 0:
+                raise ValueError(
+                    f"Give first_layer a weight for {name}: the layers above begin by reading it, "
+                    "so the first layer has to teach it."
+                )
 
 
 def first_layer(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> torch.Tensor:
@@ -85,6 +117,17 @@ def first_layer(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> torc
     # Padding stands on the right, so that a causal mask is all that is needed.
     found: torch.Tensor = language.layers[0](states, position_embeddings=rotations)
     return found
+
+
+def said(ids: torch.Tensor, images: torch.Tensor, padding: int) -> torch.Tensor:
+    """Where records say something, bool `(B, T)`: neither visual tokens nor padding.
+
+    Args:
+        ids: `(B, T)`.
+        images: bool `(B, T)`, True at visual tokens.
+        padding: id of what fills the records up; no record holds it.
+    """
+    return ~images & (ids != padding)
 
 
 @torch.no_grad()
@@ -100,6 +143,8 @@ def number_rows_and_columns(
     the score of the first turns with the number of columns (or rows) between it and the token that
     looks, as M-RoPE turns it, and all other tokens score far less. So the weight of the first,
     written where visual tokens have least, is a count. From random weights no head found this.
+    Words lose what they had there; they go on looking like no finding (`detectors.quieten_words`)
+    as far as readings of findings have no part in these directions.
 
     Args:
         model: with words and visual tokens as they will be; changed in place.
@@ -235,7 +280,8 @@ class _Reader:
         batch = collate(records, self.bank, self.tokenizer, rng)
         states = first_layer(self.model, batch)
         images = batch.ids == self.model.config.image_token_id
-        tokens, words = states[images], states[~images]
+        tokens = states[images]
+        words = states[said(batch.ids, images, int(self.tokenizer.pad_token_id))]
         labels = self.heads.dense.labels
         targets = DenseTargets.of(views, labels)
         parts = dense_loss(self.heads.dense(tokens), targets, labels=labels)

@@ -26,7 +26,6 @@ class Asked:
     question: Question
     view: Picture
     crops: dict[Box, tuple[Picture, ...]]
-    forms: tuple[Form, ...]
 
 
 def asked_of(case: Case, rng: np.random.Generator) -> Asked:
@@ -41,7 +40,7 @@ def asked_of(case: Case, rng: np.random.Generator) -> Asked:
         question = pool[int(rng.integers(len(pool)))]
     if rng.random() < 0.2:
         question = question.as_open()
-    return Asked(question, case.view, case.crops, ("direct", "zoom"))
+    return Asked(question, case.view, case.crops)
 
 
 def real_cases(
@@ -76,7 +75,7 @@ def asked_of_real(
     question = questions[int(rng.integers(len(questions)))]
     if rng.random() < 0.2:
         question = question.as_open()
-    return Asked(question, view, crops, ("direct", "zoom"))
+    return Asked(question, view, crops)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +107,7 @@ class MixConfig:
     """Shares of the record forms, and of real radiographs.
 
     Attributes:
-        zoom: of records that call the tool; 0 in pretraining's first stage.
+        zoom: of records that call the tool; 0 in pretraining, where the call is not taught yet.
         latent: of records with a latent segment.
         report: of reports of the whole image (`training.reports`), before anything else.
         conversation: of several questions about one image, before anything else.
@@ -196,7 +195,7 @@ def asked_for_letters(case: Case, rng: np.random.Generator) -> Asked:
     family = case.asked.family
     questions = [q for q in questions_for(case.truth, rng) if q.family == family] or [case.asked]
     question = questions[int(rng.integers(len(questions)))]
-    return Asked(question, case.view, case.crops, ("direct", "zoom"))
+    return Asked(question, case.view, case.crops)
 
 
 def letter_record(

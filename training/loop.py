@@ -205,7 +205,7 @@ def run_stage(stage: Stage, report: Report, processes: Processes | None = None) 
     Raises:
         DivergedError: the loss is not finite, or has grown (see `StepsConfig`).
         ConfigError: TensorBoard is asked for and not installed.
-        ValueError: the state in the folder is of another model.
+        ValueError: the state in the folder is of another model or optimiser.
     """
     together: Processes = processes or OneProcess()
     stage.folder.mkdir(parents=True, exist_ok=True)

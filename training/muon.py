@@ -37,7 +37,12 @@ def inner_matrices(module: nn.Module) -> list[nn.Parameter]:
 
 
 def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix `(N, M)` with its singular values brought near 1 (0.7 to 1.2)."""
+    """The matrix `(N, M)` with its singular values brought near 1, and none above 1.25.
+
+    Those that are small beside the largest need more iterations than `STEPS` and stay below: of a
+    matrix of 192 by 192 random numbers they come to 1.2 at most and 0.1 to 0.2 at least, and lower
+    where they are spread more widely.
+    """
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide else matrix.T
     x = x / x.norm().clamp(min=1e-7)

@@ -24,6 +24,7 @@ from transformers import (
 
 from engine.attention import register_row_attention
 from training.calibration import entropy_threshold
+from training.cold_start import check_blind
 from training.corners import CornerHead, KeptCorners
 from training.dense_warmup import HEAD_RATE, DensePartConfig, warm_up
 from training.detectors import attend_to_findings, quieten_words
@@ -132,6 +133,9 @@ class PretrainConfig:
                     f"Give some part of vision a weight for {section}.{name}: the language model "
                     "begins by reading it, so the warm-up has to teach it."
                 )
+        if self.train.boxes == "random":
+            # Said at once: the language model, whose records tell it too, comes after hours.
+            check_blind(self.mix, self.language.corners)
 
 
 def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> Qwen2Tokenizer:
@@ -149,7 +153,7 @@ def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> Qwen2Tokeni
 
 
 def pretrain(config: PretrainConfig, report: Report) -> Path:
-    """Runs both stages and exports a checkpoint folder, whose path is returned."""
+    """Runs all stages and exports a checkpoint folder, whose path is returned."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     materials = load_materials(

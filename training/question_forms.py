@@ -20,7 +20,7 @@ from training.phantoms import (
     generate,
     truth_for,
 )
-from training.phantoms.truth import RIGHT, Box
+from training.phantoms.truth import CARDIOMEGALY, RIGHT, Box
 
 Generator = np.random.Generator
 Kind = Literal["coarse", "fine"]
@@ -32,6 +32,9 @@ YES, NO = "yes", "no"
 LOOK_CLOSER: Final = "A closer look is needed."
 MODALITY_NAMES: Final = ("x-ray", "ct", "mri", "ultrasound")
 COUNTS: Final = ("one", "two", "three")
+# Names that begin with the name of a consonant, which begins with a vowel.
+_SPELT: Final = ("x-ray", "mri")
+_UNCOUNTED: Final = (CARDIOMEGALY,)
 PRESENCE_TEXTS: Final = (
     "Is there {a}?",
     "Does the image show {a}?",
@@ -180,5 +183,10 @@ def side_item(organ: str, side: str, box: Box) -> Item:
 
 
 def article(name: str) -> str:
-    """A name with its article."""
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+    """A name with its article, as it is spoken."""
+    return f"an {name}" if name[0] in "aeiou" or name in _SPELT else f"a {name}"
+
+
+def with_article(name: str) -> str:
+    """A name as a sentence about it has it: with its article, where it takes one."""
+    return name if name in _UNCOUNTED else article(name)

@@ -36,6 +36,7 @@ from engine.prompt import (
 from engine.request import METHODS, Method
 from training.grounding import Written
 from training.phantoms import AnyTruth
+from training.question_forms import with_article
 from training.questions import Question
 from training.reports import box_text, report_text, whole_pixels
 from training.world import Picture
@@ -47,7 +48,8 @@ ANSWER_WEIGHT: Final = 3.0
 COORDINATE_WEIGHT: Final = 0.1
 # Of the coordinates that are asked for, several in one record.
 PLACE_WEIGHT: Final = 0.5
-# Of a record of letters, at most: more options of one question are asked in the next record.
+# Of a record of letters, at most. What each ends in is drawn, so that one option may come twice and
+# another not at all.
 LETTER_TURNS: Final = 3
 SHORT_ANSWERS: Final = "Answer every question in a few words."
 # Answers that a sentence about them does not hold as they are.
@@ -227,13 +229,14 @@ class RecordWriter:
         """Letters of a question's options, each behind reasoning that ends in that option.
 
         Which letter stands before the option that fits is learned from nothing else, and from
-        whole answers alone it took the model thousands of steps. The reasoning is given, true or
-        not, so that the letter has to follow from it and not from the image. The image is there
-        all the same: what was learned without it held only in part where one was.
+        whole answers alone it took the model thousands of steps. The reasoning is given and ends
+        in any option, so that the letter has to follow from it and not from the image; only where
+        the answer is yes, no or `none` it is always the true one (`reasonings_of`). The image is
+        there all the same: what was learned without it held only in part where one was.
 
-        Every turn asks anew, with the options in another order and any of them as the end of the
-        reasoning. Where one list served all turns, the letters were told from those that had been
-        given before: right in the last turn, a guess in the first.
+        Every turn asks anew, with the options in another order and another draw of the one that
+        the reasoning ends in. Where one list served all turns, the letters were told from those
+        that had been given before: right in the last turn, a guess in the first.
 
         With a crop, the first turn calls the tool before it reasons. Letters that were only ever
         asked for right behind the view failed behind a call and a crop, in as many as half of the
@@ -336,9 +339,9 @@ def _call(question: Question, target: Box, view: Picture) -> str:
 def reasonings_of(question: Question, own: str) -> list[tuple[int, str]]:
     """The number of each option with reasoning that ends in it, in the order of the options.
 
-    It is the question's own with the answer in its last sentence exchanged. Where that sentence
-    does not name the answer ("There is no finding." for `none`), and for yes and no, there is but
-    the question's own.
+    It is the question's own with the answer in its last sentence exchanged, together with its
+    article ("There is a nodule.", "There is cardiomegaly."). Where that sentence does not name the
+    answer ("There is no finding." for `none`), and for yes and no, there is but the question's own.
 
     Args:
         question: with options; an open one has no reasonings.
@@ -351,8 +354,14 @@ def reasonings_of(question: Question, own: str) -> list[tuple[int, str]]:
     named = re.compile(rf"\b{re.escape(question.answer)}\b")
     if question.answer in _UNNAMED or len(named.findall(last)) != 1:
         return [(index, own)]
+    whole = re.compile(rf"\b{re.escape(with_article(question.answer))}\b")
+    takes_article = whole.search(last) is not None
+    exchanged = whole if takes_article else named
     return [
-        (number, before + stop + named.sub(option, last))
+        (
+            number,
+            before + stop + exchanged.sub(with_article(option) if takes_article else option, last),
+        )
         for number, option in enumerate(question.options)
         if option not in _UNNAMED
     ]

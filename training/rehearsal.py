@@ -101,14 +101,19 @@ def rehearse_finetune(config: FinetuneConfig, report: Report) -> str:
         )
         finetune(small, report)
 
-    more_steps = 0.0
-    if evaluates:
-        # A record that is scored costs at most what a record that is trained on costs.
-        count = math.ceil(config.language.steps / tuning.evaluate_every)
-        more_steps = count * tuning.evaluate_records / config.language.batch
     parts = {"language": config.language}
     worlds = (config.train, config.validation)
-    return _rehearsed(run, parts, worlds, config.world, more_steps, report)
+    return _rehearsed(run, parts, worlds, config.world, evaluation_steps(config), report)
+
+
+def evaluation_steps(config: FinetuneConfig) -> float:
+    """What all evaluations of a run cost, in steps of it."""
+    tuning = config.tuning
+    if not tuning.evaluate_every:
+        return 0.0
+    # A record that is scored costs at most what a record that is trained on costs.
+    count = math.ceil(config.language.steps / tuning.evaluate_every)
+    return count * tuning.evaluate_records / config.records
 
 
 def rehearse_reinforcement(

@@ -9,7 +9,7 @@ it is, with its tokens computed once, unless it is asked for. Started by `accele
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 from engine.loading import CheckpointError, load_checkpoint
 from training.accelerated import Accelerated
 from training.adapters import AdapterConfig, add_adapter
+from training.cold_start import check_blind
 from training.config import ConfigError
 from training.dense_warmup import HEAD_RATE
 from training.export import ExportConfig, export_adapter, export_checkpoint
@@ -110,6 +111,14 @@ class FinetuneConfig:
                 "language.grounding takes attention that gradient_checkpointing does not keep: "
                 "leave out one of them."
             )
+        if self.train.boxes == "random":
+            # Said at once: the phantoms, which tell it too, may take hours to draw.
+            check_blind(self.mix, self.language.corners)
+
+    @property
+    def records(self) -> int:
+        """Records of a step: the batch, and beside it those of letters alone."""
+        return self.language.batch + self.mix.letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +188,7 @@ def finetune(config: FinetuneConfig, report: Report) -> Path:
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     processes = Accelerated(unused=config.tuning.vision == "trained")
-    records = config.language.batch + config.mix.letters
-    processes.expect(-(-records // config.tuning.micro_batch))
+    processes.expect(-(-config.records // config.tuning.micro_batch))
     if processes.is_main and processes.count > 1:
         report(f"{processes.count} processes train together.")
     tuned = tuned_model(config.base, config.tuning)
@@ -209,12 +217,7 @@ def train(
     tuning, latents = config.tuning, config.latents
     kind = TrainedTower if tuning.vision == "trained" else FeatureBank
     bank = kind(tuned.model, config.seed)
-    draw, unseen = (
-        RecordDraw(
-            part, config.mix, tuned.tokenizer, latents, config.features.real_variants, config.seed
-        )
-        for part in (materials, validation_only(materials))
-    )
+    draw, unseen = draws(config, tuned.tokenizer, materials)
     draw.register(bank, config.features.view_variants)
     if tuning.evaluate_every:
         unseen.register(bank, 1)
@@ -272,6 +275,25 @@ def train(
     )
     run_stage(stage, prefixed(report, "language"), processes)
     return network
+
+
+def draws(
+    config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, materials: Materials
+) -> tuple[RecordDraw, RecordDraw]:
+    """What draws the records that are trained on, and those of validation phantoms.
+
+    The latter ask for no letters on their own: a step's worth of them, however many records are
+    evaluated, would be most of a small evaluation.
+    """
+    parts = (
+        (materials, config.mix),
+        (validation_only(materials), replace(config.mix, letters=0)),
+    )
+    training, validation = (
+        RecordDraw(part, mix, tokenizer, config.latents, config.features.real_variants, config.seed)
+        for part, mix in parts
+    )
+    return training, validation
 
 
 def validation_only(materials: Materials) -> Materials:

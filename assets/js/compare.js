@@ -122,8 +122,7 @@ class Ways {
     const { comparison } = this;
     const { report } = comparison;
     this.question.textContent = comparison.question;
-    const model = modelOf(comparison.model);
-    this.ran.textContent = 'Model: ' + (report.model || (model ? model.name : ''));
+    this.ran.textContent = 'Model: ' + nameOf(comparison.model, report.model);
     this.tell(report);
     this.stop.hidden = !comparison.running;
     this.meter.hidden = !comparison.running;

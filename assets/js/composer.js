@@ -319,3 +319,9 @@ class Composer {
 function modelOf(key) {
   return LB.models.find((model) => model.key === key);
 }
+
+// What the chooser calls a model, which tells it from others of its name; else what a run calls it.
+function nameOf(key, id) {
+  const model = modelOf(key);
+  return model ? model.name : id || '';
+}

@@ -306,7 +306,7 @@ class App {
     if (fresh) this.details.reset(run);
     this.details.learn(run.items);
     if (!run.facts && !run.items.length) return;
-    if (run.facts) this.ran.textContent = 'by ' + run.facts.model.id;
+    if (run.facts) this.ran.textContent = 'by ' + nameOf(run.model, run.facts.model.id);
     this.cards.append();
     this.strip.append();
     this.inspector.about();
@@ -424,6 +424,7 @@ class App {
     // All attempts of a group are about one image, whether one of them is open or not.
     const facts = (state.run && state.run.facts) || (state.group && state.group.facts);
     if (!state.live) lines.push(['info', LB.text.no_engine]);
+    else if (LB.text.replaced) lines.push(['info', LB.text.replaced]);
     if (facts) {
       const flagged = Boolean(facts.distance && facts.distance.flagged);
       // The engine names a strange image last; an older trace may only carry the flag.

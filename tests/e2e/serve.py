@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from app.models import Models
+from app.models import FIRST, Checkpoint, Model, Models
 from app.samples import Sample
 from app.ui import build, launch_options
 from tests import factories
@@ -33,6 +33,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--sample", type=Path, help="an image to list as a sample")
     parser.add_argument("--stopped", type=Path, help="a file to write when a run was stopped")
     parser.add_argument("--other", action="append", default=[], help="name of one more model")
+    parser.add_argument("--without-base", action="store_true", help="leave out the usual model")
     parser.add_argument("--replay-only", action="store_true")
     return parser.parse_args()
 
@@ -48,6 +49,8 @@ def made_models(options: argparse.Namespace) -> Models:
     if options.stopped:
         threading.Thread(target=mark, args=(engine, options.stopped), daemon=True).start()
     others = [factories.FakeEngine(options.delay, name=name) for name in options.other]
+    if options.without_base:
+        return Models([Model(Checkpoint("medvr", "", engine.name), engine)], FIRST)
     return factories.offered(engine, *others)
 
 

@@ -87,3 +87,34 @@ def test_the_chosen_model_runs_compares_and_is_chosen_again(
         settings(narrow)
         assert inside(narrow, "#lb-model")
         assert inside(narrow, "#lb-model-text")
+
+
+def test_models_of_one_name_are_told_apart_once_they_run(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    with served(tmp_path / "page", "--other", "synthetic") as server:
+        page = open_page(server)
+        open_image(page)
+        page.fill("#lb-question", QUESTION)
+        page.fill("#lb-options", OPTIONS)
+        settings(page)
+        page.locator("#lb-model").select_option("other-1")
+        page.click("#lb-explain")
+        wait_for(page, "done")
+        expect(page.locator(".lb-ran")).to_have_text("by synthetic (other-1)")
+
+        page.locator(".lb-composer summary", has_text="What if").click()
+        page.click("#lb-ways-start")
+        expect(page.locator(".lb-ways-ran")).to_have_text("Model: synthetic (other-1)")
+        expect(page.locator(".lb-ways-now")).to_have_text("Done: 5 runs.")
+
+
+def test_the_page_says_that_another_model_became_the_default(
+    page_server: Served, open_page: OpenPage, tmp_path: Path
+) -> None:
+    with served(tmp_path / "page", "--without-base") as server:
+        page = open_page(server)
+        expect(page.locator(".lb-banner-text")).to_have_text(
+            "The usual model cannot be used here: synthetic reads the images in its place."
+        )
+    expect(open_page(page_server).locator(".lb-banner")).to_have_count(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -12,6 +13,7 @@ import pytest
 
 from app.live import PreparedEngine, StreamEngine
 from app.models import (
+    FIRST,
     Checkpoint,
     Models,
     embedded_checkpoints,
@@ -26,11 +28,15 @@ from tests.unit.app.test_api import Caller
 from tests.unit.app.test_compare_handlers import compared, opened, ready
 from tests.unit.app.test_handlers import Bench
 
+WHOLE = ("config.json", "model.safetensors", "ood.safetensors")
 
-def put(root: Path, key: str, text: str | None = None) -> Path:
+
+def put(root: Path, key: str, text: str | None = None, files: tuple[str, ...] = WHOLE) -> Path:
     """A folder of a checkpoint that was trained for zooming, or with that text as its manifest."""
     folder = root / key
     folder.mkdir()
+    for name in files:
+        (folder / name).write_bytes(b"")
     manifest = Manifest(name=f"Lightbox {key}", stage=key, trained_methods=("direct", "zoom"))
     (folder / "lightbox.json").write_text(manifest.to_json() if text is None else text)
     return folder
@@ -86,6 +92,56 @@ def test_a_folder_with_a_bad_manifest_is_left_out_with_one_line(
     assert str(tmp_path) not in line
 
 
+@pytest.mark.parametrize(
+    ("files", "usable"),
+    [
+        (WHOLE, True),
+        (("config.json", "model-00001-of-00002.safetensors"), True),
+        (("adapter_config.json", "adapter_model.safetensors"), True),
+        (("config.json",), False),
+        (("config.json", "ood.safetensors"), False),
+        (("config.json", "pytorch_model.bin"), False),
+        (("model.safetensors",), False),
+        (("adapter_config.json",), False),
+        ((), False),
+    ],
+)
+def test_a_folder_without_weights_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, files: tuple[str, ...], usable: bool
+) -> None:
+    put(tmp_path, "base")
+    put(tmp_path, "medvr", files=files)
+
+    found = embedded_checkpoints(tmp_path)
+
+    assert [one.key for one in found] == ["base", *(["medvr"] if usable else [])]
+    said = [] if usable else ["checkpoint medvr left out: it has no weights."]
+    assert caplog.messages == said
+
+
+def test_where_base_cannot_be_used_the_log_and_the_page_name_what_runs_instead(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "base", files=())
+    put(tmp_path, "cold-start")
+
+    found = embedded_checkpoints(tmp_path)
+    models = models_of(found, lambda _: FakeEngine(), FIRST)
+
+    assert caplog.messages == [
+        "checkpoint base left out: it has no weights.",
+        "checkpoint base is not there: cold-start is the default",
+    ]
+    assert models.chosen(None).key == "cold-start"
+    assert models.notice == (
+        "The usual model cannot be used here: Lightbox cold-start reads the images in its place."
+    )
+    # Where it can be, where another was asked for, and where there is none, nothing is said.
+    assert models_of([Checkpoint("base", "", "A")], lambda _: FakeEngine(), FIRST).notice == ""
+    assert models_of(found, lambda _: FakeEngine()).notice == ""
+    assert Models((), FIRST).notice == ""
+
+
 def test_without_a_folder_nothing_is_offered(tmp_path: Path) -> None:
     assert embedded_checkpoints(tmp_path / "nowhere") == ()
 
@@ -94,7 +150,7 @@ def test_a_given_checkpoint_is_called_as_its_manifest_says(tmp_path: Path) -> No
     folder = put(tmp_path, "mine")
 
     assert given_checkpoint(str(folder)).name == "Lightbox mine"
-    assert given_checkpoint("org/model") == Checkpoint("model", "org/model", "model")
+    assert given_checkpoint("org/model") == Checkpoint("model", "org/model", "org/model")
     (folder / "lightbox.json").write_text("{")
     assert given_checkpoint(str(folder)) == Checkpoint("mine", str(folder), "mine")
 
@@ -133,6 +189,28 @@ def test_the_model_of_a_saved_run_is_found_where_it_is_on_offer() -> None:
     assert offered(*both(("synthetic", "synthetic"))).key_of(started.model) == ""
     assert offered(*both()).key_of(started.model) == ""
     assert Models().key_of(started.model) == ""
+
+
+def test_the_models_of_a_hub_id_and_of_an_adapter_are_found_by_their_names(
+    tmp_path: Path,
+) -> None:
+    """As the engine names them: a hub id as a whole, an adapter by its folder."""
+    started = trace().started
+    assert started is not None
+    hub = "Qwen/Qwen2.5-VL-7B-Instruct"
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    given = [given_checkpoint(hub), given_checkpoint(str(adapter))]
+    models = models_of(given, lambda _: FakeEngine())
+
+    def key_of(name: str, stage: str) -> str:
+        return models.key_of(replace(started.model, id=name, stage=stage))
+
+    # The stage is that of a manifest on the hub, or of the adapter's base.
+    for stage in ("unknown", "cold-start"):
+        assert key_of(hub, stage) == "Qwen2.5-VL-7B-Instruct"
+        assert key_of("adapter", stage) == "adapter"
+    assert key_of("Qwen2.5-VL-7B-Instruct", "unknown") == ""
 
 
 # ---- running ---------------------------------------------------------------------------------

@@ -6,7 +6,14 @@ from typing import BinaryIO
 import pytest
 import torch
 
-from training.checkpoints import load_state, save_state, trained_state, write_whole
+from training.checkpoints import (
+    load_state,
+    optimizer_kind,
+    save_state,
+    trained_state,
+    write_whole,
+)
+from training.loop import StepsConfig, optimizer_for
 
 
 def half_frozen() -> torch.nn.Sequential:
@@ -81,6 +88,80 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path, change: str) -> Non
 
     with pytest.raises(ValueError, match="of another model or trains other parameters"):
         load_state(tmp_path, {name: other}, adam(other))
+
+
+def small(**changes: object) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """A network after a step of the optimiser of a configuration."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Embedding(4, 3), torch.nn.Linear(3, 3, bias=False))
+    config = StepsConfig(**{"steps": 1, "learning_rate": 0.1, **changes})
+    optimizer = optimizer_for({"part": module}, config)
+    module(torch.arange(4)).sum().backward()
+    optimizer.step()
+    return module, optimizer
+
+
+def settings(optimizer: torch.optim.Optimizer) -> list[tuple[float, float]]:
+    return [(group["factor"], group["weight_decay"]) for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize(
+    ("kept", "present", "said"),
+    [
+        ("adamw", "muon", "with AdamW, and this one has Muon and AdamW"),
+        ("muon", "adamw", "with Muon and AdamW, and this one has AdamW"),
+    ],
+)
+def test_a_state_of_another_optimiser_is_refused_by_its_name(
+    tmp_path: Path, kept: str, present: str, said: str
+) -> None:
+    module, optimizer = small(optimizer=kept)
+    save_state(tmp_path, {"part": module}, optimizer, 1, {})
+    other, wanted = small(optimizer=present)
+    before = [p.clone() for p in other.parameters()]
+    with pytest.raises(ValueError, match=f"{said}: set optimizer as it was"):
+        load_state(tmp_path, {"part": other}, wanted)
+    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+
+
+def test_optimisers_whose_states_look_alike_are_told_apart(tmp_path: Path) -> None:
+    module = torch.nn.Linear(3, 3, bias=False)
+    save_state(tmp_path, {"part": module}, torch.optim.AdamW(module.parameters()), 1, {})
+    with pytest.raises(ValueError, match="with AdamW, and this one has Adam:"):
+        load_state(tmp_path, {"part": module}, torch.optim.Adam(module.parameters()))
+
+
+def test_a_state_of_before_kinds_were_kept_is_read(tmp_path: Path) -> None:
+    module, optimizer = small(optimizer="muon")
+    save_state(tmp_path, {"part": module}, optimizer, 3, {})
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state.pop("optimizer_kind") == optimizer_kind(optimizer) == "Muon and AdamW"
+    torch.save(state, tmp_path / "state.pt")
+    other, wanted = small(optimizer="muon")
+    assert load_state(tmp_path, {"part": other}, wanted) == (3, {})
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_that_goes_on_takes_the_settings_of_its_configuration(
+    tmp_path: Path, optimizer: str
+) -> None:
+    module, kept = small(optimizer=optimizer, weight_decay=0.05)
+    save_state(tmp_path, {"part": module}, kept, 1, {})
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    for part in state["optimizer"].get("parts", [state["optimizer"]]):
+        for group in part["param_groups"]:
+            group["factor"] = 9.0
+    torch.save(state, tmp_path / "state.pt")
+    other, present = small(optimizer=optimizer, weight_decay=0.2)
+    wanted = settings(present)
+    assert {decay for _, decay in wanted} == {0.2}
+
+    load_state(tmp_path, {"part": other}, present)
+
+    assert settings(present) == wanted
+    # What the optimisers themselves step with, too.
+    parts = getattr(present, "parts", (present,))
+    assert [pair for part in parts for pair in settings(part)] == wanted
 
 
 def test_reserved_names_are_refused(tmp_path: Path) -> None:

@@ -10,14 +10,19 @@ import pytest
 from engine.geometry import Box
 from tests.unit.training.conftest import picture, question
 from training.cold_start import ANSWERED_AT_ONCE, blind_record, blinded, check_blind
+from training.config import ConfigError, load_config
 from training.language import MixConfig, asked_of
 from training.materials import Materials
 from training.phantoms.truth import seed_for
+from training.pretrain import PretrainConfig
 from training.questions import LOOK_CLOSER, QuestionCase, case_for
 from training.record_draw import RecordDraw
 from training.records import Record, RecordWriter, seen_box
+from training.sft import FinetuneConfig
 from training.world import Case, build_case, load_cases, random_box, save_cases
 
+CONFIGS = Path(__file__).resolve().parents[3] / "training" / "configs"
+SEEING = "train.boxes=targets"
 SEED = seed_for("train", 5, 77)
 MIX = MixConfig(zoom=1.0, probe=0.0, auto=0.0, real=0.0)
 
@@ -142,6 +147,33 @@ def test_what_tells_is_refused(tokenizer) -> None:
     with pytest.raises(ValueError, match=r"mix\.report must be 0"):
         RecordDraw(materials, replace(MIX, report=0.1), tokenizer, None, 1, 0)
     RecordDraw(materials, MIX, tokenizer, None, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("mix.places=3", "mix.places"),
+        ("mix.report=0.1", "mix.report"),
+        ("language.corners=0.3", "language.corners"),
+    ],
+)
+def test_what_tells_is_refused_before_anything_is_drawn(override: str, said: str) -> None:
+    blind = load_config(FinetuneConfig, CONFIGS / "cold-start.yaml", [])
+    assert blind.train.boxes == "random"
+    with pytest.raises(ConfigError, match=rf"{said} must be 0 where"):
+        load_config(FinetuneConfig, CONFIGS / "cold-start.yaml", [override])
+    seeing = load_config(FinetuneConfig, CONFIGS / "cold-start.yaml", [override, SEEING])
+    assert seeing.train.boxes == "targets"
+
+
+def test_a_pretraining_on_random_boxes_tells_nothing_either() -> None:
+    changes = ["train.boxes=random", "mix.report=0", "mix.real=0", "mix.places=0"]
+    path = CONFIGS / "pretrain.yaml"
+    with pytest.raises(ConfigError, match=r"mix\.report must be 0"):
+        load_config(PretrainConfig, path, changes[:1])
+    with pytest.raises(ConfigError, match=r"language\.corners must be 0"):
+        load_config(PretrainConfig, path, changes)
+    load_config(PretrainConfig, path, [*changes, "language.corners=0"])
 
 
 def test_a_file_keeps_who_is_blind(tmp_path: Path, case: Case) -> None:

@@ -150,3 +150,32 @@ def test_detectors_of_a_mixed_world_are_those_of_its_first_modality(
     assert (_weights(model, direction, 1, 0, 1).argmax(-1) == 37).all()
     value = model.model.language_model.layers[1].self_attn.v_proj.weight[0]
     torch.testing.assert_close(value.detach(), direction)
+
+
+@pytest.mark.parametrize("modality", ["head_ct", "breast_ultrasound"])
+def test_every_head_reads_what_it_finds_where_there_are_fewer_findings_than_heads(
+    modality: str,
+) -> None:
+    """Of three findings and six heads, the last one's values are those of its own head's group."""
+    labels = labels_of(modality)
+    torch.manual_seed(3)
+    dense, image = DenseHeads(192, labels), ImageHeads(192, labels)
+    corners = CornerHead(192, labels)
+    model = _model(dense, image, corners)
+    layers = model.model.language_model.layers
+    last = len(labels.findings) - 1
+    covered = _centred(dense.cover.weight[labels.covers.index(labels.findings[last])])
+    assert (_weights(model, covered, 1, last, 1).argmax(-1) == 37).all()
+
+    def reads(layer: int, head: int, direction: torch.Tensor) -> float:
+        own = layers[layer].self_attn
+        group = head // own.num_key_value_groups
+        values = own.v_proj.weight[group * own.head_dim : (group + 1) * own.head_dim].detach()
+        return float((values / values.norm(dim=1, keepdim=True) @ direction).max())
+
+    assert reads(1, last, covered) == pytest.approx(1.0, abs=1e-5)
+    # In the third layer the detectors of both sides of three findings are in both groups.
+    edge = _centred(corners.corners.weight[4 * labels.box_groups.index("finding")])
+    for head in range(6):
+        assert reads(2, head, covered) == pytest.approx(1.0, abs=1e-5)
+        assert reads(2, head, edge) == pytest.approx(1.0, abs=1e-5)

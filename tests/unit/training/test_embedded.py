@@ -5,12 +5,14 @@ import torch
 
 from training.embedded import (
     EMBEDDING_DEVIATION,
+    END_OF_TEXT,
     RESIDUAL_GAIN,
     TEXTURE_GAIN,
     VISUAL_SCALE,
     embedded_config,
     new_model,
     scale_visual_tokens,
+    single_id,
     train_tokenizer,
 )
 from training.vision import visual_tokens
@@ -92,3 +94,12 @@ def test_words_and_layers_begin_at_scales_that_suit_each_other() -> None:
         RESIDUAL_GAIN * 576**-0.5, rel=0.02
     )
     assert float(layer.self_attn.q_proj.weight.detach().std()) == pytest.approx(192**-0.5, rel=0.02)
+
+
+def test_a_token_that_the_tokenizer_does_not_know_is_refused() -> None:
+    tokenizer = train_tokenizer(["a nodule"] * 3, vocabulary=400)
+    # Which tells nothing: this is what every unknown token is turned into.
+    assert tokenizer.convert_tokens_to_ids("<|unheard_of|>") == single_id(tokenizer, END_OF_TEXT)
+    with pytest.raises(ValueError, match=r"does not know '<\|unheard_of\|>'"):
+        single_id(tokenizer, "<|unheard_of|>")
+    assert tokenizer.convert_ids_to_tokens(single_id(tokenizer, "<|im_end|>")) == "<|im_end|>"

@@ -1,22 +1,64 @@
 """The first layer of the language model: counts of rows and columns, and corners of boxes."""
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from engine.geometry import FULL_IMAGE, PatchGrid
 from training.batches import Batch, collate
+from training.config import ConfigError, build
 from training.corners import corner_loss
+from training.dense_warmup import DenseWeights, WarmUpHeads
+from training.detectors import quieten_words
 from training.embedded import embedded_config, new_model, train_tokenizer
 from training.features import FeatureBank
-from training.first_layer import first_layer, number_rows_and_columns
-from training.image_labels import centres_of
+from training.first_layer import (
+    FirstLayerConfig,
+    first_layer,
+    number_rows_and_columns,
+    said,
+    teach_first_layer,
+)
+from training.image_labels import ImageHeads, centres_of
+from training.materials import Materials
 from training.phantoms.label_names import CHEST_LABELS
 from training.questions import Question
 from training.records import RecordWriter
-from training.world import Picture
+from training.vision import DenseHeads
+from training.world import Picture, WorldConfig, balanced_case, build_case
 
 GRID = PatchGrid(8, 7)
+STEPS = {"steps": {"steps": 1, "learning_rate": 0.1}}
+
+
+def test_a_weight_that_is_set_leaves_the_others_as_they_were() -> None:
+    whole = build(FirstLayerConfig, STEPS)
+    part = build(FirstLayerConfig, {**STEPS, "weights": {"cover": 2.0}, "image": {"boxes": 0.0}})
+    assert asdict(part.weights) == {**asdict(whole.weights), "cover": 2.0}
+    assert asdict(part.image) == {**asdict(whole.image), "boxes": 0.0}
+    assert asdict(whole.weights) == dict.fromkeys(asdict(DenseWeights()), 1.0)
+    assert asdict(whole.image) == {"places": 1.0, "centres": 4.0, "answers": 1.0, "boxes": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weights": {"cover": 0}}, r"weights\.cover"),
+        ({"weights": {"attributes": 0}}, r"weights\.attributes"),
+        ({"image": {"places": 0}}, r"image\.places"),
+        ({"image": {"centres": 0}}, r"image\.centres"),
+        ({"corners": 0}, "corners"),
+    ],
+)
+def test_a_first_layer_that_leaves_untaught_what_is_read_behind_it_is_refused(
+    changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"Give first_layer a weight for {said}: "):
+        build(FirstLayerConfig, {**STEPS, **changes})
 
 
 def asked(text: str) -> Question:
@@ -81,6 +123,33 @@ def test_two_heads_count_columns_and_rows_whatever_stands_before(batch_and_model
         assert float((counts[0] - counts[1]).abs().max()) < 0.25 * float(rises.min())
 
 
+def test_words_still_look_like_no_finding_where_visual_tokens_have_much() -> None:
+    """The counts take directions of which visual tokens have least; findings read the others."""
+    tokenizer = train_tokenizer(["On which side is the nodule?"] * 3, vocabulary=400)
+    torch.manual_seed(0)
+    model = new_model(embedded_config(tokenizer)).eval()
+    heads, image = DenseHeads(192), ImageHeads(192)
+    tokens = torch.randn(512, 192)
+    tokens[:, 96:] *= 0.02
+    with torch.no_grad():
+        for readings in (heads.cover, image.places, image.centres):
+            readings.weight[:, 96:] = 0.0
+    words = model.get_input_embeddings().weight
+
+    def most() -> float:
+        findings = [CHEST_LABELS.covers.index(name) for name in CHEST_LABELS.findings]
+        seen = torch.cat([heads.cover.weight[findings], image.places.weight]).detach()
+        seen -= seen.mean(dim=1, keepdim=True)
+        seen /= seen.norm(dim=1, keepdim=True)
+        found = words.detach() / words.detach().norm(dim=1, keepdim=True)
+        return float((found @ seen.T).abs().max())
+
+    quieten_words(model, heads, image, tokens)
+    assert most() < 1e-5
+    number_rows_and_columns(model, tokenizer, tokens, GRID)
+    assert most() < 0.05
+
+
 def test_the_layer_adds_nothing_else_until_it_has_learned(batch_and_model) -> None:
     batch, model = batch_and_model
     with torch.no_grad():
@@ -103,6 +172,44 @@ def test_the_layer_is_the_models_own(batch_and_model) -> None:
             output_hidden_states=True,
         ).hidden_states[1]
         torch.testing.assert_close(first_layer(model, batch), found)
+
+
+def test_all_but_padding_and_visual_tokens_is_said(batch_and_model) -> None:
+    batch, model = batch_and_model
+    images = batch.ids == model.config.image_token_id
+    padding = model.config.get_text_config().pad_token_id
+    found = said(batch.ids, images, padding)
+    lengths = (batch.ids != padding).sum(dim=1) - GRID.cells
+    assert lengths[0] < lengths[1]
+    assert found.sum(dim=1).tolist() == lengths.tolist()
+    assert not (found & images).any()
+
+
+def test_padding_is_no_word_that_must_not_look_like_a_finding(tmp_path: Path) -> None:
+    """What the words lose is the same whatever stands behind the shorter records."""
+    cases = [build_case(balanced_case(WorldConfig(seed=4), index), 1) for index in (0, 7)]
+    lost = []
+    for name, scale in (("quiet", 0.0), ("loud", 30.0)):
+        torch.manual_seed(0)
+        tokenizer = train_tokenizer(["On which side is the nodule?"] * 3, vocabulary=400)
+        model = new_model(embedded_config(tokenizer)).eval()
+        heads = WarmUpHeads(DenseHeads(192), ImageHeads(192))
+        with torch.no_grad():
+            words = model.get_input_embeddings().weight
+            words[tokenizer.pad_token_id] = scale * heads.dense.cover.weight[0]
+        teach_first_layer(
+            model,
+            tokenizer,
+            heads,
+            build(FirstLayerConfig, {**STEPS, "batch": 6}),
+            Materials(cases, cases, [], []),
+            folder=tmp_path / name,
+            seed=0,
+            report=lambda _: None,
+        )
+        line = (tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]
+        lost.append(json.loads(line)["words"])
+    assert lost[0] == pytest.approx(lost[1], rel=1e-5)
 
 
 def test_errors_of_corners_count_in_sides_of_their_box() -> None:

@@ -15,6 +15,7 @@ from training.language import (
     Asked,
     MixConfig,
     drawn_record,
+    letter_record,
     short_questions,
     zoom_would_tell,
 )
@@ -131,17 +132,35 @@ def drawn(tokenizer, asked: Asked, **mix: float) -> list[str]:
 
 
 def test_mix_decides_the_form(tokenizer) -> None:
-    asked = Asked(question(), picture(1, 84, 56), {Box(*TARGET): (picture(2, 56, 56),)}, ())
+    asked = Asked(question(), picture(1, 84, 56), {Box(*TARGET): (picture(2, 56, 56),)})
     assert all("tool_call" not in text for text in drawn(tokenizer, asked))
     assert all("<tool_call>" in text for text in drawn(tokenizer, asked, zoom=1.0))
     early = drawn(tokenizer, asked, probe=1.0)
     assert all("assistant\n<answer>" in text for text in early)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_letters_are_asked_behind_a_zoom_as_often_as_the_mix_zooms(tokenizer, share: float) -> None:
+    view, crop = picture(1, 84, 56), picture(2, 56, 56)
+    mix = MixConfig(zoom=share, probe=0.0, auto=0.0, real=0.0)
+    writer = RecordWriter(tokenizer)
+    asked = Asked(question(), view, {Box(*TARGET): (crop,)})
+    records = [
+        letter_record(asked, mix, writer, np.random.default_rng(seed)) for seed in range(200)
+    ]
+    assert {record.pictures for record in records} <= {(view,), (view, crop)}
+    zoomed = sum(len(record.pictures) == 2 for record in records) / len(records)
+    assert zoomed == pytest.approx(share, abs=0.08)
+    # Where there is no one place to look at, never.
+    nowhere = Asked(question(targets=()), view, {Box(*TARGET): (crop,)})
+    record = letter_record(nowhere, mix, writer, np.random.default_rng(0))
+    assert record.pictures == (view,)
+
+
 def test_auto_zooms_on_details_and_answers_the_rest(tokenizer) -> None:
     crops = {Box(*TARGET): (picture(2, 56, 56),)}
-    fine = Asked(question(), picture(1, 84, 56), crops, ())
-    coarse = Asked(question("coarse", ()), picture(1, 84, 56), {}, ())
+    fine = Asked(question(), picture(1, 84, 56), crops)
+    coarse = Asked(question("coarse", ()), picture(1, 84, 56), {})
     for text in drawn(tokenizer, fine, zoom=1.0, auto=1.0):
         assert "Method: auto." in text
         assert "<tool_call>" in text
@@ -152,7 +171,7 @@ def test_auto_zooms_on_details_and_answers_the_rest(tokenizer) -> None:
 
 def test_questions_about_several_places_are_answered_from_the_view(tokenizer) -> None:
     both = question("coarse", (TARGET, (0.6, 0.5, 0.7, 0.6)))
-    asked = Asked(both, picture(1, 84, 56), {Box(*TARGET): (picture(2, 56, 56),)}, ())
+    asked = Asked(both, picture(1, 84, 56), {Box(*TARGET): (picture(2, 56, 56),)})
     assert all("<tool_call>" not in text for text in drawn(tokenizer, asked, zoom=1.0))
 
 
@@ -171,7 +190,7 @@ def test_whether_a_zoom_is_shown_never_tells_the_answer(tokenizer) -> None:
     there = replace(
         question("coarse"), family="nodule_present", answer="yes", options=("no", "yes")
     )
-    asked = Asked(there, picture(1, 84, 56), {Box(*TARGET): (picture(2, 56, 56),)}, ())
+    asked = Asked(there, picture(1, 84, 56), {Box(*TARGET): (picture(2, 56, 56),)})
     texts = drawn(tokenizer, asked, zoom=1.0)
     assert all("<tool_call>" not in text for text in texts)
     # As where nothing is found, some of the prompts offer a zoom all the same.

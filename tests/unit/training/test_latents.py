@@ -70,7 +70,7 @@ def test_questions_with_and_without_a_finding_get_a_segment(tokenizer) -> None:
     mix = MixConfig(zoom=0.5, probe=0.5, auto=0.5, real=0.0, latent=1.0)
     slot = tokenizer.convert_tokens_to_ids("<|lat|>")
     for seed, targets in enumerate([((0.25, 0.5, 0.5, 0.75),), ()] * 5):
-        asked = Asked(question(targets=targets), picture(seed, 84, 56), {}, ("direct",))
+        asked = Asked(question(targets=targets), picture(seed, 84, 56), {})
         rng = np.random.default_rng(seed)
         record = drawn_record(asked, mix, RecordWriter(tokenizer), rng, CONFIG)
         assert record.ids.count(slot) == STEPS

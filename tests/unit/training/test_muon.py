@@ -65,9 +65,13 @@ def test_muon_takes_matrices_and_leaves_words_and_biases_to_adamw() -> None:
     assert [id(p) for p in biases["params"]] == [id(model["inner"].bias)]
 
 
-def trained(folder: Path, *steps: int) -> list[torch.Tensor]:
+def trained(folder: Path, *steps: int) -> tuple[list[torch.Tensor], list[list[int]]]:
+    """Weights at the end, and the steps of each run, which ends before one of `steps`."""
+    done: list[list[int]] = []
     for until in steps:
         model = small()
+        own: list[int] = []
+        done.append(own)
 
         def loss_at(
             step: int, model: nn.ModuleDict = model
@@ -79,10 +83,11 @@ def trained(folder: Path, *steps: int) -> list[torch.Tensor]:
         config = StepsConfig(steps=6, learning_rate=0.05, warmup=2, save_every=1, optimizer="muon")
 
         def stopped(
-            step: int, until: int = until, loss_at: object = loss_at
+            step: int, until: int = until, loss_at: object = loss_at, own: list[int] = own
         ) -> tuple[torch.Tensor, dict[str, float]]:
             if step == until:
                 raise KeyboardInterrupt
+            own.append(step)
             return loss_at(step)  # type: ignore[operator, no-any-return]
 
         try:
@@ -95,13 +100,16 @@ def trained(folder: Path, *steps: int) -> list[torch.Tensor]:
             )
         except KeyboardInterrupt:
             continue
-    return [p.detach().clone() for p in model.parameters()]
+    return [p.detach().clone() for p in model.parameters()], done
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    whole = trained(tmp_path / "whole", 99)
-    resumed = trained(tmp_path / "parts", 3, 99)
+    whole, uninterrupted = trained(tmp_path / "whole", 99)
+    resumed, parts = trained(tmp_path / "parts", 3, 99)
 
+    # Begun anew it would end at the same weights.
+    assert uninterrupted == [[0, 1, 2, 3, 4, 5]]
+    assert parts == [[0, 1, 2], [3, 4, 5]]
     assert all(torch.equal(one, other) for one, other in zip(whole, resumed, strict=True))
     assert not torch.equal(whole[1], small()["inner"].weight)
 

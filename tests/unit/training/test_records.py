@@ -204,6 +204,34 @@ def test_only_the_answer_of_the_last_sentence_is_exchanged(
     assert all(f" {options[number]}" in f" {text}" for number, text in found if len(found) > 1)
 
 
+@pytest.mark.parametrize(
+    ("family", "answer", "ends"),
+    [
+        ("which_device", "central line", {"There is an endotracheal tube."}),
+        ("which_device", "endotracheal tube", {"There is a central line."}),
+        ("which_finding", "cardiomegaly", {"There is a nodule.", "There is a pleural effusion."}),
+        ("which_finding", "nodule", {"There is cardiomegaly.", "There is a pneumothorax."}),
+        ("modality", "x-ray", {"It is a ct.", "It is an mri.", "It is an ultrasound."}),
+        ("lung_name", "left lung", {"It is the right lung."}),
+        ("head_modality", "ct", {"It is x-ray.", "It is mri."}),
+        ("mass_shape", "oval", {"Its shape is irregular."}),
+    ],
+)
+def test_an_answer_is_exchanged_with_its_article(family: str, answer: str, ends: set[str]) -> None:
+    found = set()
+    for seed in range(12):
+        question = case_for(family, answer, seed).question
+        own = question.reasoning
+        for index, text in reasonings_of(question, own):
+            before, _, last = text.rpartition(". ")
+            assert own.startswith(before)
+            assert question.options[index] in last
+            found.add(last)
+    assert ends <= found
+    assert not [text for text in found if re.search(r"\ban [^aeioumx]|\ba [aeiou]", text)]
+    assert not [text for text in found if "a cardiomegaly" in text]
+
+
 def test_a_report_names_structures_and_every_kind_of_finding() -> None:
     truth = case_for("nodule_margin", "smooth", 8).phantom().truth
     report = report_text(truth, (224, 196))
