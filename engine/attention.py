@@ -106,15 +106,18 @@ def row_weights(scores: torch.Tensor, scaling: float, allowed: torch.Tensor | No
 def traced_layers(which: TracedLayers, layers: int) -> tuple[int, ...]:
     """The layers whose rows are kept: none, at most a third (and 8) evenly spread, or all.
 
+    The layers are cut into that many runs, and the middle one of each is taken: the last layers of
+    a model look least at what it speaks of.
+
     >>> traced_layers("default", 12)
-    (2, 5, 8, 11)
+    (1, 4, 7, 10)
     """
     if which == "none":
         return ()
     if which == "all":
         return tuple(range(layers))
     count = max(1, min(MOST_DEFAULT_LAYERS, layers // 3))
-    return tuple((number + 1) * layers // count - 1 for number in range(count))
+    return tuple(((2 * number + 1) * layers - count) // (2 * count) for number in range(count))
 
 
 @dataclass(frozen=True, slots=True)

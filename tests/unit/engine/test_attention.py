@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -54,11 +56,14 @@ def test_masked_columns_get_no_weight() -> None:
 
 
 @given(st.integers(1, 80))
-def test_default_layers_are_few_and_reach_the_last(layers: int) -> None:
+def test_default_layers_are_few_and_lie_in_the_middle_of_their_part(layers: int) -> None:
     chosen = traced_layers("default", layers)
 
     assert 1 <= len(chosen) <= max(1, min(8, layers // 3))
-    assert chosen[-1] == layers - 1
+    # As many layers are left out before the first as behind the last, give or take one.
+    assert abs(chosen[0] - (layers - 1 - chosen[-1])) <= 1
+    gaps = {late - early for early, late in pairwise(chosen)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
     assert len(set(chosen)) == len(chosen)
     assert traced_layers("none", layers) == ()
     assert traced_layers("all", layers) == tuple(range(layers))
