@@ -107,4 +107,5 @@ class BoxAttention:
         if len(self._masses) != len(self._looks):
             raise ValueError(f"The model has no layer {GROUNDED_LAYER} whose attention was taken.")
         means = torch.cat([mass.mean(0) for mass in self._masses])
-        return -means.clamp(min=_LEAST_MASS).log().sum()
+        # Added and not clamped: a row that looks elsewhere altogether has to learn, too.
+        return -(means + _LEAST_MASS).log().sum()

@@ -103,7 +103,7 @@ def test_the_attention_that_is_taken_is_eager_attention(model, tokenizer, record
         for one in record.written:
             cells = list(record.pictures[0].grid.cells_of(one.box))
             mass = rows[row][:, one.start : one.stop][:, :, view[cells]].sum(-1).mean(0)
-            wanted -= float(mass.log().sum())
+            wanted -= float((mass + 1e-4).log().sum())
     assert found == pytest.approx(wanted, rel=1e-4)
     torch.testing.assert_close(last, outputs.last_hidden_state, rtol=1e-3, atol=1e-4)
 
@@ -118,10 +118,20 @@ def test_attention_on_a_box_by_hand() -> None:
     with pytest.raises(ValueError, match="no layer"):
         recorder.loss()
     recorder.take(SimpleNamespace(layer_idx=GROUNDED_LAYER), query, key, None, 1.0)
-    assert float(recorder.loss()) == pytest.approx(-np.log(0.5), rel=1e-6)
+    assert float(recorder.loss()) == pytest.approx(-np.log(0.5001), rel=1e-6)
     allowed = torch.tensor([[True, False, False]] * 3).reshape(1, 1, 3, 3)
     recorder.take(SimpleNamespace(layer_idx=GROUNDED_LAYER), query, key, allowed, 1.0)
     assert float(recorder.loss()) == pytest.approx(-np.log(1e-4), rel=1e-6)
+
+
+def test_attention_that_lies_elsewhere_has_a_gradient() -> None:
+    query = torch.ones(1, 1, 2, 1)
+    key = torch.tensor([0.0, 12.0]).reshape(1, 1, 2, 1).requires_grad_()
+    recorder = BoxAttention((Look(0, torch.tensor([1]), torch.tensor([0])),))
+    recorder.take(SimpleNamespace(layer_idx=GROUNDED_LAYER), query, key, None, 1.0)
+    recorder.loss().backward()
+    assert key.grad is not None
+    assert key.grad[0, 0, 0] < 0 < key.grad[0, 0, 1]
 
 
 def test_corners_are_read_from_the_tokens_of_the_view_alone() -> None:
