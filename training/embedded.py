@@ -1,7 +1,7 @@
 """The embedded model: the class of Qwen2.5-VL at a few million parameters.
 
 `Qwen2_5_VLForConditionalGeneration` with a four-block vision tower and a five-layer language
-model; byte-level BPE tokenizer with Qwen's own special-token names.
+model; byte-level BPE tokenizer with Qwen's own special-token names, whose numbers are one token.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tokenizers import (
 from torch import nn
 from transformers import (
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
@@ -41,8 +41,13 @@ from engine.prompt import (
     TOOL_RESPONSE_CLOSE,
     TOOL_RESPONSE_OPEN,
 )
+from training.numbers import number_ids, smooth_numbers
 
 END_OF_TEXT = "<|endoftext|>"
+# Numbers from 0 that are one token each; a view is 224 pixels wide, and few are twice that.
+WHOLE_NUMBERS = 512
+# Qwen2's own takes digits one by one.
+_NUMBERS_REGEX = PRETOKENIZE_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 # Standard deviation of the patch filters that see contrast; those that see the level keep 0.02.
 CONTRAST_DEVIATION = 0.12
 # Response of the texture filters to a grey image against that of the contrast filters.
@@ -79,17 +84,16 @@ TAG_TOKENS = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> Qwen2Tokenizer:
-    """A byte-level BPE tokenizer with Qwen2's pre-tokenisation, learned from `texts`."""
+def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with Qwen2's pre-tokenisation, learned from `texts`.
+
+    But for numbers: as in Llama 3 up to three digits are taken together, and those below
+    `WHOLE_NUMBERS` are one token, beside the vocabulary. A coordinate is then one decision and not
+    three, and a box is written in half of the tokens.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.pre_tokenizer = _pre_tokenizer(PRETOKENIZE_REGEX)
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - len(CONTROL_TOKENS) - len(TAG_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -98,13 +102,39 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> Qwen2Tokeni
     )
     tokenizer.train_from_iterator(texts, trainer)
     vocab = tokenizer.get_vocab()
-    merges = _merges(tokenizer)
-    qwen = Qwen2Tokenizer(vocab=vocab, merges=merges)
-    qwen.add_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
-    qwen.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAG_TOKENS])
-    qwen.eos_token = "<|im_end|>"
-    qwen.pad_token = END_OF_TEXT
-    return qwen
+    for number in range(10, WHOLE_NUMBERS):
+        vocab[str(number)] = len(vocab)
+    merges = [*_merges(tokenizer), *_number_merges()]
+    whole = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    whole.normalizer = normalizers.NFC()
+    whole.pre_tokenizer = _pre_tokenizer(_NUMBERS_REGEX)
+    whole.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=whole, eos_token="<|im_end|>", pad_token=END_OF_TEXT
+    )
+    fast.add_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
+    fast.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAG_TOKENS])
+    return fast
+
+
+def _pre_tokenizer(regex: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(regex), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _number_merges() -> list[tuple[str, str]]:
+    """How digits become numbers, whichever two of three are merged first."""
+    pairs = []
+    for number in range(10, WHOLE_NUMBERS):
+        digits = str(number)
+        for cut in range(1, len(digits)):
+            if digits[cut] != "0" or cut == len(digits) - 1:
+                pairs.append((digits[:cut], digits[cut:]))
+    return pairs
 
 
 def single_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
@@ -126,7 +156,7 @@ def _merges(tokenizer: Tokenizer) -> list[Any]:
     return [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in raw]
 
 
-def embedded_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+def embedded_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLConfig:
     """The configuration of the embedded model for a tokenizer."""
 
     def token_id(token: str) -> int:
@@ -206,6 +236,16 @@ def new_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VLForConditionalGeneration:
             block.mlp.up_proj.weight.copy_(block.mlp.gate_proj.weight)
         _draw_patch_filters(model.model.visual.patch_embed.proj.weight)
     return model
+
+
+@torch.no_grad()
+def order_numbers(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Draws the embeddings of numbers anew, those of near numbers alike, in place."""
+    ids = number_ids(tokenizer)
+    words: nn.Embedding = model.model.language_model.embed_tokens
+    words.weight[ids] = EMBEDDING_DEVIATION * smooth_numbers(len(ids), words.embedding_dim)
 
 
 @torch.no_grad()

@@ -86,18 +86,21 @@ class LanguageConfig(StepsConfig):
         batch: records a step.
         corners: weight of the corners that have to stay readable (`training.corners`).
         grounding: weight of attention on boxes that are written (`training.grounding`).
+        spread: standard deviation of the targets of coordinates, in pixels of the view
+            (`training.numbers`); 0: only the true number is right.
     """
 
     batch: int
     corners: float = 0.0
     grounding: float = 0.0
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         # Without arguments `super` looks for the class that `slots=True` has replaced.
         StepsConfig.__post_init__(self)
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, not {self.batch}.")
-        for name in ("corners", "grounding"):
+        for name in ("corners", "grounding", "spread"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
 

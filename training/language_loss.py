@@ -181,6 +181,10 @@ def language_loss(
     rows, columns = torch.nonzero(batch.weights[:, 1:], as_tuple=True)
     weights, targets = batch.weights[rows, columns + 1], batch.ids[rows, columns + 1]
     losses, hits = token_losses(model.lm_head, hidden[rows, columns], targets, head_chunk)
+    if places.numbers is not None:
+        spots = coordinate_targets(batch, rows, columns)
+        logits = model.lm_head(hidden[rows[spots], columns[spots]]).float()
+        losses = losses.index_copy(0, spots, places.numbers.losses(logits, targets[spots]))
     answers = weights > 1
     slots = len(batch.slot_targets)
     latent = hidden.new_zeros(())
@@ -207,6 +211,19 @@ def language_loss(
         recorder.loss() if recorder is not None else hidden.new_zeros(()),
         sum(len(look.tokens) for look in batch.looks),
     )
+
+
+def coordinate_targets(batch: Batch, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Which of the predicting tokens write coordinates: int64 `(M,)`.
+
+    Args:
+        batch: padded records.
+        rows, columns: int64 `(N,)`, of the predicting tokens.
+    """
+    writes = torch.zeros_like(batch.ids, dtype=torch.bool)
+    for look in batch.looks:
+        writes[look.row, look.tokens.to(writes.device)] = True
+    return writes[rows, columns].nonzero().flatten()
 
 
 def token_losses(

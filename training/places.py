@@ -1,4 +1,4 @@
-"""Terms of the language model's loss that keep places known: corners, and attention on boxes."""
+"""What the language model's loss asks of places: corners, attention on boxes, near coordinates."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 import torch
 
 from training.corners import KeptCorners
+from training.numbers import NumberScale
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +21,13 @@ class PlaceTerms:
         grounding: weight of the attention that is to lie on a box while its coordinates are
             written (`training.grounding`); 0: not asked. The model's attention has to be
             `engine.attention.register_row_attention`'s.
+        numbers: spreads the targets of coordinates; None: only the true ones are right.
     """
 
     corners: KeptCorners | None = None
     corner_weight: float = 0.0
     grounding: float = 0.0
+    numbers: NumberScale | None = None
 
     def added(
         self,

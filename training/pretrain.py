@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from transformers import (
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
 )
 
 from engine.attention import register_row_attention
@@ -31,6 +31,7 @@ from training.detectors import attend_to_findings, quieten_words
 from training.embedded import (
     embedded_config,
     new_model,
+    order_numbers,
     scale_visual_tokens,
     train_tokenizer,
 )
@@ -48,6 +49,7 @@ from training.latents import LatentConfig
 from training.loop import Report, prefixed, run_steps
 from training.materials import Materials, load_materials
 from training.out_of_distribution import fit_detector
+from training.numbers import NumberScale
 from training.places import PlaceTerms
 from training.questions import questions_for
 from training.record_draw import RecordDraw
@@ -138,7 +140,7 @@ class PretrainConfig:
             check_blind(self.mix, self.language.corners)
 
 
-def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> Qwen2Tokenizer:
+def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> PreTrainedTokenizerFast:
     """The tokenizer, learned from the questions of the training phantoms."""
     rng = np.random.default_rng([config.seed, 1])
     questions = [
@@ -161,6 +163,7 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
     )
     tokenizer = make_tokenizer(config, materials.train)
     model = new_model(embedded_config(tokenizer))
+    order_numbers(model, tokenizer)
     heads = warm_up(model, config.vision, config.out, config.seed, materials, report)
     scale_visual_tokens(model, some_tokens(model, materials.train))
     tokens = some_tokens(model, materials.train)
@@ -226,6 +229,7 @@ def calibrated(
 
 def place_terms(
     model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
     config: LanguageConfig,
     materials: Materials,
     begin: CornerHead | None = None,
@@ -234,6 +238,7 @@ def place_terms(
 
     Args:
         model: its kernel of attention is exchanged for one that a recorder can watch.
+        tokenizer: its own.
         config: weights of the stage.
         materials: phantoms.
         begin: what the readings of corners begin as.
@@ -244,7 +249,8 @@ def place_terms(
     if config.corners:
         width = model.config.get_text_config().hidden_size
         corners = KeptCorners(width, materials.labels, begin)
-    return PlaceTerms(corners, config.corners, config.grounding)
+    numbers = NumberScale(tokenizer, config.spread) if config.spread else None
+    return PlaceTerms(corners, config.corners, config.grounding, numbers)
 
 
 def train_language(
@@ -276,7 +282,7 @@ def train_language(
     draw.register(bank, features.view_variants)
 
     modules: dict[str, nn.Module] = {"language": model.model.language_model}
-    places = place_terms(model, stage.steps, materials, begin)
+    places = place_terms(model, tokenizer, stage.steps, materials, begin)
     if places.corners is not None:
         modules["corners"] = places.corners
 

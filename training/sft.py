@@ -221,7 +221,7 @@ def train(
     draw.register(bank, config.features.view_variants)
     if tuning.evaluate_every:
         unseen.register(bank, 1)
-    places = place_terms(tuned.model, config.language, materials)
+    places = place_terms(tuned.model, tuned.tokenizer, config.language, materials)
     if places.corners is not None:
         places.corners.to(processes.device)
     tuned.model.to(processes.device)  # type: ignore[arg-type]
