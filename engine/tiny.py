@@ -104,12 +104,12 @@ BENCH_SHAPE = TinyShape(
 
 EMBEDDED_SHAPE = TinyShape(
     hidden=192,
-    layers=4,
+    layers=5,
     heads=6,
     key_value_heads=2,
     vision_hidden=160,
     vision_depth=4,
-    vocabulary=1024,
+    vocabulary=1344,
 )
 """The sizes of the embedded model, for where its weights are absent."""
 

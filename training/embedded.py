@@ -110,7 +110,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> PreTrainedT
     whole.pre_tokenizer = _pre_tokenizer(_NUMBERS_REGEX)
     whole.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=whole, eos_token="<|im_end|>", pad_token=END_OF_TEXT
+        tokenizer_object=whole,
+        unk_token=END_OF_TEXT,
+        eos_token="<|im_end|>",
+        pad_token=END_OF_TEXT,
     )
     fast.add_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
     fast.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAG_TOKENS])
@@ -128,12 +131,15 @@ def _pre_tokenizer(regex: str) -> pre_tokenizers.PreTokenizer:
 
 def _number_merges() -> list[tuple[str, str]]:
     """How digits become numbers, whichever two of three are merged first."""
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for number in range(10, WHOLE_NUMBERS):
         digits = str(number)
-        for cut in range(1, len(digits)):
-            if digits[cut] != "0" or cut == len(digits) - 1:
-                pairs.append((digits[:cut], digits[cut:]))
+        pairs += [
+            (digits[:cut], digits[cut:])
+            for cut in range(1, len(digits))
+            # No number of several digits begins with 0.
+            if digits[cut] != "0" or cut == len(digits) - 1
+        ]
     return pairs
 
 

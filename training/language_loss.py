@@ -218,7 +218,8 @@ def coordinate_targets(batch: Batch, rows: torch.Tensor, columns: torch.Tensor) 
 
     Args:
         batch: padded records.
-        rows, columns: int64 `(N,)`, of the predicting tokens.
+        rows: int64 `(N,)`, of the predicting tokens.
+        columns: int64 `(N,)`, theirs as well.
     """
     writes = torch.zeros_like(batch.ids, dtype=torch.bool)
     for look in batch.looks:

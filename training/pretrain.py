@@ -48,8 +48,8 @@ from training.language_loss import batch_loss
 from training.latents import LatentConfig
 from training.loop import Report, prefixed, run_steps
 from training.materials import Materials, load_materials
-from training.out_of_distribution import fit_detector
 from training.numbers import NumberScale
+from training.out_of_distribution import fit_detector
 from training.places import PlaceTerms
 from training.questions import questions_for
 from training.record_draw import RecordDraw

@@ -177,12 +177,14 @@ class RecordWriter:
         head = prompt_text(
             style="compact", question_first=True, method="direct", question=question, options=()
         )
-        written: list[tuple[str, float, Picture | None]] = [
-            (piece, COORDINATE_WEIGHT if piece.startswith("[") else 1.0, None)
-            for piece in _COORDINATES.split(report_text(truth, seen_size(view)))
-            if piece
-        ]
-        return self._joined([(head, 0.0, view), *written, (IM_END, 1.0, None)], ())
+        parts: list[tuple[str, float, Picture | None]] = [(head, 0.0, view)]
+        boxes: dict[int, Box] = {}
+        for piece in _COORDINATES.split(report_text(truth, seen_size(view))):
+            if piece.startswith("["):
+                boxes[len(parts)] = _named_box(piece, seen_size(view))
+            weight = COORDINATE_WEIGHT if piece.startswith("[") else 1.0
+            parts += [(piece, weight, None)] if piece else []
+        return self._joined([*parts, (IM_END, 1.0, None)], (), boxes)
 
     def short_answers(
         self,
@@ -307,6 +309,12 @@ class RecordWriter:
         texts = [self._tokenizer.decode([token]) for token in tokens]
         start = next(place for place, text in enumerate(texts) if "[" in text)
         return start, next(place for place in range(start, len(texts)) if "]" in texts[place])
+
+
+def _named_box(text: str, size: tuple[int, int]) -> Box:
+    """The box that a list of coordinates names in an image of `size`, height and width."""
+    x0, y0, x1, y1 = (int(value) for value in text.strip("[]").split(", "))
+    return Box(x0 / size[1], y0 / size[0], x1 / size[1], y1 / size[0])
 
 
 def _head(question: Question, method: Method = "direct") -> str:

@@ -26,9 +26,6 @@ REPORT_QUESTIONS: Final = (
     "Write a report of the image.",
 )
 # From right to left as the image shows it, then inwards.
-# Boxes are written to this many pixels. What lies between is finer than a small view shows: told to
-# the pixel, last digits were noise that took longer to average out than the places to learn.
-COORDINATE_STEP: Final = 5
 _STRUCTURES: Final = (("right_lung", "right lung"), ("left_lung", "left lung"), ("heart", "heart"))
 _KINDS: Final = (NODULE, CONSOLIDATION, EFFUSION, PNEUMOTHORAX, TUBE, LINE)
 
@@ -86,10 +83,10 @@ def box_text(box: tuple[float, float, float, float], size: tuple[int, int]) -> s
 
 
 def whole_pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A normalised box in pixels of an image of `size`, to `COORDINATE_STEP`; never empty.
+    """A normalised box in whole pixels of an image of `size`; never empty.
 
-    >>> whole_pixels(Box(0.0, 0.5, 1.0, 0.52), (224, 196))
-    (0, 110, 195, 115)
+    >>> whole_pixels(Box(0.0, 0.5, 1.0, 0.502), (224, 196))
+    (0, 112, 196, 113)
     """
     height, width = size
     x0, y0, x1, y1 = box.to_pixels(width, height)
@@ -99,11 +96,9 @@ def whole_pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def _whole_span(low: float, high: float, size: int) -> tuple[int, int]:
-    """Both ends in whole steps, at least one apart, inside an image side of `size` pixels."""
-    last = size // COORDINATE_STEP
-    first = min(round(low / COORDINATE_STEP), last - 1)
-    end = min(max(round(high / COORDINATE_STEP), first + 1), last)
-    return first * COORDINATE_STEP, end * COORDINATE_STEP
+    """Both ends in whole pixels, at least one apart, inside an image side of `size` pixels."""
+    first = min(round(low), size - 1)
+    return first, min(max(round(high), first + 1), size)
 
 
 def places_of(truth: AnyTruth) -> list[tuple[str, Box]]:

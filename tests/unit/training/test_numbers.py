@@ -1,0 +1,144 @@
+"""Numbers of one token: their ids, the curve they begin on, and targets that are spread."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from engine.geometry import Box
+from engine.tiny import tiny_tokenizer
+from tests.unit.training.conftest import TARGET, picture, question
+from training.batches import collate
+from training.embedded import (
+    EMBEDDING_DEVIATION,
+    WHOLE_NUMBERS,
+    embedded_config,
+    new_model,
+    order_numbers,
+)
+from training.features import FeatureBank
+from training.language_loss import batch_loss, coordinate_targets
+from training.numbers import NumberScale, number_ids, smooth_numbers
+from training.places import PlaceTerms
+from training.records import RecordWriter
+
+SPREAD = 2.0
+
+
+def pieces(tokenizer, text: str) -> list[str]:
+    return [tokenizer.decode([one]) for one in tokenizer(text)["input_ids"]]
+
+
+def test_every_number_of_a_view_is_one_token(tokenizer) -> None:
+    ids = number_ids(tokenizer)
+    assert len(ids) == len(set(ids)) == WHOLE_NUMBERS
+    assert all(tokenizer.decode([one]) == str(number) for number, one in enumerate(ids))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[12, 104, 0, 224]", ["[", "12", ",", " ", "104", ",", " ", "0", ",", " ", "224", "]"]),
+        ("512", ["5", "12"]),
+        ("1955", ["195", "5"]),
+        ("007", ["0", "0", "7"]),
+        ("0.75", ["0", ".", "75"]),
+    ],
+)
+def test_what_is_no_such_number_is_written_in_parts(tokenizer, text: str, expected) -> None:
+    assert pieces(tokenizer, text) == expected
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_numbers_stay_whole_in_a_saved_checkpoint(tokenizer, tmp_path) -> None:
+    """The class of Qwen2's tokenizer would take digits one by one again when it is opened."""
+    tokenizer.save_pretrained(tmp_path)
+    embedded_config(tokenizer).save_pretrained(tmp_path)
+    opened = AutoTokenizer.from_pretrained(tmp_path)
+    text = '<tool_call>{"bbox_2d": [12, 104, 98, 224]}</tool_call><|im_end|>'
+    assert opened(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert number_ids(opened) == number_ids(tokenizer)
+
+
+def test_a_tokenizer_of_digits_is_refused() -> None:
+    digits = tiny_tokenizer()
+    assert len(number_ids(digits)) == 10
+    with pytest.raises(ValueError, match="one token each"):
+        NumberScale(digits, SPREAD)
+
+
+def test_near_numbers_begin_alike() -> None:
+    torch.manual_seed(0)
+    drawn = smooth_numbers(256, 4096)
+    assert drawn.square().mean().item() == pytest.approx(1.0, abs=0.02)
+    alike = torch.nn.functional.cosine_similarity(drawn[100:101], drawn)
+    expected = [
+        0.25 * sum(math.exp(-(apart**2) / (2 * length**2)) for length in (3, 12, 48))
+        for apart in (1, 8, 40)
+    ]
+    assert alike[[101, 108, 140]].tolist() == pytest.approx(expected, abs=0.06)
+    assert alike[[99, 92, 60]].tolist() == pytest.approx(expected, abs=0.06)
+
+
+def test_only_numbers_are_drawn_anew(tokenizer) -> None:
+    torch.manual_seed(0)
+    model = new_model(embedded_config(tokenizer))
+    before = model.get_input_embeddings().weight.detach().clone()
+    order_numbers(model, tokenizer)
+    after = model.get_input_embeddings().weight.detach()
+    changed = (before != after).any(-1).nonzero().flatten().tolist()
+    assert changed == sorted(number_ids(tokenizer))
+    assert after[changed].std().item() == pytest.approx(EMBEDDING_DEVIATION, rel=0.1)
+
+
+def test_targets_are_spread_over_neighbours(tokenizer) -> None:
+    """Against the same computed number by number."""
+    ids = number_ids(tokenizer)
+    logits = torch.randn(3, len(tokenizer), generator=torch.Generator().manual_seed(0))
+    comma = tokenizer(",")["input_ids"][0]
+    found = NumberScale(tokenizer, SPREAD).losses(logits, torch.tensor([ids[0], comma, ids[100]]))
+    said = torch.log_softmax(logits, -1)
+    for row, value in ((0, 0), (2, 100)):
+        weights = [math.exp(-((n - value) ** 2) / (2 * SPREAD**2)) for n in range(len(ids))]
+        expected = -sum(w * said[row, one].item() for w, one in zip(weights, ids, strict=True))
+        assert found[row].item() == pytest.approx(expected / sum(weights), rel=1e-4)
+    assert found[1].item() == pytest.approx(-said[1, comma].item(), rel=1e-5)
+
+
+def test_a_near_number_costs_less_than_a_far_one(tokenizer) -> None:
+    ids = number_ids(tokenizer)
+    scale = NumberScale(tokenizer, SPREAD)
+
+    def loss(written: int) -> float:
+        logits = torch.zeros(1, len(tokenizer))
+        logits[0, ids[written]] = 5.0
+        return scale.losses(logits, torch.tensor([ids[99]])).item()
+
+    assert loss(99) < loss(98) < loss(96) < loss(90)
+    assert loss(90) == pytest.approx(loss(12), abs=1e-3)
+
+
+def test_only_coordinates_of_boxes_are_spread(tokenizer, model) -> None:
+    writer = RecordWriter(tokenizer)
+    view, crop = picture(1, 84, 56), picture(2, 56, 84)
+    records = [
+        writer.write(question(), "direct", view),
+        writer.write(question(), "zoom", view, crop, Box(*TARGET)),
+    ]
+    bank = FeatureBank(model, seed=0)
+    bank.add([one for record in records for one in record.pictures], variants=1)
+    batch = collate(records, bank, tokenizer, np.random.default_rng(0))
+    rows, columns = torch.nonzero(batch.weights[:, 1:], as_tuple=True)
+    spots = coordinate_targets(batch, rows, columns)
+    assert set(rows[spots].tolist()) == {1}
+    written = tokenizer.decode(batch.ids[rows[spots], columns[spots] + 1])
+    assert written == "14, 42, 28, 63"
+    plain, _ = batch_loss(model, records, bank, tokenizer, np.random.default_rng(0))
+    places = PlaceTerms(numbers=NumberScale(tokenizer, 1e-3))
+    same, _ = batch_loss(model, records, bank, tokenizer, np.random.default_rng(0), places=places)
+    assert same.item() == pytest.approx(plain.item(), rel=1e-5)
+    places = PlaceTerms(numbers=NumberScale(tokenizer, SPREAD))
+    wide, _ = batch_loss(model, records, bank, tokenizer, np.random.default_rng(0), places=places)
+    assert wide.item() != pytest.approx(plain.item(), rel=1e-5)
