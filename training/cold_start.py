@@ -27,11 +27,11 @@ from training.world import Case
 # Of the questions, those that are answered without a zoom, some of them although the prompt
 # offers one: a policy that always zooms could not find out what a zoom is worth.
 ANSWERED_AT_ONCE: Final = 0.3
-_TELLING: Final = ("report", "real", "latent", "places")
+_TELLING: Final = ("report", "real", "latent", "places", "closeup")
 
 
 def check_blind(mix: MixConfig, corners: float = 0.0) -> None:
-    """Refuses what holds true boxes: reports, places, lungs of real images, latents, corners.
+    """Refuses what needs true boxes: reports, places, close-ups, real lungs, latents, corners.
 
     Args:
         mix: of the records.

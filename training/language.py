@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -115,6 +115,8 @@ class MixConfig:
         report: of reports of the whole image (`training.reports`), before anything else.
         conversation: of several questions about one image, before anything else.
         short: of many questions about one image with answers of a few words, before anything else.
+        closeup: of fine questions about a crop that is the whole image, before anything else: what
+            a zoom would show, with no word of where it lies.
         turns: questions of a conversation.
         places: boxes that are asked for at the end of a record of short answers.
         letters: records a step, beside the batch, that only ask for letters of given answers.
@@ -131,17 +133,18 @@ class MixConfig:
     report: float = 0.0
     conversation: float = 0.0
     short: float = 0.0
+    closeup: float = 0.0
     turns: int = 4
     places: int = 0
     letters: int = 0
 
     def __post_init__(self) -> None:
-        names = ("zoom", "probe", "auto", "real", "latent", "report", "conversation", "short")
-        for name in names:
+        whole = ("report", "conversation", "short", "closeup")
+        for name in ("zoom", "probe", "auto", "real", "latent", *whole):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in 0 to 1, not {getattr(self, name)}.")
-        if self.report + self.conversation + self.short > 1.0:
-            raise ValueError("report, conversation and short must not be more than 1 together.")
+        if sum(getattr(self, name) for name in whole) > 1.0:
+            raise ValueError(f"{', '.join(whole)} must not be more than 1 together.")
         if self.turns < 1:
             raise ValueError(f"turns must be at least 1, not {self.turns}.")
         for name in ("places", "letters"):
@@ -156,7 +159,7 @@ def phantom_record(
     rng: np.random.Generator,
     latents: LatentConfig | None = None,
 ) -> Record:
-    """One record about a phantom: a report, a conversation, or a single question."""
+    """One record about a phantom: a report, a conversation, a close-up, or a single question."""
     draw = rng.random()
     if case.truth is not None and draw < mix.report:
         words = REPORT_QUESTIONS[int(rng.integers(len(REPORT_QUESTIONS)))]
@@ -166,7 +169,28 @@ def phantom_record(
     if case.truth is not None and draw < mix.report + mix.conversation + mix.short:
         places = drawn_places(case.truth, mix.places, rng)
         return writer.short_answers(short_questions(case, rng), case.view, places)
+    if draw < mix.report + mix.conversation + mix.short + mix.closeup:
+        close = closeup_of(case, rng)
+        if close is not None:
+            return writer.write(close.question, "direct", close.view)
     return drawn_record(asked_of(case, rng), mix, writer, rng, latents)
+
+
+def closeup_of(case: Case, rng: np.random.Generator) -> Asked | None:
+    """A fine question about a phantom with a crop of its target as the whole image.
+
+    None where the phantom has no fine question, or no crop of what it asks about.
+    """
+    if case.truth is None:
+        return None
+    fine = [q for q in questions_for(case.truth, rng) if q.kind == "fine"]
+    crops = [_zoom_of(Asked(question, case.view, case.crops), rng)[1] for question in fine]
+    shown = [(q, crop) for q, crop in zip(fine, crops, strict=True) if crop is not None]
+    if not shown:
+        return None
+    question, crop = shown[int(rng.integers(len(shown)))]
+    # What is said behind a zoom names no place, which a close-up does not show.
+    return Asked(replace(question, reasoning=question.reasoning_after_zoom), crop, {})
 
 
 def short_questions(case: Case, rng: np.random.Generator, most: int = 12) -> list[Question]:

@@ -134,7 +134,8 @@ def test_only_coordinates_of_boxes_are_spread(tokenizer, model) -> None:
     spots = coordinate_targets(batch, rows, columns)
     assert set(rows[spots].tolist()) == {1}
     written = tokenizer.decode(batch.ids[rows[spots], columns[spots] + 1])
-    assert written == "14, 42, 28, 63"
+    # Of a view of 56 by 84 pixels; the last token closes the list, and the object around it.
+    assert written == "14, 42, 28, 63]}"
     plain, _ = batch_loss(model, records, bank, tokenizer, np.random.default_rng(0))
     places = PlaceTerms(numbers=NumberScale(tokenizer, 1e-3))
     same, _ = batch_loss(model, records, bank, tokenizer, np.random.default_rng(0), places=places)

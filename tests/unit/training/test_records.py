@@ -22,7 +22,7 @@ from training.records import (
     reasonings_of,
     seen_box,
 )
-from training.reports import places_of, report_text
+from training.reports import REPORT_QUESTIONS, places_of, report_text
 
 QUESTION = Question(
     family="nodule_margin",
@@ -62,7 +62,7 @@ def test_zoom_record_never_learns_the_tool_response(tokenizer) -> None:
     target = Box(*QUESTION.target_boxes[0])
     record = RecordWriter(tokenizer).write(QUESTION, "zoom", picture(), crop, target)
     text = learned(tokenizer, record)
-    assert '"bbox_2d": [50, 110, 100, 170]' in text
+    assert '"bbox_2d": [49, 112, 98, 168]' in text
     assert "tool_response" not in text
     assert "user" not in text
     assert text.endswith("<think>Its margin is smooth.</think>\n<answer>B</answer><|im_end|>")
@@ -261,15 +261,29 @@ def test_zoom_without_a_crop_is_refused(tokenizer) -> None:
 @pytest.mark.parametrize(
     ("box", "written"),
     [
-        ((0.0, 0.5, 1.0, 1.0), (0, 110, 195, 220)),
-        ((0.5, 0.5, 0.501, 0.501), (100, 110, 105, 115)),
-        ((0.99, 0.995, 1.0, 1.0), (190, 215, 195, 220)),
-        ((0.26, 0.26, 0.74, 0.51), (50, 60, 145, 115)),
+        ((0.0, 0.5, 1.0, 1.0), (0, 112, 196, 224)),
+        ((0.5, 0.5, 0.501, 0.501), (98, 112, 99, 113)),
+        ((0.999, 0.999, 1.0, 1.0), (195, 223, 196, 224)),
+        ((0.26, 0.26, 0.74, 0.51), (51, 58, 145, 114)),
     ],
 )
-def test_coordinates_are_pixels_of_what_the_model_sees_to_five(box, written) -> None:
+def test_coordinates_are_whole_pixels_of_what_the_model_sees(box, written) -> None:
     """By hand, in 196 columns and 224 rows."""
     assert seen_box(Box(*box), picture(0, 224, 196)) == written
+
+
+def test_a_report_knows_where_it_writes_boxes(tokenizer) -> None:
+    truth = case_for("nodule_margin", "smooth", 3).truth()
+    view = picture(0, 224, 196)
+    record = RecordWriter(tokenizer).report(truth, view, REPORT_QUESTIONS[0])
+    assert len(record.written) >= 4
+    for one in record.written:
+        named = tokenizer.decode(record.ids[one.start + 1 : one.stop + 1])
+        # The last token of a list may end a sentence or an enumeration as well.
+        pixels = tuple(int(value) for value in re.findall("[0-9]+", named))
+        assert pixels == seen_box(one.box, view)
+    boxes = [seen_box(Box(*truth.anatomy[name].box), view) for name in ("right_lung", "left_lung")]
+    assert [seen_box(one.box, view) for one in record.written[:2]] == boxes
 
 
 def test_places_are_what_there_is_one_of() -> None:
@@ -289,7 +303,7 @@ def test_places_are_asked_behind_all_questions_and_answered_as_a_call_does(token
     places = [("heart", Box(0.25, 0.5, 0.5, 1.0)), ("left lung", Box(0.5, 0.0, 1.0, 0.9))]
     record = RecordWriter(tokenizer).short_answers([QUESTION], picture(), places)
     assert learned(tokenizer, record) == (
-        " smooth.\n [50, 110, 100, 220]\n [100, 0, 195, 200]\n<|im_end|>"
+        " smooth.\n [49, 112, 98, 224]\n [98, 0, 196, 202]\n<|im_end|>"
     )
     text = tokenizer.decode(record.ids)
     assert text.index(QUESTION.text) < text.index("Box of the heart?")
@@ -300,7 +314,7 @@ def test_places_are_asked_behind_all_questions_and_answered_as_a_call_does(token
 def test_tags_and_control_tokens_are_single_tokens(tokenizer) -> None:
     for token in ("<answer>", "</think>", "<tool_call>", "<|im_end|>", "<|lat|>", "<|image_pad|>"):
         assert len(tokenizer(token)["input_ids"]) == 1
-    assert tokenizer("224")["input_ids"] == [tokenizer.convert_tokens_to_ids(d) for d in "224"]
+    assert tokenizer("224")["input_ids"] == [tokenizer.convert_tokens_to_ids("224")]
 
 
 def test_text_round_trips(tokenizer) -> None:
