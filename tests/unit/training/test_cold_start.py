@@ -138,7 +138,7 @@ def test_letters_behind_a_blind_zoom_tell_nothing_of_where_to_look(case: Case, t
 
 
 def test_what_tells_is_refused(tokenizer) -> None:
-    for name in ("report", "real", "latent", "places"):
+    for name in ("report", "real", "latent", "places", "closeup"):
         with pytest.raises(ValueError, match=rf"mix\.{name} must be 0"):
             check_blind(replace(MIX, **{name: 0.1}))
     box = Box(0.25, 0.25, 0.5, 0.5)
@@ -168,6 +168,7 @@ def test_what_tells_is_refused_before_anything_is_drawn(override: str, said: str
 
 def test_a_pretraining_on_random_boxes_tells_nothing_either() -> None:
     changes = ["train.boxes=random", "mix.report=0", "mix.real=0", "mix.places=0"]
+    changes.append("mix.closeup=0")
     path = CONFIGS / "pretrain.yaml"
     with pytest.raises(ConfigError, match=r"mix\.report must be 0"):
         load_config(PretrainConfig, path, changes[:1])

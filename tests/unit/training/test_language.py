@@ -14,8 +14,10 @@ from training.features import FeatureBank
 from training.language import (
     Asked,
     MixConfig,
+    closeup_of,
     drawn_record,
     letter_record,
+    phantom_record,
     short_questions,
     zoom_would_tell,
 )
@@ -218,3 +220,38 @@ def test_short_questions_ask_what_is_there_first() -> None:
         assert present == sorted(present, reverse=True)
         assert all(question.kind == "coarse" for question in asked)
         assert len({question.text for question in asked}) == 12
+
+
+def test_a_close_up_is_all_that_is_seen_and_names_no_place(tokenizer) -> None:
+    truth = case_for("nodule_margin", "smooth", 8).truth()
+    crop = picture(2, 56, 84)
+    crops = {Box(*nodule.box): (crop,) for nodule in truth.of_kind("nodule")}
+    case = Case(truth=truth, view=picture(1, 84, 56), crops=crops)
+    writer = RecordWriter(tokenizer)
+    mix = MixConfig(zoom=0.0, probe=0.0, auto=0.0, real=0.0, closeup=1.0)
+    for seed in range(8):
+        found = closeup_of(case, np.random.default_rng(seed))
+        assert found is not None
+        assert found.view is crop
+        assert found.question.kind == "fine"
+        assert not any(place in found.question.reasoning for place in ("zone", "left", "right"))
+        record = phantom_record(case, mix, writer, np.random.default_rng(seed))
+        assert record.pictures == (crop,)
+        assert record.written == ()
+
+
+def test_what_has_no_crop_has_no_close_up(tokenizer) -> None:
+    truth = case_for("nodule_margin", "smooth", 8).truth()
+    case = Case(
+        truth=truth, view=picture(1, 84, 56), asked=case_for("nodule_margin", "smooth", 8).question
+    )
+    assert closeup_of(case, np.random.default_rng(0)) is None
+    assert closeup_of(replace(case, truth=None), np.random.default_rng(0)) is None
+    mix = MixConfig(zoom=0.0, probe=0.0, auto=0.0, real=0.0, closeup=1.0)
+    record = phantom_record(case, mix, RecordWriter(tokenizer), np.random.default_rng(0))
+    assert record.pictures == (case.view,)
+
+
+def test_shares_of_whole_records_are_at_most_one() -> None:
+    with pytest.raises(ValueError, match="closeup must not be more than 1 together"):
+        MixConfig(zoom=0.0, probe=0.0, auto=0.0, real=0.0, report=0.5, closeup=0.6)
