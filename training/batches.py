@@ -161,6 +161,7 @@ def _looks(records: Sequence[Record], images: torch.Tensor) -> tuple[Look, ...]:
     return tuple(
         Look(
             row,
+            torch.arange(written.begin, written.stop),
             torch.arange(written.start, written.stop),
             images[row]
             .nonzero()

@@ -223,7 +223,7 @@ def coordinate_targets(batch: Batch, rows: torch.Tensor, columns: torch.Tensor) 
     """
     writes = torch.zeros_like(batch.ids, dtype=torch.bool)
     for look in batch.looks:
-        writes[look.row, look.tokens.to(writes.device)] = True
+        writes[look.row, look.coordinates.to(writes.device)] = True
     return writes[rows, columns].nonzero().flatten()
 
 

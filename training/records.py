@@ -24,6 +24,7 @@ from engine.prompt import (
     LATENT_START,
     THINK_CLOSE,
     THINK_OPEN,
+    TOOL_CALL_OPEN,
     answer_text,
     assistant_head,
     option_letter,
@@ -297,18 +298,24 @@ class RecordWriter:
             grids: list[PatchGrid] = [picture.grid] if picture else []
             tokens = expanded_ids(self._tokenizer, text, grids)
             if boxes and number in boxes:
-                start, stop = self._coordinates(tokens)
-                written.append(Written(len(ids) + start, len(ids) + stop, boxes[number]))
+                begin, start, stop = (len(ids) + place for place in self._coordinates(tokens))
+                written.append(Written(begin, start, stop, boxes[number]))
             ids += tokens
             weights += [weight] * len(tokens)
         pictures = tuple(picture for _, _, picture in parts if picture)
         return Record(ids, weights, pictures, roi, tuple(written))
 
-    def _coordinates(self, tokens: Sequence[int]) -> tuple[int, int]:
-        """From the token that opens the first list to the one before its end."""
+    def _coordinates(self, tokens: Sequence[int]) -> tuple[int, int, int]:
+        """Where looking begins, where the list of coordinates opens, and one past its last.
+
+        Looking begins with the call, or with the token before the list, which may be of the part
+        before.
+        """
         texts = [self._tokenizer.decode([token]) for token in tokens]
         start = next(place for place, text in enumerate(texts) if "[" in text)
-        return start, next(place for place in range(start, len(texts)) if "]" in texts[place])
+        stop = next(place for place in range(start, len(texts)) if "]" in texts[place])
+        opens = TOOL_CALL_OPEN in texts[:start]
+        return texts.index(TOOL_CALL_OPEN) if opens else start - 1, start, stop
 
 
 def _named_box(text: str, size: tuple[int, int]) -> Box:

@@ -64,6 +64,8 @@ def test_records_know_where_they_write_boxes(tokenizer, records) -> None:
             numbers = tuple(map(int, followed.split(",")))
             assert numbers == seen_box(one.box, record.pictures[0])
             assert "[" in tokenizer.decode(record.ids[one.start : one.start + 1])
+            opened = tokenizer.decode(record.ids[one.begin : one.start + 1])
+            assert opened.startswith("<tool_call>" if record is zoom else "?")
             assert "]" in tokenizer.decode(record.ids[one.stop : one.stop + 1])
 
 
@@ -113,7 +115,7 @@ def test_attention_on_a_box_by_hand() -> None:
     query = torch.zeros(1, 2, 3, 1)
     query[0, :, 1, 0] = torch.tensor([1.0, -1.0])
     key = torch.tensor([np.log(3.0), 0.0, 50.0]).float().reshape(1, 1, 3, 1)
-    recorder = BoxAttention((Look(0, torch.tensor([1]), torch.tensor([1])),))
+    recorder = BoxAttention((Look(0, torch.tensor([1]), torch.tensor([1]), torch.tensor([1])),))
     recorder.take(SimpleNamespace(layer_idx=GROUNDED_LAYER - 1), query, key, None, 1.0)
     with pytest.raises(ValueError, match="no layer"):
         recorder.loss()
@@ -127,7 +129,7 @@ def test_attention_on_a_box_by_hand() -> None:
 def test_attention_that_lies_elsewhere_has_a_gradient() -> None:
     query = torch.ones(1, 1, 2, 1)
     key = torch.tensor([0.0, 12.0]).reshape(1, 1, 2, 1).requires_grad_()
-    recorder = BoxAttention((Look(0, torch.tensor([1]), torch.tensor([0])),))
+    recorder = BoxAttention((Look(0, torch.tensor([1]), torch.tensor([1]), torch.tensor([0])),))
     recorder.take(SimpleNamespace(layer_idx=GROUNDED_LAYER), query, key, None, 1.0)
     recorder.loss().backward()
     assert key.grad is not None
