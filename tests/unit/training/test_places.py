@@ -104,7 +104,7 @@ def test_the_attention_that_is_taken_is_eager_attention(model, tokenizer, record
         view = images[row].nonzero().flatten()[: record.pictures[0].grid.cells]
         for one in record.written:
             cells = list(record.pictures[0].grid.cells_of(one.box))
-            mass = rows[row][:, one.start : one.stop][:, :, view[cells]].sum(-1).mean(0)
+            mass = rows[row][:, one.begin : one.stop][:, :, view[cells]].sum(-1).mean(0)
             wanted -= float((mass + 1e-4).log().sum())
     assert found == pytest.approx(wanted, rel=1e-4)
     torch.testing.assert_close(last, outputs.last_hidden_state, rtol=1e-3, atol=1e-4)
