@@ -1,8 +1,15 @@
 """The cold start of the zoom agent: the format of a tool call, and nothing of where to look.
 
 MedVR learns where to look by reinforcement (arXiv 2604.08203); what it begins with must be able
-to call the tool, or it would never try. Here every call holds a box drawn at random, the crop is
-of that box, and the words before it say nothing of any place (`training.world`, `boxes: random`).
+to call the tool, or it would never try. Here every call holds a box drawn at random, and the words
+before it say nothing of any place. There are two ways:
+
+- `mix.calls: given`: the coordinates are there and nothing is learned from them, and the crop shows
+  what is asked about, whatever the call says. Reading a crop is learned, where to look is not: what
+  the model writes for coordinates is what its pretraining makes of them.
+- `boxes: random` of a world (`training.world`): coordinates are learned, and the crop is of that
+  box. The model unlearns what its pretraining knew of places, and hardly learns to read: one crop
+  in fourteen holds the finding.
 """
 
 from __future__ import annotations
@@ -19,10 +26,11 @@ from training.language import (
     conversation_about,
     drawn_record,
     short_questions,
+    zoom_target,
 )
 from training.questions import LOOK_CLOSER
 from training.records import Record, RecordWriter
-from training.world import Case
+from training.world import Case, random_box
 
 # Of the questions, those that are answered without a zoom, some of them although the prompt
 # offers one: a policy that always zooms could not find out what a zoom is worth.
@@ -56,13 +64,18 @@ def check_blind(mix: MixConfig, corners: float = 0.0) -> None:
 def blind_record(
     case: Case, mix: MixConfig, writer: RecordWriter, rng: np.random.Generator
 ) -> Record:
-    """One record about a phantom whose crops are of random boxes."""
+    """One record about a phantom whose calls hold random boxes."""
     draw = rng.random()
     if draw < mix.conversation:
         return writer.conversation(conversation_about(case, mix.turns, rng), case.view)
     if draw < mix.conversation + mix.short:
         return writer.short_answers(short_questions(case, rng), case.view)
-    return drawn_record(blinded(asked_of(case, rng), case, rng), mix, writer, rng)
+    return drawn_record(aside(asked_of(case, rng), case, rng), mix, writer, rng)
+
+
+def aside(asked: Asked, case: Case, rng: np.random.Generator) -> Asked:
+    """A question, its zoom sent to a random box; some are answered at once."""
+    return blinded(asked, case, rng) if case.blind else misdirected(asked, rng)
 
 
 def blinded(asked: Asked, case: Case, rng: np.random.Generator) -> Asked:
@@ -72,3 +85,18 @@ def blinded(asked: Asked, case: Case, rng: np.random.Generator) -> Asked:
     targets = () if rng.random() < ANSWERED_AT_ONCE else (box,)
     question = replace(asked.question, target_boxes=targets, reasoning_before_zoom=LOOK_CLOSER)
     return replace(asked, question=question)
+
+
+def misdirected(asked: Asked, rng: np.random.Generator) -> Asked:
+    """A question whose crop stays and whose box does not: a random one, or none.
+
+    Where there is nothing to zoom into, the question stays as it is.
+    """
+    target = zoom_target(asked)
+    if target is None:
+        return asked
+    height, width = asked.view.pixels.shape
+    box = random_box(width, height, rng)
+    targets = () if rng.random() < ANSWERED_AT_ONCE else (box.as_tuple(),)
+    question = replace(asked.question, target_boxes=targets, reasoning_before_zoom=LOOK_CLOSER)
+    return Asked(question, asked.view, {box: asked.crops[target]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from training.real_images import RealRadiograph, real_picture, shifted_view
 from training.records import Form, Record, RecordWriter
 from training.reports import REPORT_QUESTIONS, places_of
 from training.world import CROP_PADDING, Case, Picture, jittered, resized
+
+ZoomCalls = Literal["learned", "given"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,6 +123,8 @@ class MixConfig:
         turns: questions of a conversation.
         places: boxes that are asked for at the end of a record of short answers.
         letters: records a step, beside the batch, that only ask for letters of given answers.
+        calls: whether the coordinates of zooms are `learned`, or drawn at random and `given`
+            (`training.cold_start`).
         probe: of records that answer at once (belief probes).
         auto: of the records whose prompt leaves the choice to the model.
         real: of records about real radiographs.
@@ -137,6 +142,7 @@ class MixConfig:
     turns: int = 4
     places: int = 0
     letters: int = 0
+    calls: ZoomCalls = "learned"
 
     def __post_init__(self) -> None:
         whole = ("report", "conversation", "short", "closeup")
@@ -298,12 +304,18 @@ def zoom_would_tell(question: Question) -> bool:
     return family.endswith(("_present", "_count")) or family.startswith("which_")
 
 
-def _zoom_of(asked: Asked, rng: np.random.Generator) -> tuple[Box | None, Picture | None]:
-    """Where a zoom goes: the one place that the question is about; nowhere when several are."""
+def zoom_target(asked: Asked) -> Box | None:
+    """The one place that the question is about; None when several are, or no crop is there."""
     if len(asked.question.target_boxes) != 1 or zoom_would_tell(asked.question):
-        return None, None
+        return None
     target = Box(*asked.question.target_boxes[0])
-    variants = asked.crops.get(target)
-    if not variants:
+    return target if asked.crops.get(target) else None
+
+
+def _zoom_of(asked: Asked, rng: np.random.Generator) -> tuple[Box | None, Picture | None]:
+    """Where a zoom goes, and what it shows."""
+    target = zoom_target(asked)
+    if target is None:
         return None, None
+    variants = asked.crops[target]
     return target, variants[int(rng.integers(len(variants)))]

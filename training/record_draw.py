@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from training.cold_start import blind_record, blinded, check_blind
+from training.cold_start import aside, blind_record, check_blind
 from training.features import FeatureBank
 from training.language import (
     Asked,
@@ -53,11 +53,12 @@ class RecordDraw:
         seed: int,
     ) -> None:
         self._cases = materials.train
-        if any(case.blind for case in self._cases):
+        self._aside = mix.calls == "given" or any(case.blind for case in self._cases)
+        if self._aside:
             check_blind(mix)
         self._mix, self._latents = mix, latents
         self._real = real_cases(materials.real_train, real_variants, seed)
-        self._writer = RecordWriter(tokenizer)
+        self._writer = RecordWriter(tokenizer, given_boxes=mix.calls == "given")
 
     def register(self, bank: FeatureBank, view_variants: int) -> None:
         """Makes every picture that a record can hold known to a bank."""
@@ -86,7 +87,7 @@ class RecordDraw:
     def _asked_for_letters(self, rng: np.random.Generator) -> Asked:
         case = self._case_for_letter(rng)
         asked = asked_for_letters(case, rng)
-        return blinded(asked, case, rng) if case.blind else asked
+        return aside(asked, case, rng) if self._aside else asked
 
     def _case_for_letter(self, rng: np.random.Generator) -> Case:
         """A phantom for a letter: the more options its question has, the likelier.
@@ -101,6 +102,6 @@ class RecordDraw:
                 return case
 
     def _phantom_record(self, case: Case, rng: np.random.Generator) -> Record:
-        if case.blind:
+        if self._aside:
             return blind_record(case, self._mix, self._writer, rng)
         return phantom_record(case, self._mix, self._writer, rng, self._latents)

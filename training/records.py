@@ -81,10 +81,16 @@ class Record:
 
 
 class RecordWriter:
-    """Writes records for one tokenizer."""
+    """Writes records for one tokenizer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    Args:
+        tokenizer: of the model.
+        given_boxes: whether the coordinates of zooms are given, and nothing is learned from them.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, given_boxes: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._given_boxes = given_boxes
 
     def write(
         self,
@@ -123,6 +129,7 @@ class RecordWriter:
         answer = answer_text(letter)
         parts: list[tuple[str, float, Picture | None]] = [(prompt, 0.0, view)]
         boxes: dict[int, Box] = {}
+        given: int | None = None
         if goes_latent:
             # The slots are fed, and the engine closes the segment: `<|lat_end|>` is learned all
             # the same, so that a decoder that does not force it works too.
@@ -139,7 +146,10 @@ class RecordWriter:
             if crop is None or target is None:
                 raise ValueError(f"A record of the form {form!r} needs a crop and its box.")
             learned = 1.0 if form == "zoom" else 0.0
-            boxes = {len(parts): target} if learned else {}
+            if self._given_boxes:
+                given = len(parts)
+            elif learned:
+                boxes = {len(parts): target}
             parts += [(_call(question, target, view), learned, None)]
             parts += [(tool_response_text(), 0.0, crop)]
             if form == "zoom":
@@ -147,7 +157,8 @@ class RecordWriter:
             parts += [(answer, ANSWER_WEIGHT, None)]
         if form in ("direct", "latent", "zoom"):
             parts += [(IM_END, 1.0, None)]
-        return self._joined(parts, tuple(Box(*box) for box in question.target_boxes), boxes)
+        roi = tuple(Box(*box) for box in question.target_boxes)
+        return self._joined(parts, roi, boxes, given)
 
     def asked(self, question: Question, view: Picture) -> Record:
         """The prompt of a question with its image, and nothing to be learned from it."""
@@ -289,8 +300,16 @@ class RecordWriter:
         parts: list[tuple[str, float, Picture | None]],
         roi: tuple[Box, ...],
         boxes: Mapping[int, Box] | None = None,
+        given: int | None = None,
     ) -> Record:
-        """A record of parts: text, weight and picture; `boxes` are those that parts write."""
+        """A record of parts: text, weight and picture.
+
+        Args:
+            parts: in order.
+            roi: of the record.
+            boxes: those that parts write, by the number of the part.
+            given: number of a part whose coordinates are not learned.
+        """
         ids: list[int] = []
         weights: list[float] = []
         written: list[Written] = []
@@ -300,8 +319,12 @@ class RecordWriter:
             if boxes and number in boxes:
                 begin, start, stop = (len(ids) + place for place in self._coordinates(tokens))
                 written.append(Written(begin, start, stop, boxes[number]))
+            learned = [weight] * len(tokens)
+            if number == given:
+                _, start, stop = self._coordinates(tokens)
+                learned[start + 1 : stop] = [0.0] * (stop - start - 1)
             ids += tokens
-            weights += [weight] * len(tokens)
+            weights += learned
         pictures = tuple(picture for _, _, picture in parts if picture)
         return Record(ids, weights, pictures, roi, tuple(written))
 

@@ -111,7 +111,7 @@ class FinetuneConfig:
                 "language.grounding takes attention that gradient_checkpointing does not keep: "
                 "leave out one of them."
             )
-        if self.train.boxes == "random":
+        if self.train.boxes == "random" or self.mix.calls == "given":
             # Said at once: the phantoms, which tell it too, may take hours to draw.
             check_blind(self.mix, self.language.corners)
 
