@@ -9,9 +9,15 @@ import pytest
 
 from engine.geometry import Box
 from tests.unit.training.conftest import picture, question
-from training.cold_start import ANSWERED_AT_ONCE, blind_record, blinded, check_blind
+from training.cold_start import (
+    ANSWERED_AT_ONCE,
+    blind_record,
+    blinded,
+    check_blind,
+    misdirected,
+)
 from training.config import ConfigError, load_config
-from training.language import MixConfig, asked_of
+from training.language import Asked, MixConfig, asked_of
 from training.materials import Materials
 from training.phantoms.truth import seed_for
 from training.pretrain import PretrainConfig
@@ -22,7 +28,8 @@ from training.sft import FinetuneConfig
 from training.world import Case, build_case, load_cases, random_box, save_cases
 
 CONFIGS = Path(__file__).resolve().parents[3] / "training" / "configs"
-SEEING = "train.boxes=targets"
+SEEING = "mix.calls=learned"
+RANDOM = "train.boxes=random"
 SEED = seed_for("train", 5, 77)
 MIX = MixConfig(zoom=1.0, probe=0.0, auto=0.0, real=0.0)
 
@@ -158,12 +165,13 @@ def test_what_tells_is_refused(tokenizer) -> None:
     ],
 )
 def test_what_tells_is_refused_before_anything_is_drawn(override: str, said: str) -> None:
-    blind = load_config(FinetuneConfig, CONFIGS / "cold-start.yaml", [])
-    assert blind.train.boxes == "random"
-    with pytest.raises(ConfigError, match=rf"{said} must be 0 where"):
-        load_config(FinetuneConfig, CONFIGS / "cold-start.yaml", [override])
-    seeing = load_config(FinetuneConfig, CONFIGS / "cold-start.yaml", [override, SEEING])
-    assert seeing.train.boxes == "targets"
+    path = CONFIGS / "cold-start.yaml"
+    given = load_config(FinetuneConfig, path, [])
+    assert (given.mix.calls, given.train.boxes) == ("given", "targets")
+    for changes in ([override], [override, SEEING, RANDOM]):
+        with pytest.raises(ConfigError, match=rf"{said} must be 0 where"):
+            load_config(FinetuneConfig, path, changes)
+    load_config(FinetuneConfig, path, [override, SEEING])
 
 
 def test_a_pretraining_on_random_boxes_tells_nothing_either() -> None:
@@ -181,3 +189,60 @@ def test_a_file_keeps_who_is_blind(tmp_path: Path, case: Case) -> None:
     seeing = Case(case.truth, case.view, {}, case.asked)
     save_cases(tmp_path / "cases.npz", [case, seeing])
     assert [one.blind for one in load_cases(tmp_path / "cases.npz")] == [True, False]
+
+
+@pytest.fixture(scope="module")
+def seeing() -> Case:
+    """The same phantom with crops of what is asked about."""
+    return build_case(ordered("nodule_margin", "spiculated"), 2)
+
+
+def test_a_given_call_goes_anywhere_and_shows_what_is_asked(seeing: Case) -> None:
+    (target,) = [Box(*box) for box in seeing.asked.target_boxes]
+    asked = Asked(seeing.asked, seeing.view, seeing.crops)
+    found = [misdirected(asked, np.random.default_rng(seed)) for seed in range(200)]
+    sent = [one for one in found if one.question.target_boxes]
+    assert 1 - len(sent) / 200 == pytest.approx(ANSWERED_AT_ONCE, abs=0.08)
+    boxes = [Box(*one.question.target_boxes[0]) for one in sent]
+    assert len({box.as_tuple() for box in boxes}) == len(sent)
+    overlaps = [target.intersection_over_union(box) for box in boxes]
+    assert np.mean(overlaps) < 0.05
+    for one, box in zip(sent, boxes, strict=True):
+        assert one.crops == {box: seeing.crops[target]}
+        assert one.question.reasoning_before_zoom == LOOK_CLOSER
+
+
+def test_what_has_no_crop_is_not_misdirected(seeing: Case) -> None:
+    asked = Asked(seeing.asked, seeing.view, {})
+    assert misdirected(asked, np.random.default_rng(0)) is asked
+
+
+def test_nothing_is_learned_from_given_coordinates_alone(seeing: Case, tokenizer) -> None:
+    writer = RecordWriter(tokenizer, given_boxes=True)
+    mix = replace(MIX, calls="given")
+    drawn = [blind_record(seeing, mix, writer, np.random.default_rng(seed)) for seed in range(60)]
+    zooms = [record for record in drawn if len(record.pictures) == 2]
+    assert len(zooms) > 15
+    for record in zooms:
+        assert record.written == ()
+        pairs = list(zip(record.ids, record.weights, strict=True))
+        learned = tokenizer.decode([token for token, weight in pairs if weight])
+        # Of the call all but its coordinates; what is read from the crop; the answer.
+        assert f"<think>{LOOK_CLOSER}</think>" in learned
+        assert '"bbox_2d": []}}' in learned
+        assert "</tool_call>" in learned
+        assert "<answer>" in learned
+        ((x0, y0, x1, y1),) = called(tokenizer.decode(record.ids))
+        assert x0 < x1
+        assert y0 < y1
+
+
+def test_the_draw_of_a_given_cold_start_sends_everything_aside(seeing: Case, tokenizer) -> None:
+    mix = replace(MIX, calls="given", letters=40)
+    with pytest.raises(ValueError, match=r"mix\.places must be 0"):
+        RecordDraw(Materials([seeing], [], [], []), replace(mix, places=2), tokenizer, None, 1, 0)
+    draw = RecordDraw(Materials([seeing], [], [], []), mix, tokenizer, None, 1, 0)
+    true = {seen_box(box, seeing.view) for box in seeing.crops}
+    for record in draw.records(30, np.random.default_rng(0)):
+        assert not set(called(tokenizer.decode(record.ids))) & true
+        assert record.written == ()
