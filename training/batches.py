@@ -15,6 +15,7 @@ from training.embedded import single_id
 from training.features import FeatureBank, Seen
 from training.grounding import Look
 from training.latents import LatentConfig, bottleneck_mask
+from training.numbers import FreeNumber, number_ids
 from training.records import Record
 from training.roi import roi_cells, roi_targets
 from training.world import Picture
@@ -51,6 +52,8 @@ class Batch:
         views: the first picture of each record, None where it has none.
         looks: tokens that write coordinates, and where their box lies.
         regions: what the slots of a record with boxes should point into.
+        free: rows of coordinates of which any number that makes a box will do, with them.
+        numbers: ids of the numbers from 0 on, where some are free.
     """
 
     ids: torch.Tensor
@@ -63,6 +66,8 @@ class Batch:
     views: tuple[Picture | None, ...] = ()
     looks: tuple[Look, ...] = ()
     regions: tuple[SlotRegion, ...] = ()
+    free: tuple[tuple[int, FreeNumber], ...] = ()
+    numbers: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -77,6 +82,8 @@ class Batch:
             views=self.views,
             looks=self.looks,
             regions=self.regions,
+            free=self.free,
+            numbers=self.numbers,
         )
 
 
@@ -87,7 +94,7 @@ class Layout:
     Attributes:
         records: in order.
         seen: variants of their pictures, in order.
-        ids, weights, positions, slots, mask, looks: as in `Batch`.
+        ids, weights, positions, slots, mask, looks, numbers: as in `Batch`.
     """
 
     records: tuple[Record, ...]
@@ -98,6 +105,7 @@ class Layout:
     slots: torch.Tensor
     mask: torch.Tensor | None
     looks: tuple[Look, ...]
+    numbers: tuple[int, ...] = ()
 
 
 def collate(
@@ -148,7 +156,8 @@ def lay_out(
     slots = ids == slot_id
     mask = bottleneck_mask(ids == image_id, slots, bottleneck, rng)
     looks = _looks(records, ids == image_id)
-    return Layout(tuple(records), seen, ids, weights, positions, slots, mask, looks)
+    numbers = tuple(number_ids(tokenizer)) if any(record.free for record in records) else ()
+    return Layout(tuple(records), seen, ids, weights, positions, slots, mask, looks, numbers)
 
 
 def _looks(records: Sequence[Record], images: torch.Tensor) -> tuple[Look, ...]:
@@ -187,6 +196,8 @@ def filled(layout: Layout, bank: FeatureBank, latents: LatentConfig | None = Non
         views=tuple(next(iter(record.pictures), None) for record in layout.records),
         looks=layout.looks,
         regions=_slot_regions(layout.records, visual, layout.slots, latents),
+        free=tuple((row, one) for row, record in enumerate(layout.records) for one in record.free),
+        numbers=layout.numbers,
     )
 
 

@@ -16,6 +16,7 @@ from training.batches import Batch, collate
 from training.features import FeatureBank
 from training.grounding import BoxAttention
 from training.latents import Feeding, LatentPhase
+from training.numbers import free_losses
 from training.places import NO_PLACES, PlaceTerms
 from training.records import Record
 from training.roi import RoiLoss, contrast_loss, roi_loss
@@ -185,6 +186,11 @@ def language_loss(
         spots = coordinate_targets(batch, rows, columns)
         logits = model.lm_head(hidden[rows[spots], columns[spots]]).float()
         losses = losses.index_copy(0, spots, places.numbers.losses(logits, targets[spots]))
+    if batch.free:
+        least = free_targets(batch, rows, columns)
+        spots = (least >= 0).nonzero().flatten()
+        logits = model.lm_head(hidden[rows[spots], columns[spots]]).float()
+        losses = losses.index_copy(0, spots, free_losses(logits, batch.numbers, least[spots]))
     answers = weights > 1
     slots = len(batch.slot_targets)
     latent = hidden.new_zeros(())
@@ -225,6 +231,20 @@ def coordinate_targets(batch: Batch, rows: torch.Tensor, columns: torch.Tensor) 
     for look in batch.looks:
         writes[look.row, look.coordinates.to(writes.device)] = True
     return writes[rows, columns].nonzero().flatten()
+
+
+def free_targets(batch: Batch, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """The lowest number that may follow a predicting token, int64 `(N,)`; -1: it is not free.
+
+    Args:
+        batch: padded records.
+        rows: int64 `(N,)`, of the predicting tokens.
+        columns: int64 `(N,)`, theirs as well.
+    """
+    least = torch.full_like(batch.ids, -1)
+    for row, one in batch.free:
+        least[row, one.column - 1] = one.least
+    return least[rows, columns]
 
 
 def token_losses(

@@ -9,6 +9,8 @@ where a linear reading of the same hidden state was off by 3 to 5.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -19,18 +21,34 @@ from transformers import PreTrainedTokenizerBase
 # tells it from its neighbours.
 _LENGTHS: Final = (3.0, 12.0, 48.0)
 _SHARE: Final = 0.25
-# A list of coordinates is no list of digits where there are more.
 _DIGITS: Final = 10
+# More are not looked for.
+_MOST: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class FreeNumber:
+    """A coordinate of which any number will do, as long as it makes a box.
+
+    Attributes:
+        column: of the token.
+        least: lowest number that is allowed.
+    """
+
+    column: int
+    least: int
 
 
 def number_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the numbers from 0 on, as far as each is one token."""
-    ids: list[int] = []
-    while True:
-        found = tokenizer(str(len(ids)), add_special_tokens=False)["input_ids"]
-        if len(found) != 1:
-            return ids
-        ids.append(int(found[0]))
+    names = [str(number) for number in range(_MOST)]
+    ids = [int(one) if one is not None else -1 for one in tokenizer.convert_tokens_to_ids(names)]
+    # Of a word that it does not know a tokenizer gives nothing, or the id of its unknown token.
+    known = [
+        one >= 0 and tokenizer.convert_ids_to_tokens(one) == name
+        for one, name in zip(ids, names, strict=True)
+    ]
+    return ids[: known.index(False)] if False in known else ids
 
 
 def smooth_numbers(count: int, width: int) -> torch.Tensor:
@@ -81,3 +99,18 @@ class NumberScale:
         wanted = torch.softmax(-apart.square() / (2 * self._spread**2), dim=-1)
         said = torch.log_softmax(logits[rows], dim=-1)[:, ids]
         return losses.index_copy(0, rows, -(wanted * said).sum(-1))
+
+
+def free_losses(logits: torch.Tensor, numbers: Sequence[int], least: torch.Tensor) -> torch.Tensor:
+    """Minus the logarithm of the probability of all numbers that are allowed, nats `(N,)`.
+
+    That there is a number is learned from it, and not which.
+
+    Args:
+        logits: `(N, V)`.
+        numbers: ids of the numbers from 0 on.
+        least: int64 `(N,)`, lowest allowed number.
+    """
+    said = torch.log_softmax(logits, dim=-1)[:, torch.tensor(numbers, device=logits.device)]
+    counted = torch.arange(len(numbers), device=logits.device)
+    return -said.masked_fill(counted < least.unsqueeze(-1), float("-inf")).logsumexp(-1)

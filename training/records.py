@@ -36,6 +36,7 @@ from engine.prompt import (
 )
 from engine.request import METHODS, Method
 from training.grounding import Written
+from training.numbers import FreeNumber
 from training.phantoms import AnyTruth
 from training.question_forms import with_article
 from training.questions import Question
@@ -71,6 +72,7 @@ class Record:
         roi: regions of interest of the view that its latent steps are to hold; meaningless
             without latent steps.
         written: boxes of the view whose coordinates the model is to write, and where.
+        free: columns of coordinates of which any number that makes a box will do.
     """
 
     ids: list[int]
@@ -78,6 +80,7 @@ class Record:
     pictures: tuple[Picture, ...]
     roi: tuple[Box, ...] = ()
     written: tuple[Written, ...] = ()
+    free: tuple[FreeNumber, ...] = ()
 
 
 class RecordWriter:
@@ -85,7 +88,8 @@ class RecordWriter:
 
     Args:
         tokenizer: of the model.
-        given_boxes: whether the coordinates of zooms are given, and nothing is learned from them.
+        given_boxes: whether the coordinates of zooms are given, and all that is learned of them is
+            that they are numbers.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, given_boxes: bool = False) -> None:
@@ -308,25 +312,27 @@ class RecordWriter:
             parts: in order.
             roi: of the record.
             boxes: those that parts write, by the number of the part.
-            given: number of a part whose coordinates are not learned.
+            given: number of a part of whose coordinates any will do.
         """
         ids: list[int] = []
         weights: list[float] = []
         written: list[Written] = []
+        free: list[FreeNumber] = []
         for number, (text, weight, picture) in enumerate(parts):
             grids: list[PatchGrid] = [picture.grid] if picture else []
             tokens = expanded_ids(self._tokenizer, text, grids)
             if boxes and number in boxes:
                 begin, start, stop = (len(ids) + place for place in self._coordinates(tokens))
                 written.append(Written(begin, start, stop, boxes[number]))
-            learned = [weight] * len(tokens)
             if number == given:
                 _, start, stop = self._coordinates(tokens)
-                learned[start + 1 : stop] = [0.0] * (stop - start - 1)
+                columns = [len(ids) + place for place in range(start + 1, stop)]
+                texts = [self._tokenizer.decode([token]) for token in tokens[start + 1 : stop]]
+                free += _free_numbers(columns, texts)
             ids += tokens
-            weights += learned
+            weights += [weight] * len(tokens)
         pictures = tuple(picture for _, _, picture in parts if picture)
-        return Record(ids, weights, pictures, roi, tuple(written))
+        return Record(ids, weights, pictures, roi, tuple(written), tuple(free))
 
     def _coordinates(self, tokens: Sequence[int]) -> tuple[int, int, int]:
         """Where looking begins, where the list of coordinates opens, and one past its last.
@@ -339,6 +345,30 @@ class RecordWriter:
         stop = next(place for place in range(start, len(texts)) if "]" in texts[place])
         opens = TOOL_CALL_OPEN in texts[:start]
         return texts.index(TOOL_CALL_OPEN) if opens else start - 1, start, stop
+
+
+def _free_numbers(columns: Sequence[int], texts: Sequence[str]) -> list[FreeNumber]:
+    """The numbers among the tokens of a list of coordinates.
+
+    Args:
+        columns: of the tokens.
+        texts: of the tokens.
+
+    Raises:
+        ValueError: a number is not one token.
+    """
+    found = [
+        (column, int(text))
+        for column, text in zip(columns, texts, strict=True)
+        if text.strip().isdigit()
+    ]
+    if len(found) != 4:
+        raise ValueError(
+            "mix.calls: given needs a tokenizer whose numbers are one token each: set it to "
+            "learned."
+        )
+    firsts = (-1, -1, found[0][1], found[1][1])
+    return [FreeNumber(column, low + 1) for (column, _), low in zip(found, firsts, strict=True)]
 
 
 def _named_box(text: str, size: tuple[int, int]) -> Box:

@@ -227,14 +227,18 @@ def test_nothing_is_learned_from_given_coordinates_alone(seeing: Case, tokenizer
         assert record.written == ()
         pairs = list(zip(record.ids, record.weights, strict=True))
         learned = tokenizer.decode([token for token, weight in pairs if weight])
-        # Of the call all but its coordinates; what is read from the crop; the answer.
+        # The call with its numbers, of which any will do; what is read from the crop; the answer.
         assert f"<think>{LOOK_CLOSER}</think>" in learned
-        assert '"bbox_2d": []}}' in learned
         assert "</tool_call>" in learned
         assert "<answer>" in learned
-        ((x0, y0, x1, y1),) = called(tokenizer.decode(record.ids))
+        (box,) = called(tokenizer.decode(record.ids))
+        x0, y0, x1, y1 = box
         assert x0 < x1
         assert y0 < y1
+        assert tokenizer.decode([record.ids[one.column] for one in record.free]) == "".join(
+            str(value) for value in box
+        )
+        assert [one.least for one in record.free] == [0, 0, x0 + 1, y0 + 1]
 
 
 def test_the_draw_of_a_given_cold_start_sends_everything_aside(seeing: Case, tokenizer) -> None:
