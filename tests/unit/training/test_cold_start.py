@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engine.geometry import Box
 from tests.unit.training.conftest import picture, question
+from training.batches import collate
 from training.cold_start import (
     ANSWERED_AT_ONCE,
     blind_record,
@@ -17,8 +19,11 @@ from training.cold_start import (
     misdirected,
 )
 from training.config import ConfigError, load_config
+from training.features import FeatureBank
 from training.language import Asked, MixConfig, asked_of
+from training.language_loss import batch_loss, hidden_states
 from training.materials import Materials
+from training.numbers import number_ids
 from training.phantoms.truth import seed_for
 from training.pretrain import PretrainConfig
 from training.questions import LOOK_CLOSER, QuestionCase, case_for
@@ -250,3 +255,26 @@ def test_the_draw_of_a_given_cold_start_sends_everything_aside(seeing: Case, tok
     for record in draw.records(30, np.random.default_rng(0)):
         assert not set(called(tokenizer.decode(record.ids))) & true
         assert record.written == ()
+
+
+def test_the_loss_of_a_record_asks_for_any_box(seeing: Case, tokenizer, model) -> None:
+    """Weighed by hand: what is free costs the probability of everything that is allowed."""
+    writer = RecordWriter(tokenizer, given_boxes=True)
+    asked = misdirected(Asked(seeing.asked, seeing.view, seeing.crops), np.random.default_rng(1))
+    (target,) = asked.crops
+    crop = asked.crops[target][0]
+    record = writer.write(asked.question, "zoom", asked.view, crop, target)
+    bank = FeatureBank(model, seed=0)
+    bank.add(record.pictures, variants=1)
+    loss, _ = batch_loss(model, [record], bank, tokenizer, np.random.default_rng(0))
+    batch = collate([record], bank, tokenizer, np.random.default_rng(0))
+    with torch.no_grad():
+        said = torch.log_softmax(model.lm_head(hidden_states(model, batch)[0]), -1)
+    ids = number_ids(tokenizer)
+    least = {one.column: one.least for one in record.free}
+    total = 0.0
+    for column in range(1, len(record.ids)):
+        before = said[column - 1]
+        wanted = ids[least[column] :] if column in least else [record.ids[column]]
+        total -= record.weights[column] * before[wanted].logsumexp(-1).item()
+    assert loss.item() == pytest.approx(total / sum(record.weights), rel=1e-4)
