@@ -25,6 +25,7 @@ from training.language import (
     MixConfig,
     asked_of,
     conversation_about,
+    drawn_places,
     drawn_record,
     short_questions,
     zoom_target,
@@ -49,15 +50,17 @@ def check_blind(mix: MixConfig, corners: float = 0.0) -> None:
     Raises:
         ValueError: the mix has a share of one, or the corners have a weight.
     """
-    for name in _TELLING:
+    # Boxes that are asked for are no step: where they are learned elsewhere, they may go on.
+    telling = [name for name in _TELLING if name != "places" or mix.calls == "learned"]
+    for name in telling:
         if getattr(mix, name):
             raise ValueError(
-                f"mix.{name} must be 0 where the boxes of phantoms are random: its records tell "
-                "where things are."
+                f"mix.{name} must be 0 where the boxes of zooms are random: its records tell where "
+                "things are."
             )
     if corners:
         raise ValueError(
-            "language.corners must be 0 where the boxes of phantoms are random: true boxes would "
+            "language.corners must be 0 where the boxes of zooms are random: true boxes would "
             "teach where things are."
         )
 
@@ -70,7 +73,8 @@ def blind_record(
     if draw < mix.conversation:
         return writer.conversation(conversation_about(case, mix.turns, rng), case.view)
     if draw < mix.conversation + mix.short:
-        return writer.short_answers(short_questions(case, rng), case.view)
+        places = [] if case.truth is None else drawn_places(case.truth, mix.places, rng)
+        return writer.short_answers(short_questions(case, rng), case.view, places)
     return drawn_record(aside(asked_of(case, rng), case, rng), mix, writer, rng)
 
 

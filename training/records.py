@@ -217,7 +217,7 @@ class RecordWriter:
             questions: in the order in which they are asked.
             view: the whole image.
             places: names and boxes of what is asked for behind the questions, where the answer is
-                a box as a tool call writes it.
+                a box as Qwen2.5-VL writes those that it is asked for, and as a tool call does.
         """
         head = prompt_text(
             style="compact",
@@ -231,7 +231,7 @@ class RecordWriter:
             parts += [(question.text, 0.0, None), (f" {question.answer}.\n", 1.0, None)]
         boxes: dict[int, Box] = {}
         for name, box in places:
-            written = box_text(box.as_tuple(), seen_size(view))
+            written = f'{{"bbox_2d": {box_text(box.as_tuple(), seen_size(view))}}}'
             boxes[len(parts) + 1] = box
             parts += [(place_question(name), 0.0, None), (f" {written}\n", PLACE_WEIGHT, None)]
         return self._joined([*parts, (IM_END, 1.0, None)], (), boxes)
