@@ -337,14 +337,13 @@ class RecordWriter:
     def _coordinates(self, tokens: Sequence[int]) -> tuple[int, int, int]:
         """Where looking begins, where the list of coordinates opens, and one past its last.
 
-        Looking begins with the call, or with the token before the list, which may be of the part
-        before.
+        Looking begins with the call, or with the last token of the part before.
         """
         texts = [self._tokenizer.decode([token]) for token in tokens]
         start = next(place for place, text in enumerate(texts) if "[" in text)
         stop = next(place for place in range(start, len(texts)) if "]" in texts[place])
         opens = TOOL_CALL_OPEN in texts[:start]
-        return texts.index(TOOL_CALL_OPEN) if opens else start - 1, start, stop
+        return texts.index(TOOL_CALL_OPEN) if opens else -1, start, stop
 
 
 def _free_numbers(columns: Sequence[int], texts: Sequence[str]) -> list[FreeNumber]:

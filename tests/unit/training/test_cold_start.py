@@ -164,7 +164,7 @@ def test_what_tells_is_refused(tokenizer) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("mix.places=3", "mix.places"),
+        ("mix.closeup=0.1", "mix.closeup"),
         ("mix.report=0.1", "mix.report"),
         ("language.corners=0.3", "language.corners"),
     ],
@@ -173,10 +173,14 @@ def test_what_tells_is_refused_before_anything_is_drawn(override: str, said: str
     path = CONFIGS / "cold-start.yaml"
     given = load_config(FinetuneConfig, path, [])
     assert (given.mix.calls, given.train.boxes) == ("given", "targets")
-    for changes in ([override], [override, SEEING, RANDOM]):
+    for changes in ([override], [override, SEEING, RANDOM, "mix.places=0"]):
         with pytest.raises(ConfigError, match=rf"{said} must be 0 where"):
             load_config(FinetuneConfig, path, changes)
     load_config(FinetuneConfig, path, [override, SEEING])
+    # Places that are asked for are no step, and refused only where random boxes are learned.
+    assert given.mix.places
+    with pytest.raises(ConfigError, match=r"mix\.places must be 0"):
+        load_config(FinetuneConfig, path, [SEEING, RANDOM])
 
 
 def test_a_pretraining_on_random_boxes_tells_nothing_either() -> None:
@@ -248,8 +252,8 @@ def test_nothing_is_learned_from_given_coordinates_alone(seeing: Case, tokenizer
 
 def test_the_draw_of_a_given_cold_start_sends_everything_aside(seeing: Case, tokenizer) -> None:
     mix = replace(MIX, calls="given", letters=40)
-    with pytest.raises(ValueError, match=r"mix\.places must be 0"):
-        RecordDraw(Materials([seeing], [], [], []), replace(mix, places=2), tokenizer, None, 1, 0)
+    with pytest.raises(ValueError, match=r"mix\.report must be 0"):
+        RecordDraw(Materials([seeing], [], [], []), replace(mix, report=0.2), tokenizer, None, 1, 0)
     draw = RecordDraw(Materials([seeing], [], [], []), mix, tokenizer, None, 1, 0)
     true = {seen_box(box, seeing.view) for box in seeing.crops}
     for record in draw.records(30, np.random.default_rng(0)):

@@ -303,7 +303,7 @@ def test_places_are_asked_behind_all_questions_and_answered_as_a_call_does(token
     places = [("heart", Box(0.25, 0.5, 0.5, 1.0)), ("left lung", Box(0.5, 0.0, 1.0, 0.9))]
     record = RecordWriter(tokenizer).short_answers([QUESTION], picture(), places)
     assert learned(tokenizer, record) == (
-        " smooth.\n [49, 112, 98, 224]\n [98, 0, 196, 202]\n<|im_end|>"
+        ' smooth.\n {"bbox_2d": [49, 112, 98, 224]}\n {"bbox_2d": [98, 0, 196, 202]}\n<|im_end|>'
     )
     text = tokenizer.decode(record.ids)
     assert text.index(QUESTION.text) < text.index("Box of the heart?")
