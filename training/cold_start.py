@@ -30,8 +30,9 @@ from training.language import (
     short_questions,
     zoom_target,
 )
-from training.questions import LOOK_CLOSER
+from training.questions import LOOK_CLOSER, Question
 from training.records import Record, RecordWriter
+from training.reports import FINDING_KINDS
 from training.world import Case, random_box
 
 # Of the questions, those that are answered without a zoom, some of them although the prompt
@@ -103,5 +104,17 @@ def misdirected(asked: Asked, rng: np.random.Generator) -> Asked:
     height, width = asked.view.pixels.shape
     box = random_box(width, height, rng)
     targets = () if rng.random() < ANSWERED_AT_ONCE else (box.as_tuple(),)
-    question = replace(asked.question, target_boxes=targets, reasoning_before_zoom=LOOK_CLOSER)
+    question = replace(
+        asked.question, target_boxes=targets, reasoning_before_zoom=closer_look(asked.question)
+    )
     return Asked(question, asked.view, {box: asked.crops[target]})
+
+
+def closer_look(question: Question) -> str:
+    """Says that a closer look is needed, and at what, in a word of the question itself.
+
+    Without it every box was the heart's: what calls learn of boxes that are asked for they learn
+    behind the name of what is asked for.
+    """
+    named = next((kind for kind in FINDING_KINDS if kind in question.text), None)
+    return LOOK_CLOSER if named is None else f"A closer look at the {named} is needed."

@@ -27,7 +27,7 @@ REPORT_QUESTIONS: Final = (
 )
 # From right to left as the image shows it, then inwards.
 _STRUCTURES: Final = (("right_lung", "right lung"), ("left_lung", "left lung"), ("heart", "heart"))
-_KINDS: Final = (NODULE, CONSOLIDATION, EFFUSION, PNEUMOTHORAX, TUBE, LINE)
+FINDING_KINDS: Final = (NODULE, CONSOLIDATION, EFFUSION, PNEUMOTHORAX, TUBE, LINE)
 
 
 def report_text(truth: AnyTruth, size: tuple[int, int]) -> str:
@@ -44,7 +44,7 @@ def report_text(truth: AnyTruth, size: tuple[int, int]) -> str:
         for name, words in _STRUCTURES
     ]
     sentences[-1] = f"{sentences[-1][:-1]}, {truth.heart_size} in size."
-    for kind in _KINDS:
+    for kind in FINDING_KINDS:
         found = sorted(truth.of_kind(kind), key=lambda finding: finding.box)
         sentences += [_sentence(finding, size) for finding in found] or [f"No {kind}."]
     return " ".join(sentences)
@@ -108,7 +108,7 @@ def places_of(truth: AnyTruth) -> list[tuple[str, Box]]:
         organs = [(name, name.replace("_", " ")) for name in names.boxed if name in truth.anatomy]
         kinds: tuple[str, ...] = names.findings
     else:
-        organs, kinds = list(_STRUCTURES), _KINDS
+        organs, kinds = list(_STRUCTURES), FINDING_KINDS
     places = [(words, Box(*truth.anatomy[name].box)) for name, words in organs]
     for kind in kinds:
         found = truth.of_kind(kind)

@@ -218,7 +218,7 @@ def test_a_given_call_goes_anywhere_and_shows_what_is_asked(seeing: Case) -> Non
     assert np.mean(overlaps) < 0.05
     for one, box in zip(sent, boxes, strict=True):
         assert one.crops == {box: seeing.crops[target]}
-        assert one.question.reasoning_before_zoom == LOOK_CLOSER
+        assert one.question.reasoning_before_zoom == "A closer look at the nodule is needed."
 
 
 def test_what_has_no_crop_is_not_misdirected(seeing: Case) -> None:
@@ -237,7 +237,7 @@ def test_nothing_is_learned_from_given_coordinates_alone(seeing: Case, tokenizer
         pairs = list(zip(record.ids, record.weights, strict=True))
         learned = tokenizer.decode([token for token, weight in pairs if weight])
         # The call with its numbers, of which any will do; what is read from the crop; the answer.
-        assert f"<think>{LOOK_CLOSER}</think>" in learned
+        assert "<think>A closer look at the " in learned
         assert "</tool_call>" in learned
         assert "<answer>" in learned
         (box,) = called(tokenizer.decode(record.ids))
