@@ -68,7 +68,12 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cls", "name"), [(PretrainConfig, "pretrain.yaml"), (FinetuneConfig, "sft-zoom.yaml")]
+    ("cls", "name"),
+    [
+        (PretrainConfig, "pretrain.yaml"),
+        (FinetuneConfig, "sft-zoom.yaml"),
+        (FinetuneConfig, "sft-letters.yaml"),
+    ],
 )
 def test_shipped_configurations_load(cls: type, name: str) -> None:
     config = load_config(cls, CONFIGS / name, [])
