@@ -69,7 +69,6 @@ bench: setup ## The performance ratios on this machine
 train: setup ## Train the embedded model from nothing
 	@$(PY) -m training pretrain training/configs/pretrain.yaml
 	@$(PY) -m training sft training/configs/sft-zoom.yaml
-	@$(PY) -m training sft training/configs/sft-letters.yaml
 
 format: setup-dev ## Format the code and fix what can be fixed
 	@$(PY) -m ruff format .

@@ -72,7 +72,6 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
     [
         (PretrainConfig, "pretrain.yaml"),
         (FinetuneConfig, "sft-zoom.yaml"),
-        (FinetuneConfig, "sft-letters.yaml"),
     ],
 )
 def test_shipped_configurations_load(cls: type, name: str) -> None:
