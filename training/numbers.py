@@ -22,8 +22,6 @@ from transformers import PreTrainedTokenizerBase
 _LENGTHS: Final = (3.0, 12.0, 48.0)
 _SHARE: Final = 0.25
 _DIGITS: Final = 10
-# More are not looked for.
-_MOST: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +39,11 @@ class FreeNumber:
 
 def number_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the numbers from 0 on, as far as each is one token."""
-    names = [str(number) for number in range(_MOST)]
-    ids = [int(one) if one is not None else -1 for one in tokenizer.convert_tokens_to_ids(names)]
-    # Of a word that it does not know a tokenizer gives nothing, or the id of its unknown token.
-    known = [
-        one >= 0 and tokenizer.convert_ids_to_tokens(one) == name
-        for one, name in zip(ids, names, strict=True)
-    ]
-    return ids[: known.index(False)] if False in known else ids
+    known: dict[str, int] = tokenizer.get_vocab()
+    ids: list[int] = []
+    while (name := str(len(ids))) in known:
+        ids.append(known[name])
+    return ids
 
 
 def smooth_numbers(count: int, width: int) -> torch.Tensor:
@@ -61,8 +56,8 @@ def smooth_numbers(count: int, width: int) -> torch.Tensor:
     alike = sum((torch.exp(-apart / (2 * length**2)) for length in _LENGTHS), torch.zeros(1))
     own = 1.0 - _SHARE * len(_LENGTHS)
     covariance = _SHARE * alike + own * torch.eye(count, dtype=torch.float64)
-    drawn = torch.linalg.cholesky(covariance) @ torch.randn(count, width, dtype=torch.float64)
-    return drawn.float()
+    root: torch.Tensor = torch.linalg.cholesky(covariance)
+    return (root @ torch.randn(count, width, dtype=torch.float64)).float()
 
 
 class NumberScale:

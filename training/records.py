@@ -327,7 +327,7 @@ class RecordWriter:
             if number == given:
                 _, start, stop = self._coordinates(tokens)
                 columns = [len(ids) + place for place in range(start + 1, stop)]
-                texts = [self._tokenizer.decode([token]) for token in tokens[start + 1 : stop]]
+                texts = [str(self._tokenizer.decode([one])) for one in tokens[start + 1 : stop]]
                 free += _free_numbers(columns, texts)
             ids += tokens
             weights += [weight] * len(tokens)
