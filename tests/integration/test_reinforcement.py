@@ -242,7 +242,7 @@ def test_shipped_configurations_load(name: str) -> None:
 
 def test_the_shipped_cold_start_is_blind() -> None:
     config = load_config(FinetuneConfig, CONFIGS / "cold-start.yaml", [])
-    assert config.train.boxes == config.validation.boxes == "random"
+    assert config.mix.calls == "given"
     assert config.mix.zoom > 0
     assert config.mix.report == config.mix.real == config.mix.latent == 0
     medvr = load_config(ReinforcementConfig, CONFIGS / "medvr.yaml", [])
