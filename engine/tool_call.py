@@ -135,8 +135,29 @@ def _check_sides(box: Box, sizes: ImageSizes) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenCoordinate:
+    """A coordinate that is being written.
+
+    Attributes:
+        digits: what there is of it, or of the separator behind it.
+        low: its lowest value.
+        high: its highest value.
+        last: whether it is the fourth.
+    """
+
+    digits: str
+    low: int
+    high: int
+    last: bool
+
+    def can_become(self, digits: str) -> bool:
+        """Whether digits are, or begin, a number that is allowed."""
+        return _is_number(digits) and _can_become(int(digits), self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
 class CoordinateGrammar:
-    """The strings `x0, y0, x1, y1` that name a box which can be cut, digit by digit.
+    """The strings `x0, y0, x1, y1` that name a box which can be cut, piece by piece.
 
     Attributes:
         sizes: the image; x1 - x0 and y1 - y0 are at least `sizes.least_seen_sides`.
@@ -146,22 +167,26 @@ class CoordinateGrammar:
 
     def viable(self, text: str) -> bool:
         """Whether `text` can be continued to (or is) an allowed list of coordinates."""
-        parts = text.split(_SEPARATOR)
+        opened = self.opened(text)
+        if opened is None:
+            return False
+        if opened.digits.endswith(",") and not opened.last:
+            # Half of a separator: the number before it must be whole.
+            whole = opened.digits[:-1]
+            return _is_number(whole) and opened.low <= int(whole) <= opened.high
+        return opened.digits == "" or opened.can_become(opened.digits)
+
+    def opened(self, text: str) -> OpenCoordinate | None:
+        """The coordinate that a list breaks off in; None where one before it is not allowed."""
+        *before, digits = text.split(_SEPARATOR)
         numbers: list[int] = []
-        for part in parts[:-1]:
+        for part in before:
             bounds = self._bounds(numbers)
             if bounds is None or not _is_number(part) or not bounds[0] <= int(part) <= bounds[1]:
-                return False
+                return None
             numbers.append(int(part))
-        last = parts[-1]
         bounds = self._bounds(numbers)
-        if bounds is None:
-            return False
-        if last.endswith(",") and len(numbers) < 3:
-            # Half of a separator: the number before it must be whole.
-            whole = last[:-1]
-            return _is_number(whole) and bounds[0] <= int(whole) <= bounds[1]
-        return last == "" or (_is_number(last) and _can_become(int(last), *bounds))
+        return None if bounds is None else OpenCoordinate(digits, *bounds, last=len(numbers) == 3)
 
     def complete(self, text: str) -> bool:
         """Whether `text` is an allowed list of coordinates."""
@@ -218,7 +243,19 @@ class CoordinateWriter:
 
     def allowed(self) -> list[int]:
         """Ids that may be drawn next; never empty until `done`."""
-        ids = [i for i, piece in self._pieces.items() if self._grammar.viable(self.text + piece)]
+        opened = self._grammar.opened(self.text)
+        if opened is None:
+            return []
+        # Hundreds of pieces may be whole numbers: the list before them is read once.
+        ids = [
+            token_id
+            for token_id, piece in self._pieces.items()
+            if (
+                opened.can_become(opened.digits + piece)
+                if piece.isdigit()
+                else self._grammar.viable(self.text + piece)
+            )
+        ]
         if self._grammar.complete(self.text):
             ids += self._ends
         return ids

@@ -33,12 +33,22 @@ from training.language import (
 from training.questions import LOOK_CLOSER, Question
 from training.records import Record, RecordWriter
 from training.reports import FINDING_KINDS
-from training.world import Case, random_box
+from training.world import Case, ZoomBoxes, random_box
 
 # Of the questions, those that are answered without a zoom, some of them although the prompt
 # offers one: a policy that always zooms could not find out what a zoom is worth.
 ANSWERED_AT_ONCE: Final = 0.3
 _TELLING: Final = ("report", "real", "latent", "places", "closeup")
+
+
+def is_blind(boxes: ZoomBoxes, mix: MixConfig) -> bool:
+    """Whether zooms are taught without a word of where to look.
+
+    Args:
+        boxes: of the phantoms.
+        mix: of the records.
+    """
+    return boxes == "random" or mix.calls == "given"
 
 
 def check_blind(mix: MixConfig, corners: float = 0.0) -> None:
@@ -80,34 +90,25 @@ def blind_record(
 
 
 def aside(asked: Asked, case: Case, rng: np.random.Generator) -> Asked:
-    """A question, its zoom sent to a random box; some are answered at once."""
-    return blinded(asked, case, rng) if case.blind else misdirected(asked, rng)
+    """A question, its zoom sent to a random box, or nowhere: some are answered at once.
 
-
-def blinded(asked: Asked, case: Case, rng: np.random.Generator) -> Asked:
-    """A question, its zoom sent to a random box of the case, or nowhere."""
-    boxes = tuple(case.crops)
-    box = boxes[int(rng.integers(len(boxes)))].as_tuple()
-    targets = () if rng.random() < ANSWERED_AT_ONCE else (box,)
-    question = replace(asked.question, target_boxes=targets, reasoning_before_zoom=LOOK_CLOSER)
-    return replace(asked, question=question)
-
-
-def misdirected(asked: Asked, rng: np.random.Generator) -> Asked:
-    """A question whose crop stays and whose box does not: a random one, or none.
-
-    Where there is nothing to zoom into, the question stays as it is.
+    The crop is that of the box where the phantom's crops are (`boxes: random`), and else what is
+    asked about. Where there is nothing to zoom into, the question stays as it is.
     """
-    target = zoom_target(asked)
-    if target is None:
-        return asked
-    height, width = asked.view.pixels.shape
-    box = random_box(width, height, rng)
+    words, crops = LOOK_CLOSER, asked.crops
+    if case.blind:
+        boxes = tuple(case.crops)
+        box = boxes[int(rng.integers(len(boxes)))]
+    else:
+        target = zoom_target(asked)
+        if target is None:
+            return asked
+        height, width = asked.view.pixels.shape
+        box = random_box(width, height, rng)
+        words, crops = closer_look(asked.question), {box: asked.crops[target]}
     targets = () if rng.random() < ANSWERED_AT_ONCE else (box.as_tuple(),)
-    question = replace(
-        asked.question, target_boxes=targets, reasoning_before_zoom=closer_look(asked.question)
-    )
-    return Asked(question, asked.view, {box: asked.crops[target]})
+    question = replace(asked.question, target_boxes=targets, reasoning_before_zoom=words)
+    return Asked(question, asked.view, crops)
 
 
 def closer_look(question: Question) -> str:

@@ -195,11 +195,11 @@ class RecordWriter:
         )
         parts: list[tuple[str, float, Picture | None]] = [(head, 0.0, view)]
         boxes: dict[int, Box] = {}
-        for piece in _COORDINATES.split(report_text(truth, seen_size(view))):
-            if piece.startswith("["):
+        for piece in filter(None, _COORDINATES.split(report_text(truth, seen_size(view)))):
+            is_box = piece.startswith("[")
+            if is_box:
                 boxes[len(parts)] = _named_box(piece, seen_size(view))
-            weight = COORDINATE_WEIGHT if piece.startswith("[") else 1.0
-            parts += [(piece, weight, None)] if piece else []
+            parts.append((piece, COORDINATE_WEIGHT if is_box else 1.0, None))
         return self._joined([*parts, (IM_END, 1.0, None)], (), boxes)
 
     def short_answers(

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 from engine.loading import CheckpointError, load_checkpoint
 from training.accelerated import Accelerated
 from training.adapters import AdapterConfig, add_adapter
-from training.cold_start import check_blind
+from training.cold_start import check_blind, is_blind
 from training.config import ConfigError
 from training.dense_warmup import HEAD_RATE
 from training.export import ExportConfig, export_adapter, export_checkpoint
@@ -111,7 +111,7 @@ class FinetuneConfig:
                 "language.grounding takes attention that gradient_checkpointing does not keep: "
                 "leave out one of them."
             )
-        if self.train.boxes == "random" or self.mix.calls == "given":
+        if is_blind(self.train.boxes, self.mix):
             # Said at once: the phantoms, which tell it too, may take hours to draw.
             check_blind(self.mix, self.language.corners)
 

@@ -17,9 +17,11 @@ from engine.tool_call import (
     CoordinateWriter,
     ImageSizes,
     ToolCallError,
+    coordinate_tokens,
     parse_zoom_call,
 )
 from engine.vocabulary import Vocabulary
+from training.embedded import train_tokenizer
 
 SIZES = ImageSizes(seen_width=224, seen_height=112, source_width=896, source_height=448)
 
@@ -176,3 +178,20 @@ def test_whatever_is_drawn_the_call_is_well_formed(
 
 
 VOCABULARY = Vocabulary(tiny_tokenizer(), 512)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "3", "12", "12,", "12, ", "12, 1", "12, 100, 3", "7, 9, 90, 60"]
+)
+def test_pieces_that_are_whole_numbers_are_allowed_where_their_letters_are(text: str) -> None:
+    tokenizer = train_tokenizer(["a list of 12, 104 and 98"] * 3, vocabulary=400)
+    vocabulary = Vocabulary(tokenizer, len(tokenizer))
+    grammar = CoordinateGrammar(SIZES)
+    writer = CoordinateWriter(vocabulary, grammar)
+    pieces, ends = coordinate_tokens(vocabulary)
+    assert len(pieces) > 500
+    writer.text = text
+
+    expected = [one for one, piece in pieces.items() if grammar.viable(text + piece)]
+
+    assert writer.allowed() == expected + (ends if grammar.complete(text) else [])

@@ -13,10 +13,9 @@ from tests.unit.training.conftest import picture, question
 from training.batches import collate
 from training.cold_start import (
     ANSWERED_AT_ONCE,
+    aside,
     blind_record,
-    blinded,
     check_blind,
-    misdirected,
 )
 from training.config import ConfigError, load_config
 from training.features import FeatureBank
@@ -128,7 +127,7 @@ def test_answers_without_a_zoom_hold_no_box(case: Case, tokenizer) -> None:
 
 def test_some_questions_are_answered_at_once(case: Case) -> None:
     rngs = [np.random.default_rng(seed) for seed in range(400)]
-    asked = [blinded(asked_of(case, rng), case, rng) for rng in rngs]
+    asked = [aside(asked_of(case, rng), case, rng) for rng in rngs]
     share = sum(not one.question.target_boxes for one in asked) / 400
     assert share == pytest.approx(ANSWERED_AT_ONCE, abs=0.07)
 
@@ -194,6 +193,12 @@ def test_a_pretraining_on_random_boxes_tells_nothing_either() -> None:
     load_config(PretrainConfig, path, [*changes, "language.corners=0"])
 
 
+def test_a_pretraining_with_given_calls_is_refused_before_the_tower() -> None:
+    """Said by the draw of records alone, it would come after an hour."""
+    with pytest.raises(ConfigError, match=r"mix\.report must be 0"):
+        load_config(PretrainConfig, CONFIGS / "pretrain.yaml", ["mix.calls=given"])
+
+
 def test_a_file_keeps_who_is_blind(tmp_path: Path, case: Case) -> None:
     seeing = Case(case.truth, case.view, {}, case.asked)
     save_cases(tmp_path / "cases.npz", [case, seeing])
@@ -209,7 +214,7 @@ def seeing() -> Case:
 def test_a_given_call_goes_anywhere_and_shows_what_is_asked(seeing: Case) -> None:
     (target,) = [Box(*box) for box in seeing.asked.target_boxes]
     asked = Asked(seeing.asked, seeing.view, seeing.crops)
-    found = [misdirected(asked, np.random.default_rng(seed)) for seed in range(200)]
+    found = [aside(asked, seeing, np.random.default_rng(seed)) for seed in range(200)]
     sent = [one for one in found if one.question.target_boxes]
     assert 1 - len(sent) / 200 == pytest.approx(ANSWERED_AT_ONCE, abs=0.08)
     boxes = [Box(*one.question.target_boxes[0]) for one in sent]
@@ -221,9 +226,9 @@ def test_a_given_call_goes_anywhere_and_shows_what_is_asked(seeing: Case) -> Non
         assert one.question.reasoning_before_zoom == "A closer look at the nodule is needed."
 
 
-def test_what_has_no_crop_is_not_misdirected(seeing: Case) -> None:
+def test_what_has_no_crop_is_not_sent_aside(seeing: Case) -> None:
     asked = Asked(seeing.asked, seeing.view, {})
-    assert misdirected(asked, np.random.default_rng(0)) is asked
+    assert aside(asked, seeing, np.random.default_rng(0)) is asked
 
 
 def test_nothing_is_learned_from_given_coordinates_alone(seeing: Case, tokenizer) -> None:
@@ -264,7 +269,8 @@ def test_the_draw_of_a_given_cold_start_sends_everything_aside(seeing: Case, tok
 def test_the_loss_of_a_record_asks_for_any_box(seeing: Case, tokenizer, model) -> None:
     """Weighed by hand: what is free costs the probability of everything that is allowed."""
     writer = RecordWriter(tokenizer, given_boxes=True)
-    asked = misdirected(Asked(seeing.asked, seeing.view, seeing.crops), np.random.default_rng(1))
+    asked = Asked(seeing.asked, seeing.view, seeing.crops)
+    asked = aside(asked, seeing, np.random.default_rng(1))
     (target,) = asked.crops
     crop = asked.crops[target][0]
     record = writer.write(asked.question, "zoom", asked.view, crop, target)
