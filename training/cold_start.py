@@ -84,7 +84,7 @@ def blind_record(
     if draw < mix.conversation:
         return writer.conversation(conversation_about(case, mix.turns, rng), case.view)
     if draw < mix.conversation + mix.short:
-        places = [] if case.truth is None else drawn_places(case.truth, mix.places, rng)
+        places = [] if case.truth is None else drawn_places(case.truth, mix, rng)
         return writer.short_answers(short_questions(case, rng), case.view, places)
     return drawn_record(aside(asked_of(case, rng), case, rng), mix, writer, rng)
 

@@ -13,6 +13,7 @@ from engine.request import Method
 from training.latents import LatentConfig
 from training.loop import StepsConfig
 from training.phantoms import AnyTruth
+from training.place_forms import PlaceForm, drawn_form
 from training.questions import Question, lung_questions, questions_for
 from training.real_images import RealRadiograph, real_picture, shifted_view
 from training.records import Form, Record, RecordWriter
@@ -122,6 +123,8 @@ class MixConfig:
             a zoom would show, with no word of where it lies.
         turns: questions of a conversation.
         places: boxes that are asked for at the end of a record of short answers.
+        called: of these, the share that is written as an argument of a function, behind a thought
+            that names what it is of (`training.place_forms`).
         letters: records a step, beside the batch, that only ask for letters of given answers.
         calls: whether the coordinates of zooms are `learned`, or drawn at random and `given`
             (`training.cold_start`).
@@ -139,6 +142,7 @@ class MixConfig:
     conversation: float = 0.0
     short: float = 0.0
     closeup: float = 0.0
+    called: float = 0.0
     turns: int = 4
     places: int = 0
     letters: int = 0
@@ -146,7 +150,7 @@ class MixConfig:
 
     def __post_init__(self) -> None:
         whole = ("report", "conversation", "short", "closeup")
-        for name in ("zoom", "probe", "auto", "real", "latent", *whole):
+        for name in ("zoom", "probe", "auto", "real", "latent", "called", *whole):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in 0 to 1, not {getattr(self, name)}.")
         if sum(getattr(self, name) for name in whole) > 1.0:
@@ -173,7 +177,7 @@ def phantom_record(
     if case.truth is not None and draw < mix.report + mix.conversation:
         return writer.conversation(conversation_about(case, mix.turns, rng), case.view)
     if case.truth is not None and draw < mix.report + mix.conversation + mix.short:
-        places = drawn_places(case.truth, mix.places, rng)
+        places = drawn_places(case.truth, mix, rng)
         return writer.short_answers(short_questions(case, rng), case.view, places)
     if draw < mix.report + mix.conversation + mix.short + mix.closeup:
         close = closeup_of(case, rng)
@@ -211,10 +215,13 @@ def short_questions(case: Case, rng: np.random.Generator, most: int = 12) -> lis
     return sorted(kept, key=lambda question: not question.family.endswith("_present"))
 
 
-def drawn_places(truth: AnyTruth, most: int, rng: np.random.Generator) -> list[tuple[str, Box]]:
-    """Up to `most` structures and findings with their boxes, in any order."""
+def drawn_places(
+    truth: AnyTruth, mix: MixConfig, rng: np.random.Generator
+) -> list[tuple[str, Box, PlaceForm]]:
+    """Up to `mix.places` structures and findings with their boxes and forms, in any order."""
     places = places_of(truth)
-    return [places[i] for i in rng.permutation(len(places))[:most]]
+    drawn = [places[i] for i in rng.permutation(len(places))[: mix.places]]
+    return [(name, box, drawn_form(mix.called, rng)) for name, box in drawn]
 
 
 def asked_for_letters(case: Case, rng: np.random.Generator) -> Asked:

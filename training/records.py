@@ -38,6 +38,7 @@ from engine.request import METHODS, Method
 from training.grounding import Written
 from training.numbers import FreeNumber
 from training.phantoms import AnyTruth
+from training.place_forms import PlaceForm
 from training.question_forms import with_article
 from training.questions import Question
 from training.reports import box_text, report_text, whole_pixels
@@ -206,7 +207,7 @@ class RecordWriter:
         self,
         questions: Sequence[Question],
         view: Picture,
-        places: Sequence[tuple[str, Box]] = (),
+        places: Sequence[tuple[str, Box, PlaceForm]] = (),
     ) -> Record:
         """Many questions about one image, each with its answer in words and nothing else.
 
@@ -216,8 +217,8 @@ class RecordWriter:
         Args:
             questions: in the order in which they are asked.
             view: the whole image.
-            places: names and boxes of what is asked for behind the questions, where the answer is
-                a box as Qwen2.5-VL writes those that it is asked for, and as a tool call does.
+            places: names and boxes of what is asked for behind the questions, and the form of the
+                answer (`training.place_forms`).
         """
         head = prompt_text(
             style="compact",
@@ -230,10 +231,10 @@ class RecordWriter:
         for question in questions:
             parts += [(question.text, 0.0, None), (f" {question.answer}.\n", 1.0, None)]
         boxes: dict[int, Box] = {}
-        for name, box in places:
-            written = f'{{"bbox_2d": {box_text(box.as_tuple(), seen_size(view))}}}'
+        for name, box, form in places:
+            written = form.answer(box_text(box.as_tuple(), seen_size(view)))
             boxes[len(parts) + 1] = box
-            parts += [(place_question(name), 0.0, None), (f" {written}\n", PLACE_WEIGHT, None)]
+            parts += [(form.before(name), 0.0, None), (f"{written}\n", PLACE_WEIGHT, None)]
         return self._joined([*parts, (IM_END, 1.0, None)], (), boxes)
 
     def letters(
@@ -442,14 +443,6 @@ def seen_size(view: Picture) -> tuple[int, int]:
 
 def _thought(text: str) -> str:
     return f"{THINK_OPEN}{text}{THINK_CLOSE}\n"
-
-
-def place_question(name: str) -> str:
-    """Asks for the box of a structure or finding, in words that no question about zones has.
-
-    "Where is the nodule?" is asked, and answered with a zone, by a family of questions.
-    """
-    return f"Box of the {name}?"
 
 
 def seen_box(box: Box, view: Picture) -> tuple[int, int, int, int]:

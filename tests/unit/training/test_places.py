@@ -19,6 +19,7 @@ from training.language import LanguageConfig
 from training.language_loss import all_states, batch_loss, hidden_states, input_states
 from training.network import LanguageNetwork, part_losses, planned
 from training.phantoms.label_names import CHEST_LABELS
+from training.place_forms import BARE
 from training.places import PlaceTerms
 from training.records import RecordWriter, seen_box
 
@@ -38,7 +39,7 @@ def records(tokenizer):
     writer = RecordWriter(tokenizer)
     view, crop = boxed(), picture(2, 56, 84)
     target = Box(*TARGET)
-    places = [("heart", Box(0.0, 0.5, 1.0, 1.0)), ("right lung", target)]
+    places = [("heart", Box(0.0, 0.5, 1.0, 1.0), BARE), ("right lung", target, BARE)]
     return [
         writer.write(question(), "direct", view),
         writer.write(question(), "zoom", view, crop, target),

@@ -9,9 +9,10 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from engine.geometry import Box
-from engine.prompt import IMAGE_PAD
+from engine.prompt import IMAGE_PAD, ZOOM_TOOL_NAME
 from tests.unit.training.conftest import picture
 from training.embedded import embedded_config, train_tokenizer
+from training.place_forms import BARE, CALLED, drawn_form
 from training.questions import Question, case_for
 from training.records import (
     ANSWER_WEIGHT,
@@ -300,7 +301,10 @@ def test_places_are_what_there_is_one_of() -> None:
 
 
 def test_places_are_asked_behind_all_questions_and_answered_as_a_call_does(tokenizer) -> None:
-    places = [("heart", Box(0.25, 0.5, 0.5, 1.0)), ("left lung", Box(0.5, 0.0, 1.0, 0.9))]
+    places = [
+        ("heart", Box(0.25, 0.5, 0.5, 1.0), BARE),
+        ("left lung", Box(0.5, 0.0, 1.0, 0.9), BARE),
+    ]
     record = RecordWriter(tokenizer).short_answers([QUESTION], picture(), places)
     assert learned(tokenizer, record) == (
         ' smooth.\n {"bbox_2d": [49, 112, 98, 224]}\n {"bbox_2d": [98, 0, 196, 202]}\n<|im_end|>'
@@ -309,6 +313,35 @@ def test_places_are_asked_behind_all_questions_and_answered_as_a_call_does(token
     assert text.index(QUESTION.text) < text.index("Box of the heart?")
     assert text.index("Box of the heart?") < text.index("Box of the left lung?")
     assert sorted(set(record.weights)) == [0.0, PLACE_WEIGHT, 1.0]
+
+
+def test_a_place_as_an_argument_is_written_as_a_call_is_but_calls_nothing(tokenizer) -> None:
+    box = Box(0.25, 0.5, 0.5, 1.0)
+    for form in CALLED:
+        record = RecordWriter(tokenizer).short_answers(
+            [QUESTION], picture(), [("heart", box, form)]
+        )
+        written = learned(tokenizer, record)
+        assert written == (
+            f' smooth.\n{{"name": "{form.function}", "arguments": '
+            '{"bbox_2d": [49, 112, 98, 224]}}\n<|im_end|>'
+        )
+        text = tokenizer.decode(record.ids)
+        assert "heart" in text.split("<think>")[1].split("</think>")[0]
+        assert "<tool_call>" not in text
+        assert ZOOM_TOOL_NAME not in text
+        (place,) = record.written
+        assert tokenizer.decode(record.ids[place.start : place.stop]) == "[49, 112, 98, 224"
+
+
+def test_the_share_of_places_that_are_arguments_is_the_mix_s() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [drawn_form(0.75, rng) for _ in range(2000)]
+    assert sum(form is not BARE for form in drawn) / 2000 == pytest.approx(0.75, abs=0.03)
+    assert set(drawn) == {BARE, *CALLED}
+    untouched = rng.bit_generator.state
+    assert drawn_form(0.0, rng) is BARE
+    assert rng.bit_generator.state == untouched
 
 
 def test_tags_and_control_tokens_are_single_tokens(tokenizer) -> None:
