@@ -51,6 +51,9 @@ ANSWER_WEIGHT: Final = 3.0
 COORDINATE_WEIGHT: Final = 0.1
 # Of the coordinates that are asked for, several in one record.
 PLACE_WEIGHT: Final = 0.5
+# Of coordinates of which any will do. At full weight the model soon wrote one box wherever it called
+# the tool, and what it knew of the place that its thought had named was lost.
+FREE_WEIGHT: Final = 0.1
 # Of a record of letters, at most. What each ends in is drawn, so that one option may come twice and
 # another not at all.
 LETTER_TURNS: Final = 3
@@ -332,6 +335,8 @@ class RecordWriter:
                 free += _free_numbers(columns, texts)
             ids += tokens
             weights += [weight] * len(tokens)
+        for one in free:
+            weights[one.column] *= FREE_WEIGHT
         pictures = tuple(picture for _, _, picture in parts if picture)
         return Record(ids, weights, pictures, roi, tuple(written), tuple(free))
 
