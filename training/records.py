@@ -51,8 +51,8 @@ ANSWER_WEIGHT: Final = 3.0
 COORDINATE_WEIGHT: Final = 0.1
 # Of the coordinates that are asked for, several in one record.
 PLACE_WEIGHT: Final = 0.5
-# Of coordinates of which any will do. At full weight the model soon wrote one box wherever it called
-# the tool, and what it knew of the place that its thought had named was lost.
+# Of coordinates of which any will do. At full weight the model soon wrote one box wherever it
+# called the tool, and what it knew of the place that its thought had named was lost.
 FREE_WEIGHT: Final = 0.1
 # Of a record of letters, at most. What each ends in is drawn, so that one option may come twice and
 # another not at all.
