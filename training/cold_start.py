@@ -24,15 +24,14 @@ from training.language import (
     Asked,
     MixConfig,
     asked_of,
-    conversation_about,
-    drawn_places,
     drawn_record,
-    short_questions,
+    several_record,
     zoom_target,
 )
+from training.phantoms import labels_of, modality_of
 from training.questions import LOOK_CLOSER, Question
 from training.records import Record, RecordWriter
-from training.reports import FINDING_KINDS
+from training.reports import places_of
 from training.world import Case, ZoomBoxes, random_box
 
 # Of the questions, those that are answered without a zoom, some of them although the prompt
@@ -51,15 +50,17 @@ def is_blind(boxes: ZoomBoxes, mix: MixConfig) -> bool:
     return boxes == "random" or mix.calls == "given"
 
 
-def check_blind(mix: MixConfig, corners: float = 0.0) -> None:
+def check_blind(mix: MixConfig, corners: float = 0.0, grounding: float = 0.0) -> None:
     """Refuses what needs true boxes: reports, places, close-ups, real lungs, latents, corners.
 
     Args:
         mix: of the records.
         corners: weight of the corners of boxes that have to stay readable (`training.corners`).
+        grounding: weight of attention on boxes that are written (`training.grounding`).
 
     Raises:
-        ValueError: the mix has a share of one, or the corners have a weight.
+        ValueError: the mix has a share of one, or the corners have a weight; or attention is to lie
+            on boxes that nobody can know.
     """
     # Boxes that are asked for are no step: where they are learned elsewhere, they may go on.
     telling = [name for name in _TELLING if name != "places" or mix.calls == "learned"]
@@ -74,19 +75,19 @@ def check_blind(mix: MixConfig, corners: float = 0.0) -> None:
             "language.corners must be 0 where the boxes of zooms are random: true boxes would "
             "teach where things are."
         )
+    if grounding and mix.calls == "learned":
+        raise ValueError(
+            "language.grounding must be 0 where random boxes are learned: attention would be "
+            "taught to lie on boxes that cannot be known."
+        )
 
 
 def blind_record(
     case: Case, mix: MixConfig, writer: RecordWriter, rng: np.random.Generator
 ) -> Record:
     """One record about a phantom whose calls hold random boxes."""
-    draw = rng.random()
-    if draw < mix.conversation:
-        return writer.conversation(conversation_about(case, mix.turns, rng), case.view)
-    if draw < mix.conversation + mix.short:
-        places = [] if case.truth is None else drawn_places(case.truth, mix, rng)
-        return writer.short_answers(short_questions(case, rng), case.view, places)
-    return drawn_record(aside(asked_of(case, rng), case, rng), mix, writer, rng)
+    several = several_record(case, mix, writer, rng)
+    return several or drawn_record(aside(asked_of(case, rng), case, rng), mix, writer, rng)
 
 
 def aside(asked: Asked, case: Case, rng: np.random.Generator) -> Asked:
@@ -105,17 +106,23 @@ def aside(asked: Asked, case: Case, rng: np.random.Generator) -> Asked:
             return asked
         height, width = asked.view.pixels.shape
         box = random_box(width, height, rng)
-        words, crops = closer_look(asked.question), {box: asked.crops[target]}
+        words, crops = closer_look(asked.question, case), {box: asked.crops[target]}
     targets = () if rng.random() < ANSWERED_AT_ONCE else (box.as_tuple(),)
     question = replace(asked.question, target_boxes=targets, reasoning_before_zoom=words)
     return Asked(question, asked.view, crops)
 
 
-def closer_look(question: Question) -> str:
-    """Says that a closer look is needed, and at what, in a word of the question itself.
+def closer_look(question: Question, case: Case) -> str:
+    """Says that a closer look is needed, and at what, if the question names it.
 
-    Without it every box was the heart's: what calls learn of boxes that are asked for they learn
-    behind the name of what is asked for.
+    Without the name every box was the heart's: what calls learn of boxes that are asked for they
+    learn behind the name of what is asked for. It is the question's own word, so that nothing is
+    told that was not known.
     """
-    named = next((kind for kind in FINDING_KINDS if kind in question.text), None)
-    return LOOK_CLOSER if named is None else f"A closer look at the {named} is needed."
+    names: list[str] = []
+    if case.truth is not None:
+        names += labels_of(modality_of(case.truth)).findings
+        names += [name for name, _ in places_of(case.truth)]
+    # The longest first: "right lung" holds "lung".
+    found = [name for name in sorted(names, key=len, reverse=True) if name in question.text]
+    return f"A closer look at the {found[0]} is needed." if found else LOOK_CLOSER

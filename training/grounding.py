@@ -32,8 +32,8 @@ class Written:
 
     Attributes:
         begin: the first token that is to look at the box: of a zoom, the one that opens the call.
-        start: the first token that is followed by a coordinate.
-        stop: one past the last such token.
+        start: the token that opens the list of coordinates.
+        stop: one past its last number.
         box: in shares of the view.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -105,8 +106,11 @@ class LanguageConfig(StepsConfig):
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, not {self.batch}.")
         for name in ("corners", "grounding", "spread"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
+            # Not a number is neither.
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name} must be a number that is not negative, not {getattr(self, name)}."
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +164,9 @@ class MixConfig:
         for name in ("places", "letters"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
+        for name, within in (("places", "short"), ("called", "places")):
+            if getattr(self, name) and not getattr(self, within):
+                raise ValueError(f"{name} does nothing without {within}: set both, or neither.")
 
 
 def phantom_record(
@@ -170,6 +177,14 @@ def phantom_record(
     latents: LatentConfig | None = None,
 ) -> Record:
     """One record about a phantom: a report, a conversation, a close-up, or a single question."""
+    several = several_record(case, mix, writer, rng)
+    return several or drawn_record(asked_of(case, rng), mix, writer, rng, latents)
+
+
+def several_record(
+    case: Case, mix: MixConfig, writer: RecordWriter, rng: np.random.Generator
+) -> Record | None:
+    """A report, several questions about one image, or a close-up; None: a single question."""
     draw = rng.random()
     if case.truth is not None and draw < mix.report:
         words = REPORT_QUESTIONS[int(rng.integers(len(REPORT_QUESTIONS)))]
@@ -183,7 +198,7 @@ def phantom_record(
         close = closeup_of(case, rng)
         if close is not None:
             return writer.write(close.question, "direct", close.view)
-    return drawn_record(asked_of(case, rng), mix, writer, rng, latents)
+    return None
 
 
 def closeup_of(case: Case, rng: np.random.Generator) -> Asked | None:

@@ -187,10 +187,10 @@ def language_loss(
         logits = model.lm_head(hidden[rows[spots], columns[spots]]).float()
         losses = losses.index_copy(0, spots, places.numbers.losses(logits, targets[spots]))
     if batch.free:
-        least = free_targets(batch, rows, columns)
-        spots = (least >= 0).nonzero().flatten()
+        bounds = free_bounds(batch, rows, columns)
+        spots = (bounds[:, 0] >= 0).nonzero().flatten()
         logits = model.lm_head(hidden[rows[spots], columns[spots]]).float()
-        losses = losses.index_copy(0, spots, free_losses(logits, batch.numbers, least[spots]))
+        losses = losses.index_copy(0, spots, free_losses(logits, batch.numbers, bounds[spots]))
     answers = weights > 1
     slots = len(batch.slot_targets)
     latent = hidden.new_zeros(())
@@ -233,18 +233,20 @@ def coordinate_targets(batch: Batch, rows: torch.Tensor, columns: torch.Tensor) 
     return writes[rows, columns].nonzero().flatten()
 
 
-def free_targets(batch: Batch, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """The lowest number that may follow a predicting token, int64 `(N,)`; -1: it is not free.
+def free_bounds(batch: Batch, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Lowest and highest number that may follow a predicting token, int64 `(N, 2)`.
+
+    -1 where it is not free.
 
     Args:
         batch: padded records.
         rows: int64 `(N,)`, of the predicting tokens.
         columns: int64 `(N,)`, theirs as well.
     """
-    least = torch.full_like(batch.ids, -1)
+    bounds = batch.ids.new_full((*batch.ids.shape, 2), -1)
     for row, one in batch.free:
-        least[row, one.column - 1] = one.least
-    return least[rows, columns]
+        bounds[row, one.column - 1] = bounds.new_tensor([one.least, one.most])
+    return bounds[rows, columns]
 
 
 def token_losses(

@@ -26,15 +26,17 @@ _DIGITS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class FreeNumber:
-    """A coordinate of which any number will do, as long as it makes a box.
+    """A coordinate of which any number will do, as long as it makes a box in the picture.
 
     Attributes:
         column: of the token.
         least: lowest number that is allowed.
+        most: highest number that is allowed.
     """
 
     column: int
     least: int
+    most: int
 
 
 def number_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -96,7 +98,7 @@ class NumberScale:
         return losses.index_copy(0, rows, -(wanted * said).sum(-1))
 
 
-def free_losses(logits: torch.Tensor, numbers: Sequence[int], least: torch.Tensor) -> torch.Tensor:
+def free_losses(logits: torch.Tensor, numbers: Sequence[int], bounds: torch.Tensor) -> torch.Tensor:
     """Minus the logarithm of the probability of all numbers that are allowed, nats `(N,)`.
 
     That there is a number is learned from it, and not which.
@@ -104,8 +106,9 @@ def free_losses(logits: torch.Tensor, numbers: Sequence[int], least: torch.Tenso
     Args:
         logits: `(N, V)`.
         numbers: ids of the numbers from 0 on.
-        least: int64 `(N,)`, lowest allowed number.
+        bounds: int64 `(N, 2)`, lowest and highest allowed number.
     """
     said = torch.log_softmax(logits, dim=-1)[:, torch.tensor(numbers, device=logits.device)]
     counted = torch.arange(len(numbers), device=logits.device)
-    return -said.masked_fill(counted < least.unsqueeze(-1), float("-inf")).logsumexp(-1)
+    outside = (counted < bounds[:, :1]) | (counted > bounds[:, 1:])
+    return -said.masked_fill(outside, float("-inf")).logsumexp(-1)

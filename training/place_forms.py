@@ -43,8 +43,9 @@ class PlaceForm:
 
 BARE: Final = PlaceForm("Box of the {name}?")
 # None of these functions is the zoom, and none of them is called: no `<tool_call>` stands around.
+# The question names the function, or its name would have to be guessed.
 CALLED: Final = tuple(
-    PlaceForm(f"{asked} {THINK_OPEN}{thought}{THINK_CLOSE}\n", function)
+    PlaceForm(f"{asked} Use {function}. {THINK_OPEN}{thought}{THINK_CLOSE}\n", function)
     for function in ("mark_region_tool", "image_measure_tool", "region_copy_tool")
     for asked, thought in (
         ("Mark it.", "The {name} has to be marked."),

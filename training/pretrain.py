@@ -137,7 +137,9 @@ class PretrainConfig:
                 )
         if is_blind(self.train.boxes, self.mix):
             # Said at once: the language model, whose records tell it too, comes after hours.
-            check_blind(self.mix, self.language.corners)
+            check_blind(self.mix, self.language.corners, self.language.grounding)
+        if self.train.boxes != self.validation.boxes:
+            raise ValueError("train.boxes and validation.boxes must be the same.")
 
 
 def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> PreTrainedTokenizerFast:

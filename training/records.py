@@ -49,7 +49,7 @@ ANSWER_WEIGHT: Final = 3.0
 # Of the coordinates in a report. At full weight their noise, a pixel more or less, drowned the
 # words: after 800 steps the model still guessed what it now writes after 400.
 COORDINATE_WEIGHT: Final = 0.1
-# Of the coordinates that are asked for, several in one record.
+# Of boxes that are asked for, with the braces around them; several in one record.
 PLACE_WEIGHT: Final = 0.5
 # Of coordinates of which any will do. At full weight the model soon wrote one box wherever it
 # called the tool, and what it knew of the place that its thought had named was lost.
@@ -137,7 +137,7 @@ class RecordWriter:
         answer = answer_text(letter)
         parts: list[tuple[str, float, Picture | None]] = [(prompt, 0.0, view)]
         boxes: dict[int, Box] = {}
-        given: int | None = None
+        given: tuple[int, Picture] | None = None
         if goes_latent:
             # The slots are fed, and the engine closes the segment: `<|lat_end|>` is learned all
             # the same, so that a decoder that does not force it works too.
@@ -155,7 +155,7 @@ class RecordWriter:
                 raise ValueError(f"A record of the form {form!r} needs a crop and its box.")
             learned = 1.0 if form == "zoom" else 0.0
             if self._given_boxes:
-                given = len(parts)
+                given = len(parts), view
             elif learned:
                 boxes = {len(parts): target}
             parts += [(_call(question, target, view), learned, None)]
@@ -308,7 +308,7 @@ class RecordWriter:
         parts: list[tuple[str, float, Picture | None]],
         roi: tuple[Box, ...],
         boxes: Mapping[int, Box] | None = None,
-        given: int | None = None,
+        given: tuple[int, Picture] | None = None,
     ) -> Record:
         """A record of parts: text, weight and picture.
 
@@ -316,7 +316,7 @@ class RecordWriter:
             parts: in order.
             roi: of the record.
             boxes: those that parts write, by the number of the part.
-            given: number of a part of whose coordinates any will do.
+            given: number of a part of whose coordinates any in a picture will do, and that picture.
         """
         ids: list[int] = []
         weights: list[float] = []
@@ -328,11 +328,11 @@ class RecordWriter:
             if boxes and number in boxes:
                 begin, start, stop = (len(ids) + place for place in self._coordinates(tokens))
                 written.append(Written(begin, start, stop, boxes[number]))
-            if number == given:
+            if given is not None and number == given[0]:
                 _, start, stop = self._coordinates(tokens)
                 columns = [len(ids) + place for place in range(start + 1, stop)]
                 texts = [str(self._tokenizer.decode([one])) for one in tokens[start + 1 : stop]]
-                free += _free_numbers(columns, texts)
+                free += _free_numbers(columns, texts, seen_size(given[1]))
             ids += tokens
             weights += [weight] * len(tokens)
         for one in free:
@@ -352,12 +352,15 @@ class RecordWriter:
         return texts.index(TOOL_CALL_OPEN) if opens else -1, start, stop
 
 
-def _free_numbers(columns: Sequence[int], texts: Sequence[str]) -> list[FreeNumber]:
+def _free_numbers(
+    columns: Sequence[int], texts: Sequence[str], size: tuple[int, int]
+) -> list[FreeNumber]:
     """The numbers among the tokens of a list of coordinates.
 
     Args:
         columns: of the tokens.
         texts: of the tokens.
+        size: height and width of the picture that the box has to lie in.
 
     Raises:
         ValueError: a number is not one token.
@@ -369,11 +372,16 @@ def _free_numbers(columns: Sequence[int], texts: Sequence[str]) -> list[FreeNumb
     ]
     if len(found) != 4:
         raise ValueError(
-            "mix.calls: given needs a tokenizer whose numbers are one token each: set it to "
-            "learned."
+            "mix.calls: given needs a tokenizer whose numbers are one token each: learn random "
+            "boxes instead (mix.calls: learned, train.boxes: random), or take another base."
         )
-    firsts = (-1, -1, found[0][1], found[1][1])
-    return [FreeNumber(column, low + 1) for (column, _), low in zip(found, firsts, strict=True)]
+    height, width = size
+    lowest = (0, 0, found[0][1] + 1, found[1][1] + 1)
+    highest = (width - 1, height - 1, width, height)
+    return [
+        FreeNumber(column, least, most)
+        for (column, _), least, most in zip(found, lowest, highest, strict=True)
+    ]
 
 
 def _named_box(text: str, size: tuple[int, int]) -> Box:
@@ -456,7 +464,7 @@ def seen_box(box: Box, view: Picture) -> tuple[int, int, int, int]:
 
 
 def corpus(questions: list[Question], rng: np.random.Generator) -> list[str]:
-    """Texts for the tokenizer: everything that prompts and completions can hold."""
+    """Texts that the tokenizer is learned from: prompts and completions of questions."""
     texts = []
     for question in questions:
         box = rng.integers(0, 225, 4)

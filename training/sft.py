@@ -113,7 +113,12 @@ class FinetuneConfig:
             )
         if is_blind(self.train.boxes, self.mix):
             # Said at once: the phantoms, which tell it too, may take hours to draw.
-            check_blind(self.mix, self.language.corners)
+            check_blind(self.mix, self.language.corners, self.language.grounding)
+        if self.train.boxes != self.validation.boxes:
+            raise ValueError(
+                "train.boxes and validation.boxes must be the same: what is never taught cannot be "
+                "validated."
+            )
 
     @property
     def records(self) -> int:
@@ -248,7 +253,10 @@ def train(
         return part_losses(wrapped, parts, phase, places)
 
     def evaluate(done: int) -> dict[str, float]:
-        """Mean loss on the same records each time, without what only training does to them."""
+        """Mean loss of the words on the same records each time, latents fed by the teacher.
+
+        Targets of coordinates are spread as in training: compare it between runs of one `spread`.
+        """
         del done
         rng = np.random.default_rng([config.seed, 5])
         records = unseen.records(tuning.evaluate_records, rng)

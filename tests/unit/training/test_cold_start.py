@@ -16,6 +16,7 @@ from training.cold_start import (
     aside,
     blind_record,
     check_blind,
+    closer_look,
 )
 from training.config import ConfigError, load_config
 from training.features import FeatureBank
@@ -33,7 +34,8 @@ from training.world import Case, build_case, load_cases, random_box, save_cases
 
 CONFIGS = Path(__file__).resolve().parents[3] / "training" / "configs"
 SEEING = "mix.calls=learned"
-RANDOM = "train.boxes=random"
+RANDOM = ["train.boxes=random", "validation.boxes=random"]
+NO_PLACES = ["mix.places=0", "mix.called=0"]
 SEED = seed_for("train", 5, 77)
 MIX = MixConfig(zoom=1.0, probe=0.0, auto=0.0, real=0.0)
 
@@ -151,7 +153,7 @@ def test_letters_behind_a_blind_zoom_tell_nothing_of_where_to_look(case: Case, t
 def test_what_tells_is_refused(tokenizer) -> None:
     for name in ("report", "real", "latent", "places", "closeup"):
         with pytest.raises(ValueError, match=rf"mix\.{name} must be 0"):
-            check_blind(replace(MIX, **{name: 0.1}))
+            check_blind(replace(MIX, short=0.1, **{name: 0.1}))
     box = Box(0.25, 0.25, 0.5, 0.5)
     blind = Case(None, picture(1, 84, 56), {box: (picture(2, 56, 56),)}, question(), blind=True)
     materials = Materials([blind], [], [], [])
@@ -172,19 +174,23 @@ def test_what_tells_is_refused_before_anything_is_drawn(override: str, said: str
     path = CONFIGS / "cold-start.yaml"
     given = load_config(FinetuneConfig, path, [])
     assert (given.mix.calls, given.train.boxes) == ("given", "targets")
-    for changes in ([override], [override, SEEING, RANDOM, "mix.places=0"]):
+    for changes in ([override], [override, SEEING, *RANDOM, *NO_PLACES]):
         with pytest.raises(ConfigError, match=rf"{said} must be 0 where"):
             load_config(FinetuneConfig, path, changes)
     load_config(FinetuneConfig, path, [override, SEEING])
     # Places that are asked for are no step, and refused only where random boxes are learned.
     assert given.mix.places
     with pytest.raises(ConfigError, match=r"mix\.places must be 0"):
-        load_config(FinetuneConfig, path, [SEEING, RANDOM])
+        load_config(FinetuneConfig, path, [SEEING, *RANDOM])
+    with pytest.raises(ConfigError, match=r"language\.grounding must be 0"):
+        load_config(FinetuneConfig, path, [SEEING, *RANDOM, *NO_PLACES])
+    load_config(FinetuneConfig, path, [SEEING, *RANDOM, *NO_PLACES, "language.grounding=0"])
+    with pytest.raises(ConfigError, match=r"validation\.boxes must be the same"):
+        load_config(FinetuneConfig, path, RANDOM[:1])
 
 
 def test_a_pretraining_on_random_boxes_tells_nothing_either() -> None:
-    changes = ["train.boxes=random", "mix.report=0", "mix.real=0", "mix.places=0"]
-    changes.append("mix.closeup=0")
+    changes = [*RANDOM, "mix.report=0", "mix.real=0", "mix.places=0", "mix.closeup=0"]
     path = CONFIGS / "pretrain.yaml"
     with pytest.raises(ConfigError, match=r"mix\.report must be 0"):
         load_config(PretrainConfig, path, changes[:1])
@@ -226,6 +232,26 @@ def test_a_given_call_goes_anywhere_and_shows_what_is_asked(seeing: Case) -> Non
         assert one.question.reasoning_before_zoom == "A closer look at the nodule is needed."
 
 
+@pytest.mark.parametrize(
+    ("family", "answer", "name"),
+    [
+        ("nodule_margin", "spiculated", "nodule"),
+        ("air_bronchogram", "yes", "consolidation"),
+        ("consolidation_zone", "right upper zone", "consolidation"),
+        ("heart_size", "normal", "heart"),
+    ],
+)
+def test_a_call_says_what_it_is_about(family: str, answer: str, name: str) -> None:
+    one = build_case(ordered(family, answer), 1)
+    assert closer_look(one.asked, one) == f"A closer look at the {name} is needed."
+
+
+def test_a_call_about_a_lung_names_the_side_and_one_about_nothing_nothing(seeing: Case) -> None:
+    asked = replace(seeing.asked, text="Where is the left lung in the image?")
+    assert closer_look(asked, seeing) == "A closer look at the left lung is needed."
+    assert closer_look(replace(asked, text="What is this?"), seeing) == LOOK_CLOSER
+
+
 def test_what_has_no_crop_is_not_sent_aside(seeing: Case) -> None:
     asked = Asked(seeing.asked, seeing.view, {})
     assert aside(asked, seeing, np.random.default_rng(0)) is asked
@@ -253,6 +279,8 @@ def test_nothing_is_learned_from_given_coordinates_alone(seeing: Case, tokenizer
             str(value) for value in box
         )
         assert [one.least for one in record.free] == [0, 0, x0 + 1, y0 + 1]
+        height, width = record.pictures[0].pixels.shape
+        assert [one.most for one in record.free] == [width - 1, height - 1, width, height]
 
 
 def test_the_draw_of_a_given_cold_start_sends_everything_aside(seeing: Case, tokenizer) -> None:
@@ -281,10 +309,10 @@ def test_the_loss_of_a_record_asks_for_any_box(seeing: Case, tokenizer, model) -
     with torch.no_grad():
         said = torch.log_softmax(model.lm_head(hidden_states(model, batch)[0]), -1)
     ids = number_ids(tokenizer)
-    least = {one.column: one.least for one in record.free}
+    free = {one.column: slice(one.least, one.most + 1) for one in record.free}
     total = 0.0
     for column in range(1, len(record.ids)):
         before = said[column - 1]
-        wanted = ids[least[column] :] if column in least else [record.ids[column]]
+        wanted = ids[free[column]] if column in free else [record.ids[column]]
         total -= record.weights[column] * before[wanted].logsumexp(-1).item()
     assert loss.item() == pytest.approx(total / sum(record.weights), rel=1e-4)

@@ -255,3 +255,15 @@ def test_what_has_no_crop_has_no_close_up(tokenizer) -> None:
 def test_shares_of_whole_records_are_at_most_one() -> None:
     with pytest.raises(ValueError, match="closeup must not be more than 1 together"):
         MixConfig(zoom=0.0, probe=0.0, auto=0.0, real=0.0, report=0.5, closeup=0.6)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"places": 3}, "places does nothing without short"),
+        ({"short": 0.3, "called": 0.5}, "called does nothing without places"),
+    ],
+)
+def test_shares_of_nothing_are_refused(given: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MixConfig(zoom=0.0, probe=0.0, auto=0.0, real=0.0, **given)

@@ -70,7 +70,7 @@ def test_records_know_where_they_write_boxes(tokenizer, records) -> None:
             assert "]" in tokenizer.decode(record.ids[one.stop : one.stop + 1])
 
 
-def test_given_calls_are_not_written(tokenizer) -> None:
+def test_calls_that_are_not_learned_are_not_written(tokenizer) -> None:
     writer, target = RecordWriter(tokenizer), Box(*TARGET)
     view, crop = boxed(), picture(2, 56, 84)
     after = writer.write(question(), "after_zoom", view, crop, target)
@@ -231,8 +231,9 @@ def test_states_between_layers_end_with_the_last(model, tokenizer, records, bank
         assert torch.equal(states[-1], hidden_states(model, batch))
 
 
-@pytest.mark.parametrize("name", ["corners", "grounding"])
-def test_negative_weights_are_refused(name: str) -> None:
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["corners", "grounding", "spread"])
+def test_weights_that_are_no_numbers_from_0_on_are_refused(name: str, value: float) -> None:
     given = {"steps": 1, "learning_rate": 0.1, "warmup": 0, "save_every": 1, "log_every": 1}
-    with pytest.raises(ValueError, match=f"{name} must not be negative"):
-        LanguageConfig(batch=1, **given, **{name: -0.1})
+    with pytest.raises(ValueError, match=f"{name} must be a number"):
+        LanguageConfig(batch=1, **given, **{name: value})
