@@ -4,10 +4,13 @@ MedVR learns where to look by reinforcement (arXiv 2604.08203); what it begins w
 to call the tool, or it would never try. Here every call holds a box drawn at random, and the words
 before it say nothing of any place. There are two ways:
 
-- `mix.calls: given`: all that is learned of the coordinates is that they are numbers which make a
-  box (`training.numbers.free_losses`), and the crop shows what is asked about, whatever the call
-  says. Reading a crop is learned, where to look is not: which numbers the model writes is what its
-  pretraining makes of them.
+- `mix.calls: given`: all that is learned of a call's coordinates is that they are numbers which
+  make a box (`training.numbers.free_losses`), and the crop shows what is asked about, whatever the
+  call says. Reading a crop is learned; which numbers the model writes is what it makes of boxes
+  that are asked for outside of calls. Those may go on being learned beside (`mix.places`), with
+  true boxes, as the pretraining of Qwen2.5-VL has them, and as arguments of other functions too
+  (`mix.called`). No call is ever shown a true box, and what a call does about it is transfer; but a
+  cold start with places is not blind, and says so in its card.
 - `boxes: random` of a world (`training.world`): coordinates are learned, and the crop is of that
   box. The model unlearns what its pretraining knew of places, and hardly learns to read: one crop
   in fourteen holds the finding.

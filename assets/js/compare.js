@@ -3,7 +3,7 @@
 const WAYS = {
   direct: ['One look', 'No zoom: it answers from the whole image alone.'],
   own_calls: ['When it asks', 'It zooms where it asks for a closer look itself.'],
-  entropy_rule: ['When it is unsure', 'The program makes it zoom after an unsure word, as long as '
+  entropy_rule: ['When it is unsure', 'The program makes it zoom after an unsure word, too, while '
     + 'closer looks are left.'],
 };
 
@@ -106,12 +106,14 @@ class Ways {
 
   open() {
     this.app.root.dataset.view = 'ways';
+    this.app.banner(this.app.state);
     this.heading.focus({ preventScroll: true });
     window.scrollTo({ top: 0 });
   }
 
   close(refocus) {
     delete this.app.root.dataset.view;
+    this.app.banner(this.app.state);
     this.show.hidden = !this.comparison;
     this.sayAside();
     if (refocus) this.show.focus();
@@ -195,7 +197,7 @@ class Ways {
       ? hint('Unsure: an entropy above ' + number(report.threshold, 2) + ' nats. ' + LB.text.entropy)
       : null;
     clear(node, el('h3', { class: 'lb-way-title', text: title }),
-      el('p', { class: 'lb-quiet' }, text, limit),
+      el('p', { class: 'lb-quiet lb-way-text' }, text, limit),
       ...(found ? this.result(found, report, name)
         : [el('p', { class: 'lb-way-wait', text: waiting })]));
   }

@@ -422,7 +422,8 @@ class App {
   banner(state) {
     const lines = [];
     // All attempts of a group are about one image, whether one of them is open or not.
-    const facts = (state.run && state.run.facts) || (state.group && state.group.facts);
+    const facts = this.ways && this.ways.isOpen() ? null // What limits its runs is said there.
+      : (state.run && state.run.facts) || (state.group && state.group.facts);
     if (!state.live) lines.push(['info', LB.text.no_engine]);
     else if (LB.text.replaced) lines.push(['info', LB.text.replaced]);
     if (facts) {
