@@ -130,6 +130,8 @@ class MixConfig:
         called: of these, the share that is written as an argument of a function, behind a thought
             that names what it is of (`training.place_forms`).
         letters: records a step, beside the batch, that only ask for letters of given answers.
+        words: of these, the share whose options are words drawn from the vocabulary
+            (`training.records.RecordWriter.of_drawn_words`).
         calls: whether the coordinates of zooms are `learned`, or drawn at random and `given`
             (`training.cold_start`).
         probe: of records that answer at once (belief probes).
@@ -148,13 +150,14 @@ class MixConfig:
     closeup: float = 0.0
     called: float = 0.0
     turns: int = 4
+    words: float = 0.0
     places: int = 0
     letters: int = 0
     calls: ZoomCalls = "learned"
 
     def __post_init__(self) -> None:
         whole = ("report", "conversation", "short", "closeup")
-        for name in ("zoom", "probe", "auto", "real", "latent", "called", *whole):
+        for name in ("zoom", "probe", "auto", "real", "latent", "called", "words", *whole):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in 0 to 1, not {getattr(self, name)}.")
         if sum(getattr(self, name) for name in whole) > 1.0:
@@ -164,7 +167,11 @@ class MixConfig:
         for name in ("places", "letters"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
-        for name, within in (("places", "short"), ("called", "places")):
+        for name, within in (
+            ("places", "short"),
+            ("called", "places"),
+            ("words", "letters"),
+        ):
             if getattr(self, name) and not getattr(self, within):
                 raise ValueError(f"{name} does nothing without {within}: set both, or neither.")
 
@@ -256,11 +263,17 @@ def asked_for_letters(case: Case, rng: np.random.Generator) -> Asked:
 def letter_record(
     asked: Asked, mix: MixConfig, writer: RecordWriter, rng: np.random.Generator
 ) -> Record:
-    """The letters of a question, its reasoning given: behind a zoom as often as the mix zooms."""
+    """The letters of a question, its reasoning given: behind a zoom as often as the mix zooms.
+
+    Some are of drawn words (`mix.words`), which nothing but the given reasoning can tell.
+    """
     target, crop = _zoom_of(asked, rng)
+    question = asked.question
+    if mix.words and rng.random() < mix.words:
+        question = writer.of_drawn_words(question, rng)
     if crop is None or rng.random() >= mix.zoom:
-        return writer.letters(asked.question, asked.view, rng)
-    return writer.letters(asked.question, asked.view, rng, crop, target)
+        return writer.letters(question, asked.view, rng)
+    return writer.letters(question, asked.view, rng, crop, target)
 
 
 def conversation_about(case: Case, turns: int, rng: np.random.Generator) -> list[Question]:

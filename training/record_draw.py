@@ -21,7 +21,7 @@ from training.language import (
 )
 from training.latents import LatentConfig
 from training.materials import Materials
-from training.records import Record, RecordWriter
+from training.records import DRAWN_OPTIONS, Record, RecordWriter
 from training.world import Case
 
 # Of a question about a phantom.
@@ -40,7 +40,8 @@ class RecordDraw:
         seed: of these shifts.
 
     Raises:
-        ValueError: zooms are to be taught blindly, and the mix tells where to look.
+        ValueError: zooms are to be taught blindly, and the mix tells where to look; or options are
+            to be drawn from a vocabulary without words.
     """
 
     def __init__(
@@ -59,6 +60,10 @@ class RecordDraw:
         self._mix, self._latents = mix, latents
         self._real = real_cases(materials.real_train, real_variants, seed)
         self._writer = RecordWriter(tokenizer, given_boxes=mix.calls == "given")
+        if mix.words and len(self._writer.words) < DRAWN_OPTIONS:
+            raise ValueError(
+                f"mix.words needs a tokenizer of at least {DRAWN_OPTIONS} whole words: set it to 0."
+            )
 
     def register(self, bank: FeatureBank, view_variants: int) -> None:
         """Makes every picture that a record can hold known to a bank."""
