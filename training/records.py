@@ -317,9 +317,11 @@ class RecordWriter:
         """The question with options and an answer that are words drawn from the vocabulary.
 
         From a family's own options, finding the one that a sentence names is learned word by word,
-        or not: after 3,500 steps a model told zones by their side alone, and a third of those who
-        were to be told by "upper", "middle" and "lower" at chance. Of words that change all the
-        time it is learned as such, and holds for the family's, too.
+        or not at all: after 3,500 steps a model told zones by their side, and guessed among the
+        "upper", "middle" and "lower" of that side. From words that change all the time finding them
+        is learned as such, and holds for every family: in 400 steps of letters, 7 in 10 of drawn
+        words, those of zones went from 46% right to 100% (160 turns); 60 steps of zones alone left
+        them where they were.
 
         Args:
             question: with reasoning; an open one gets options.
@@ -417,9 +419,9 @@ def _free_numbers(
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Words, or beginnings of words, of at least three small letters behind a space: one token each.
+    """Words, and beginnings of words, that are one token behind a space, in the order of their ids.
 
-    In the order of their ids.
+    Of at least three small letters each.
     """
     texts = (str(tokenizer.decode([token])) for token in range(len(tokenizer)))
     return tuple(text.strip() for text in texts if _WORD.fullmatch(text))

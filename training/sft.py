@@ -295,7 +295,7 @@ def draws(
     """
     parts = (
         (materials, config.mix),
-        (validation_only(materials), replace(config.mix, letters=0)),
+        (validation_only(materials), replace(config.mix, letters=0, words=0.0)),
     )
     training, validation = (
         RecordDraw(part, mix, tokenizer, config.latents, config.features.real_variants, config.seed)

@@ -1,5 +1,6 @@
 """Batches of records and the loss on them."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +25,7 @@ from training.language import (
 from training.language_loss import batch_loss, language_loss
 from training.out_of_distribution import Detector, area_under_curve, distances
 from training.questions import ALL_FAMILIES, case_for
-from training.records import Record, RecordWriter
+from training.records import DRAWN_OPTIONS, Record, RecordWriter
 from training.world import Case
 
 
@@ -159,6 +160,43 @@ def test_letters_are_asked_behind_a_zoom_as_often_as_the_mix_zooms(tokenizer, sh
     assert record.pictures == (view,)
 
 
+def test_letters_of_drawn_words_have_nothing_of_the_family(tokenizer) -> None:
+    view, crop = picture(1, 84, 56), picture(2, 56, 56)
+    asked = Asked(question(), view, {Box(*TARGET): (crop,)})
+    writer = RecordWriter(tokenizer)
+    mix = MixConfig(zoom=0.5, probe=0.0, auto=0.0, real=0.0, letters=1, words=0.4)
+    texts = [
+        tokenizer.decode(letter_record(asked, mix, writer, np.random.default_rng(seed)).ids)
+        for seed in range(300)
+    ]
+    drawn_words = [text for text in texts if "<think>It is " in text]
+    assert len(drawn_words) / 300 == pytest.approx(0.4, abs=0.08)
+    for text in drawn_words:
+        assert question().reasoning_after_zoom not in text
+        assert len(re.findall(r"<answer>[A-D]</answer>", text)) == 3
+    assert 0 < sum("<tool_call>" in text for text in drawn_words) < len(drawn_words)
+
+
+def test_the_letter_of_drawn_words_stands_before_the_words_that_were_named(tokenizer) -> None:
+    writer = RecordWriter(tokenizer)
+    assert {"nodule", "margin"} <= set(writer.words)
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        one = writer.of_drawn_words(question(), rng)
+        assert len(set(one.options)) == DRAWN_OPTIONS
+        assert one.reasoning == one.reasoning_after_zoom == f"It is {one.answer}."
+        words = {word for option in one.options for word in option.split()}
+        assert words <= set(writer.words)
+        text = tokenizer.decode(writer.letters(one, picture(1, 84, 56), rng).ids)
+        turns = text.split("<|im_start|>user\n")[1:]
+        assert len(turns) == 3
+        for turn in turns:
+            listed = dict(re.findall(r"^([A-D])\. (.+?)(?:<\||$)", turn, re.MULTILINE))
+            named = re.search(r"<think>It is (.+)\.</think>", turn)
+            letter = re.search(r"<answer>([A-D])</answer>", turn)
+            assert listed[letter.group(1)] == named.group(1)
+
+
 def test_auto_zooms_on_details_and_answers_the_rest(tokenizer) -> None:
     crops = {Box(*TARGET): (picture(2, 56, 56),)}
     fine = Asked(question(), picture(1, 84, 56), crops)
@@ -262,6 +300,7 @@ def test_shares_of_whole_records_are_at_most_one() -> None:
     [
         ({"places": 3}, "places does nothing without short"),
         ({"short": 0.3, "called": 0.5}, "called does nothing without places"),
+        ({"words": 0.5}, "words does nothing without letters"),
     ],
 )
 def test_shares_of_nothing_are_refused(given: dict[str, float], said: str) -> None:

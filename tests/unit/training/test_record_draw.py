@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.unit.training.conftest import picture
+from training.embedded import train_tokenizer
 from training.language import MixConfig
 from training.materials import Materials
 from training.questions import case_for
@@ -33,3 +34,10 @@ def test_letters_are_asked_more_often_the_more_options_there_are(tokenizer) -> N
     for case, share in zip(cases, (1 / 14, 4 / 14, 9 / 14), strict=True):
         own = sum(record.pictures[0] is case.view for record in records)
         assert own / len(records) == pytest.approx(share, abs=0.06)
+
+
+def test_a_vocabulary_without_words_has_none_to_draw() -> None:
+    mix = MixConfig(zoom=0.0, probe=0.0, auto=0.0, real=0.0, letters=1, words=0.5)
+    wordless = train_tokenizer(["0 1 2"], vocabulary=300)
+    with pytest.raises(ValueError, match=r"mix\.words needs a tokenizer of at least 4 whole words"):
+        RecordDraw(Materials([], [], [], []), mix, wordless, None, 1, 0)
