@@ -165,10 +165,8 @@ def test_letters_of_drawn_words_have_nothing_of_the_family(tokenizer) -> None:
     asked = Asked(question(), view, {Box(*TARGET): (crop,)})
     writer = RecordWriter(tokenizer)
     mix = MixConfig(zoom=0.5, probe=0.0, auto=0.0, real=0.0, letters=1, words=0.4)
-    texts = [
-        tokenizer.decode(letter_record(asked, mix, writer, np.random.default_rng(seed)).ids)
-        for seed in range(300)
-    ]
+    rng = np.random.default_rng(0)
+    texts = [tokenizer.decode(letter_record(asked, mix, writer, rng).ids) for _ in range(300)]
     drawn_words = [text for text in texts if "<think>It is " in text]
     assert len(drawn_words) / 300 == pytest.approx(0.4, abs=0.08)
     for text in drawn_words:
