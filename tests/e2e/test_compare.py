@@ -103,3 +103,5 @@ def test_a_strange_image_is_named_above_the_ways(open_page: OpenPage, tmp_path: 
         wait_for(page, "ready")
 
         expect(page.locator(".lb-ways-note")).to_contain_text("unlike what")
+        # Said once, and not again by the notes above.
+        expect(page.locator(".lb-banner", has_text="unlike what")).to_have_count(0)
