@@ -167,13 +167,8 @@ class MixConfig:
         for name in ("places", "letters"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
-        for name, within in (
-            ("places", "short"),
-            ("called", "places"),
-            ("words", "letters"),
-        ):
-            if getattr(self, name) and not getattr(self, within):
-                raise ValueError(f"{name} does nothing without {within}: set both, or neither.")
+        if self.places and not self.short:
+            raise ValueError("places does nothing without short: set both, or neither.")
 
 
 def phantom_record(

@@ -196,7 +196,7 @@ def test_a_pretraining_on_random_boxes_tells_nothing_either() -> None:
         load_config(PretrainConfig, path, changes[:1])
     with pytest.raises(ConfigError, match=r"language\.corners must be 0"):
         load_config(PretrainConfig, path, changes)
-    load_config(PretrainConfig, path, [*changes, "language.corners=0"])
+    load_config(PretrainConfig, path, [*changes, "language.corners=0", "language.grounding=0"])
 
 
 def test_a_pretraining_with_given_calls_is_refused_before_the_tower() -> None:
