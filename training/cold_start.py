@@ -10,7 +10,7 @@ before it say nothing of any place. There are two ways:
   that are asked for outside of calls. Those may go on being learned beside (`mix.places`), with
   true boxes, as the pretraining of Qwen2.5-VL has them, and as arguments of other functions too
   (`mix.called`). No call is ever shown a true box, and what a call does about it is transfer; but a
-  cold start with places is not blind, and says so in its card.
+  cold start with places is not blind (docs/medvr.md).
 - `boxes: random` of a world (`training.world`): coordinates are learned, and the crop is of that
   box. The model unlearns what its pretraining knew of places, and hardly learns to read: one crop
   in fourteen holds the finding.
@@ -25,6 +25,7 @@ import numpy as np
 
 from training.language import (
     Asked,
+    LanguageConfig,
     MixConfig,
     asked_of,
     drawn_record,
@@ -35,7 +36,7 @@ from training.phantoms import labels_of, modality_of
 from training.questions import LOOK_CLOSER, Question
 from training.records import Record, RecordWriter
 from training.reports import places_of
-from training.world import Case, ZoomBoxes, random_box
+from training.world import Case, WorldConfig, random_box
 
 # Of the questions, those that are answered without a zoom, some of them although the prompt
 # offers one: a policy that always zooms could not find out what a zoom is worth.
@@ -43,14 +44,27 @@ ANSWERED_AT_ONCE: Final = 0.3
 _TELLING: Final = ("report", "real", "latent", "places", "closeup")
 
 
-def is_blind(boxes: ZoomBoxes, mix: MixConfig) -> bool:
-    """Whether zooms are taught without a word of where to look.
+def check_boxes(
+    train: WorldConfig, validation: WorldConfig, mix: MixConfig, language: LanguageConfig
+) -> None:
+    """Refuses a stage whose zooms are taught without a word of where to look, and which tells it.
 
     Args:
-        boxes: of the phantoms.
+        train: which phantoms.
+        validation: which phantoms, too.
         mix: of the records.
+        language: weights of the stage.
+
+    Raises:
+        ValueError: see `check_blind`; or phantoms are validated with other boxes.
     """
-    return boxes == "random" or mix.calls == "given"
+    if train.boxes == "random" or mix.calls == "given":
+        check_blind(mix, language.corners, language.grounding)
+    if train.boxes != validation.boxes:
+        raise ValueError(
+            "train.boxes and validation.boxes must be the same: what is never taught cannot be "
+            "validated."
+        )
 
 
 def check_blind(mix: MixConfig, corners: float = 0.0, grounding: float = 0.0) -> None:

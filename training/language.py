@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.geometry import Box
 from engine.request import Method
+from training.drawn_words import of_drawn_words
 from training.latents import LatentConfig
 from training.loop import StepsConfig
 from training.phantoms import AnyTruth
@@ -131,7 +132,7 @@ class MixConfig:
             that names what it is of (`training.place_forms`).
         letters: records a step, beside the batch, that only ask for letters of given answers.
         words: of these, the share whose options are words drawn from the vocabulary
-            (`training.records.RecordWriter.of_drawn_words`).
+            (`training.drawn_words`).
         calls: whether the coordinates of zooms are `learned`, or drawn at random and `given`
             (`training.cold_start`).
         probe: of records that answer at once (belief probes).
@@ -265,7 +266,7 @@ def letter_record(
     target, crop = _zoom_of(asked, rng)
     question = asked.question
     if mix.words and rng.random() < mix.words:
-        question = writer.of_drawn_words(question, rng)
+        question = of_drawn_words(question, writer.words, rng)
     if crop is None or rng.random() >= mix.zoom:
         return writer.letters(question, asked.view, rng)
     return writer.letters(question, asked.view, rng, crop, target)

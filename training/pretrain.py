@@ -24,7 +24,7 @@ from transformers import (
 
 from engine.attention import register_row_attention
 from training.calibration import entropy_threshold
-from training.cold_start import check_blind, is_blind
+from training.cold_start import check_boxes
 from training.corners import CornerHead, KeptCorners
 from training.dense_warmup import HEAD_RATE, DensePartConfig, warm_up
 from training.detectors import attend_to_findings, quieten_words
@@ -135,11 +135,8 @@ class PretrainConfig:
                     f"Give some part of vision a weight for {section}.{name}: the language model "
                     "begins by reading it, so the warm-up has to teach it."
                 )
-        if is_blind(self.train.boxes, self.mix):
-            # Said at once: the language model, whose records tell it too, comes after hours.
-            check_blind(self.mix, self.language.corners, self.language.grounding)
-        if self.train.boxes != self.validation.boxes:
-            raise ValueError("train.boxes and validation.boxes must be the same.")
+        # Said at once: the language model, whose records tell it too, comes after hours.
+        check_boxes(self.train, self.validation, self.mix, self.language)
 
 
 def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> PreTrainedTokenizerFast:

@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from training.cold_start import aside, blind_record, check_blind
+from training.drawn_words import DRAWN_OPTIONS
 from training.features import FeatureBank
 from training.language import (
     Asked,
@@ -21,7 +22,7 @@ from training.language import (
 )
 from training.latents import LatentConfig
 from training.materials import Materials
-from training.records import DRAWN_OPTIONS, Record, RecordWriter
+from training.records import Record, RecordWriter
 from training.world import Case
 
 # Of a question about a phantom.

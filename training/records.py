@@ -36,6 +36,7 @@ from engine.prompt import (
     zoom_call_text,
 )
 from engine.request import METHODS, Method
+from training.drawn_words import whole_words
 from training.grounding import Written
 from training.numbers import FreeNumber
 from training.phantoms import AnyTruth
@@ -58,13 +59,9 @@ FREE_WEIGHT: Final = 0.1
 # Of a record of letters, at most. What each ends in is drawn, so that one option may come twice and
 # another not at all.
 LETTER_TURNS: Final = 3
-# Options of drawn words, and the share of those that end in the same word.
-DRAWN_OPTIONS: Final = 4
-SHARED_END: Final = 0.3
 SHORT_ANSWERS: Final = "Answer every question in a few words."
 # Answers that a sentence about them does not hold as they are.
 _UNNAMED: Final = ("yes", "no", "none")
-_WORD: Final = re.compile(r" [a-z]{3,}")
 _COORDINATES: Final = re.compile(r"(\[[0-9, ]+\])")
 
 Form = Literal["direct", "latent", "zoom", "early", "after_latent", "before_zoom", "after_zoom"]
@@ -107,7 +104,7 @@ class RecordWriter:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """What options of drawn words are made of (`whole_words`)."""
+        """What options of drawn words are made of (`training.drawn_words`)."""
         return whole_words(self._tokenizer)
 
     def write(
@@ -313,30 +310,6 @@ class RecordWriter:
             ]
         return self._joined(parts, ())
 
-    def of_drawn_words(self, question: Question, rng: np.random.Generator) -> Question:
-        """The question with options and an answer that are words drawn from the vocabulary.
-
-        From a family's own options, finding the one that a sentence names is learned word by word,
-        or not at all: after 3,500 steps a model told zones by their side, and guessed among the
-        "upper", "middle" and "lower" of that side. From words that change all the time finding them
-        is learned as such, and holds for every family: in 400 steps of letters, 7 in 10 of drawn
-        words, those of zones went from 46% right to 100% (160 turns); 60 steps of zones alone left
-        them where they were.
-
-        Args:
-            question: with reasoning; an open one gets options.
-            rng: chooses.
-        """
-        answer, others = _drawn_options(self.words, rng)
-        options = [answer, *others]
-        return replace(
-            question,
-            options=tuple(options[place] for place in rng.permutation(len(options))),
-            answer=answer,
-            reasoning=f"It is {answer}.",
-            reasoning_after_zoom=f"It is {answer}.",
-        )
-
     def _joined(
         self,
         parts: list[tuple[str, float, Picture | None]],
@@ -416,36 +389,6 @@ def _free_numbers(
         FreeNumber(column, least, most)
         for (column, _), least, most in zip(found, lowest, highest, strict=True)
     ]
-
-
-def whole_words(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Words, and beginnings of words, that are one token behind a space, in the order of their ids.
-
-    Of at least three small letters each.
-    """
-    texts = (str(tokenizer.decode([token])) for token in range(len(tokenizer)))
-    return tuple(text.strip() for text in texts if _WORD.fullmatch(text))
-
-
-def _drawn_options(words: Sequence[str], rng: np.random.Generator) -> tuple[str, list[str]]:
-    """One of `DRAWN_OPTIONS` different texts of one or two words, and the others.
-
-    All are of the same four words, and some end in one more that they share, so that there is as
-    much to confuse as in "left upper zone" and "right upper zone".
-
-    Args:
-        words: at least `DRAWN_OPTIONS`.
-        rng: chooses.
-    """
-    chosen = [words[place] for place in rng.permutation(len(words))[:DRAWN_OPTIONS]]
-    length = int(rng.integers(1, 3))
-    end = f" {words[int(rng.integers(len(words)))]}" if rng.random() < SHARED_END else ""
-    texts: list[str] = []
-    while len(texts) < DRAWN_OPTIONS:
-        places = rng.permutation(DRAWN_OPTIONS)[:length]
-        text = " ".join(chosen[place] for place in places) + end
-        texts += [] if text in texts else [text]
-    return texts[0], texts[1:]
 
 
 def _named_box(text: str, size: tuple[int, int]) -> Box:

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 from engine.loading import CheckpointError, load_checkpoint
 from training.accelerated import Accelerated
 from training.adapters import AdapterConfig, add_adapter
-from training.cold_start import check_blind, is_blind
+from training.cold_start import check_boxes
 from training.config import ConfigError
 from training.dense_warmup import HEAD_RATE
 from training.export import ExportConfig, export_adapter, export_checkpoint
@@ -111,14 +111,8 @@ class FinetuneConfig:
                 "language.grounding takes attention that gradient_checkpointing does not keep: "
                 "leave out one of them."
             )
-        if is_blind(self.train.boxes, self.mix):
-            # Said at once: the phantoms, which tell it too, may take hours to draw.
-            check_blind(self.mix, self.language.corners, self.language.grounding)
-        if self.train.boxes != self.validation.boxes:
-            raise ValueError(
-                "train.boxes and validation.boxes must be the same: what is never taught cannot be "
-                "validated."
-            )
+        # Said at once: the phantoms, which tell it too, may take hours to draw.
+        check_boxes(self.train, self.validation, self.mix, self.language)
 
     @property
     def records(self) -> int:
@@ -295,7 +289,7 @@ def draws(
     """
     parts = (
         (materials, config.mix),
-        (validation_only(materials), replace(config.mix, letters=0, words=0.0)),
+        (validation_only(materials), replace(config.mix, letters=0)),
     )
     training, validation = (
         RecordDraw(part, mix, tokenizer, config.latents, config.features.real_variants, config.seed)

@@ -240,7 +240,7 @@ def test_shipped_configurations_load(name: str) -> None:
         load_config(ReinforcementConfig, CONFIGS / "medvr.yaml", ["rollouts.branching.gama=1"])
 
 
-def test_the_shipped_cold_start_is_blind() -> None:
+def test_no_call_of_the_shipped_cold_start_holds_a_true_box() -> None:
     config = load_config(FinetuneConfig, CONFIGS / "cold-start.yaml", [])
     assert config.mix.calls == "given"
     assert config.mix.zoom > 0

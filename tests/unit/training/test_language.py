@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from engine.geometry import Box
 from tests.unit.training.conftest import TARGET, picture, question
 from training.batches import collate
+from training.drawn_words import DRAWN_OPTIONS, of_drawn_words
 from training.features import FeatureBank
 from training.language import (
     Asked,
@@ -25,7 +26,7 @@ from training.language import (
 from training.language_loss import batch_loss, language_loss
 from training.out_of_distribution import Detector, area_under_curve, distances
 from training.questions import ALL_FAMILIES, case_for
-from training.records import DRAWN_OPTIONS, Record, RecordWriter
+from training.records import Record, RecordWriter
 from training.world import Case
 
 
@@ -180,7 +181,7 @@ def test_the_letter_of_drawn_words_stands_before_the_words_that_were_named(token
     assert {"nodule", "margin"} <= set(writer.words)
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        one = writer.of_drawn_words(question(), rng)
+        one = of_drawn_words(question(), writer.words, rng)
         assert len(set(one.options)) == DRAWN_OPTIONS
         assert one.reasoning == one.reasoning_after_zoom == f"It is {one.answer}."
         words = {word for option in one.options for word in option.split()}
