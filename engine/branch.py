@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
@@ -22,13 +21,17 @@ from engine.prompt import ZOOM_CALL_HEAD, ZOOM_CALL_TAIL
 from engine.reground import NO_ZOOMS_LEFT, refusal
 from engine.request import Request
 from engine.sampling import BANNED, Draw, InvalidLogitsError, draw
-from engine.tool_call import CoordinateGrammar, CoordinateWriter, ImageSizes
+from engine.tool_call import (
+    CoordinateGrammar,
+    CoordinateWriter,
+    ImageSizes,
+    opens_coordinates,
+)
 from engine.trace import FinishReason, Segment, Trigger
 from engine.transcript import Transcript
 from engine.vocabulary import Vocabulary
 
 ANSWER_TOKENS: Final = 32
-_AT_COORDINATES: Final = re.compile(r'"bbox_2d"\s*:\s*\[\s*$')
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ class Branch:
         """Whether the next token is the first of the coordinates of a zoom call."""
         if not self._zooms or self.transcript.segment != "tool":
             return False
-        return _AT_COORDINATES.search(self.transcript.tool_call_text) is not None
+        return opens_coordinates(self.transcript.tool_call_text)
 
     @property
     def finished(self) -> bool:

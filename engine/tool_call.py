@@ -21,6 +21,7 @@ MOST_CHARACTERS: Final = 4000
 LEAST_SIDE_PX: Final = 28
 MOST_EXTREME_BOX: Final = 100.0
 _SEPARATOR: Final = ", "
+_AT_COORDINATES: Final = re.compile(r'"bbox_2d"\s*:\s*\[\s*$')
 _COORDINATE_TOKEN: Final = re.compile(r"^[0-9, ]+$")
 
 
@@ -51,6 +52,11 @@ class ImageSizes:
 
 def _least_side(seen: int, source: int) -> int:
     return max(1, math.ceil(min(LEAST_SIDE_PX, source) * seen / source))
+
+
+def opens_coordinates(text: str) -> bool:
+    """Whether what comes next in a call that has begun with `text` is its first coordinate."""
+    return _AT_COORDINATES.search(text) is not None
 
 
 def parse_zoom_call(text: str, sizes: ImageSizes) -> tuple[Box, bool]:

@@ -92,6 +92,26 @@ class RowConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CommonConfig:
+    """`key=value` that stages share, before their own overrides.
+
+    Attributes:
+        every: for all of them.
+        sft, vlpo, medvr: for those of a kind.
+    """
+
+    every: tuple[str, ...] = ()
+    sft: tuple[str, ...] = ()
+    vlpo: tuple[str, ...] = ()
+    medvr: tuple[str, ...] = ()
+
+    def of(self, kind: StageKind) -> tuple[str, ...]:
+        """What a stage of a kind is given."""
+        own = {"sft": self.sft, "vlpo": self.vlpo, "medvr": self.medvr}
+        return (*self.every, *own[kind])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AblationConfig:
     """Everything of an ablation.
 
@@ -101,7 +121,7 @@ class AblationConfig:
         questions: that all of them are asked, of phantoms which none has seen.
         phantoms: folder of drawn phantoms, which ablations may share.
         seeds: of the runs.
-        common: `key=value` for every stage, before its own overrides.
+        common: what the stages share.
     """
 
     out: Path
@@ -110,7 +130,7 @@ class AblationConfig:
     rows: tuple[RowConfig, ...]
     phantoms: Path = Path("runs/phantoms")
     seeds: tuple[int, ...] = (1, 2, 3)
-    common: tuple[str, ...] = ()
+    common: CommonConfig = CommonConfig()
 
     def __post_init__(self) -> None:
         if self.questions.split != "test":
@@ -229,7 +249,8 @@ def trained_row(
         made = out / "checkpoint"
         if not made.exists():
             own = [f"out={out}", f"seed={seed}", f"base={checkpoint}"]
-            run(stage.kind, stage.config, [*config.common, *stage.overrides, *own], report)
+            given = [*config.common.of(stage.kind), *stage.overrides, *own]
+            run(stage.kind, stage.config, given, report)
         checkpoint = str(made)
     return checkpoint
 

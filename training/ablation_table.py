@@ -8,6 +8,7 @@ training varies, so that an interval from three is rather too narrow than too wi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -61,10 +62,24 @@ class Draws:
         ]
         return family_means(np.stack(drawn), self.families)
 
+    def known_means(self, values: Floats) -> Floats:
+        """Means of every round, `(ROUNDS,)`, of what is known of `values`, `(seeds, N)`.
+
+        Not a number stands for what is not known; so does the mean of nothing.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return np.array(
+                [
+                    np.nanmean(values[chosen][:, asked])
+                    for chosen, asked in zip(self.seeds, self.questions, strict=True)
+                ]
+            )
+
 
 def interval(values: Floats) -> list[float]:
-    """The 2.5th and the 97.5th percentile."""
-    low, high = np.percentile(values, [2.5, 97.5])
+    """The 2.5th and the 97.5th percentile of those that are numbers."""
+    low, high = np.nanpercentile(values, [2.5, 97.5])
     return [float(low), float(high)]
 
 
@@ -75,19 +90,21 @@ def table(
 
     Args:
         scores: by name, for each seed the outcomes of all questions in the same order, each with
-            `family`, `kind`, `right` and whatever else `training.evaluate.Outcome` holds.
+            `family`, `kind`, `right` and whatever else `training.outcomes.Outcome` holds.
         against: names of the lines that some lines are compared with.
 
     Returns:
         For each name, as plain data: `accuracy` (mean of the families' accuracies over the
-        seeds), `ci95`, `by_seed`, `families`, `difference` with `difference_ci95` and `against`
-        where there is one, and means of what else was measured.
+        seeds), `ci95`, `by_seed`, `families`, `kinds`, and means of what else was measured, of
+        `overlap` with `overlap_ci95`. Where a line is compared: `against`, `difference` and
+        `difference_ci95`, and where both have overlaps `overlap_difference` and
+        `overlap_difference_ci95`.
 
     Raises:
         ValueError: two runs answered different questions.
     """
-    lines: list[dict[str, Any]] = []
-    drawn: dict[str, Floats] = {}
+    lines: dict[str, dict[str, Any]] = {}
+    drawn: dict[str, tuple[Floats, Floats | None]] = {}
     draws: dict[int, Draws] = {}
     first = next(iter(scores.values()))[0]
     families = [outcome["family"] for outcome in first]
@@ -97,27 +114,48 @@ def table(
         right = np.array([[float(o["right"]) for o in run] for run in runs])
         if len(runs) not in draws:
             draws[len(runs)] = Draws(families, len(runs))
-        drawn[name] = draws[len(runs)].means(right)
         by_seed = family_means(right, families)
         line: dict[str, Any] = {
             "name": name,
-            "accuracy": float(by_seed.mean()),
-            "ci95": interval(drawn[name]),
             "by_seed": by_seed.tolist(),
+            "accuracy": float(by_seed.mean()),
             "families": _by(right, families),
             "kinds": _by(right, [outcome["kind"] for outcome in first]),
             **_means(runs),
         }
-        other = against.get(name, "")
-        if other in scores and len(scores[other]) == len(runs):
-            rival = next(done for done in lines if done["name"] == other)
-            line |= {
-                "against": other,
-                "difference": line["accuracy"] - rival["accuracy"],
-                "difference_ci95": interval(np.subtract(drawn[name], drawn[other])),
-            }
-        lines.append(line)
-    return lines
+        accuracies, overlaps = draws[len(runs)].means(right), None
+        line["ci95"] = interval(accuracies)
+        if line["overlap"] is not None:
+            overlaps = draws[len(runs)].known_means(_overlaps(runs))
+            line["overlap_ci95"] = interval(overlaps)
+        lines[name], drawn[name] = line, (accuracies, overlaps)
+    for name, other in against.items():
+        if {name, other} <= lines.keys() and len(scores[other]) == len(scores[name]):
+            lines[name] |= _difference(lines[name], lines[other], drawn[name], drawn[other])
+    return list(lines.values())
+
+
+def _overlaps(runs: Sequence[Sequence[Mapping[str, Any]]]) -> Floats:
+    found = [[np.nan if o.get("overlap") is None else o["overlap"] for o in run] for run in runs]
+    return np.array(found, dtype=np.float64)
+
+
+def _difference(
+    line: Mapping[str, Any],
+    rival: Mapping[str, Any],
+    own: tuple[Floats, Floats | None],
+    other: tuple[Floats, Floats | None],
+) -> dict[str, Any]:
+    """What a line is above another; `own` and `other` hold what both came to in every round."""
+    found: dict[str, Any] = {
+        "against": rival["name"],
+        "difference": line["accuracy"] - rival["accuracy"],
+        "difference_ci95": interval(np.subtract(own[0], other[0])),
+    }
+    if own[1] is not None and other[1] is not None:
+        found["overlap_difference"] = line["overlap"] - rival["overlap"]
+        found["overlap_difference_ci95"] = interval(np.subtract(own[1], other[1]))
+    return found
 
 
 def _by(right: Floats, labels: Sequence[str]) -> dict[str, float]:
@@ -136,7 +174,7 @@ def _means(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float | Non
 
 def readable(lines: Sequence[Mapping[str, Any]], seeds: int) -> str:
     """The table as text."""
-    head = f"{'row':44s} accuracy  95% interval    difference     box IoU  looks"
+    head = f"{'row':44s} accuracy  95% interval      compared; boxes; latents"
     shown = [f"Mean accuracy over families, {seeds} seed(s)", head]
     for line in lines:
         low, high = line["ci95"]
@@ -145,8 +183,15 @@ def readable(lines: Sequence[Mapping[str, Any]], seeds: int) -> str:
             low, high = line["difference_ci95"]
             text += f"  {100 * line['difference']:+5.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
             text += f" against {line['against']}"
-        for name, words in (("overlap", "IoU"), ("zooms", "zooms"), ("latent_attended", "points")):
-            if line[name]:
-                text += f"  {words} {line[name]:.2f}"
+        if line["overlap"] is not None:
+            low, high = line["overlap_ci95"]
+            text += f"  IoU {line['overlap']:.2f} [{low:.2f}, {high:.2f}]"
+        if "overlap_difference" in line:
+            low, high = line["overlap_difference_ci95"]
+            text += f" {line['overlap_difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        if line["zooms"]:
+            text += f"  zooms {line['zooms']:.2f}"
+        if line["latent_attended"] is not None:
+            text += f"  latents point {line['latent_attended']:.0%}"
         shown.append(text)
     return "\n".join(shown) + "\n"

@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         "--benchmark", choices=("phantoms", "lungs", "distribution"), default="phantoms"
     )
     evaluate.add_argument("--modality", choices=MODALITIES, default=CHEST, help="of the phantoms")
+    evaluate.add_argument(
+        "--families", nargs="+", default=[], help="ask only these, in turn (phantoms)"
+    )
     evaluate.add_argument("--checkpoint", required=True)
     evaluate.add_argument(
         "--method", choices=("direct", "latent", "zoom", "auto"), default="direct"

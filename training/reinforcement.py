@@ -28,11 +28,12 @@ from training.alarm import AlarmConfig, ToolAlarm
 from training.calibration import entropy_threshold
 from training.checkpoints import STATE_FILE
 from training.config import ConfigError
-from training.evaluate import AskConfig, asked_in_turn, summary
+from training.evaluate import AskConfig, asked_in_turn
 from training.export import ExportConfig, Thresholds, export_adapter, export_checkpoint
 from training.loop import Report, Stage, StepsConfig, prefixed, run_stage
 from training.metrics import Metrics
 from training.out_of_distribution import Detector
+from training.outcomes import summary
 from training.packing import PackedGroup
 from training.pass_rates import PassRateConfig, kept_prompts
 from training.policy import PolicyOutputs, policy_outputs

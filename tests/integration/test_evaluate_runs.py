@@ -10,7 +10,8 @@ from engine.request import DisplayImage
 from engine.trace import Trace
 from tests.integration.conftest import picture
 from training.cli import main
-from training.evaluate import AskConfig, EvaluationError, asked_in_turn
+from training.evaluate import AskConfig, asked_in_turn
+from training.outcomes import EvaluationError
 from training.questions import Question
 
 QUESTION = Question(

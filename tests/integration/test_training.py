@@ -86,6 +86,12 @@ def test_evaluation_prints_one_json_object_with_every_key(
 ) -> None:
     folder = str(trained / "sft" / "checkpoint")
     arguments = ["evaluate", "--checkpoint", folder, "--method", "zoom", "--limit", "2", "--json"]
+    assert main([*arguments, "--split", "validation", "--families", "nodule_margin"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"] == {
+        "overall": 2,
+        "fine": 2,
+        "nodule_margin": 2,
+    }
     assert main(arguments) == 0
     table = json.loads(capsys.readouterr().out)
     assert set(table) >= {
@@ -95,6 +101,7 @@ def test_evaluation_prints_one_json_object_with_every_key(
         "invalid_rate",
         "mean_iou",
         "pointing_game",
+        "zoom_entropy",
         "zooms_per_question",
         "seconds_per_question",
     }
@@ -107,6 +114,10 @@ def test_evaluation_prints_one_json_object_with_every_key(
         (["pretrain", "nowhere.yaml"], "Cannot read the configuration"),
         (["phantoms", "--out", "x", "--count", "0"], "--count must be at least 1"),
         (["evaluate", "--checkpoint", "x", "--limit", "0"], "--limit must be at least 1"),
+        (
+            ["evaluate", "--checkpoint", "x", "--modality", "head_ct", "--families", "lung"],
+            "There are no questions 'lung' about head_ct phantoms: choose from head_modality",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(

@@ -20,6 +20,7 @@ from engine.tiny import tiny_manifest
 from tests.integration.conftest import picture
 from tests.integration.test_loading import save
 from training.cli import main
+from training.outcomes import coordinates_nats
 from training.questions import Question
 from training.regrounding import BranchRule, branch_probability
 from training.trajectories import roll_out
@@ -92,6 +93,18 @@ def test_the_tree_says_where_the_rollouts_forked_and_on_what(grown: tuple[Reques
         assert member.trace.events[shared:] != parent.events[shared:]
     assert tree.truth == "left"
     assert {member.correct for member in tree.members} <= {True, False}
+
+
+def test_a_benchmark_reads_the_entropy_that_decided_about_forks(
+    grown: tuple[Request, Group],
+) -> None:
+    _, tree = grown
+    zoomed = [m for m in tree.members if m.decisions and m.trace.regrounds]
+
+    assert zoomed
+    for member in zoomed:
+        found = coordinates_nats(member.trace)
+        assert found == pytest.approx(member.decisions[0].coordinates_nats, abs=1e-12)
 
 
 def test_every_member_of_a_saved_tree_replays_to_its_own_log_probabilities(

@@ -37,7 +37,7 @@ def config(folder: Path, **changes: Any) -> AblationConfig:
         "questions": {"count": 4, "seed": 1, "split": "test"},
         "rows": ROWS,
         "seeds": [1, 2],
-        "common": ["threads=1"],
+        "common": {"every": ["threads=1"], "vlpo": ["steps.steps=5"]},
     }
     path = folder / "ablation.yaml"
     import yaml
@@ -86,7 +86,11 @@ def test_every_row_is_trained_from_what_it_begins_with(tmp_path: Path, recorder:
             "sft.yaml",
             ["threads=1", "language.steps=3", f"out={tuned}", "seed=1", "base=the-base"],
         ),
-        ("vlpo", "rl.yaml", ["threads=1", f"out={again}", "seed=1", f"base={tuned}/checkpoint"]),
+        (
+            "vlpo",
+            "rl.yaml",
+            ["threads=1", "steps.steps=5", f"out={again}", "seed=1", f"base={tuned}/checkpoint"],
+        ),
     ]
     assert len(recorder.trained) == 4
     assert [line["name"] for line in found["lines"]] == [

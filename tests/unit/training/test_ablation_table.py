@@ -78,4 +78,30 @@ def test_means_leave_out_what_says_nothing() -> None:
     (line,) = table({"row": [answers]}, {})
 
     assert (line["overlap"], line["latent_attended"]) == (0.5, None)
-    assert "IoU 0.50" in readable([line], 1)
+    assert "IoU 0.50 [0.50, 0.50]" in readable([line], 1)
+
+
+def test_a_row_can_be_compared_with_one_that_comes_later() -> None:
+    scores = {"first": [run(True, True, True, True)], "later": [run(False, True, False, False)]}
+
+    first, later = table(scores, {"first": "later"})
+
+    assert first["difference"] == first["accuracy"] - later["accuracy"]
+
+
+def test_overlaps_are_compared_where_both_have_one() -> None:
+    def boxes(*overlaps: float | None) -> list[dict[str, Any]]:
+        return [outcome("a", True, overlap=overlap) for overlap in overlaps]
+
+    none, low, high = table(
+        {"none": [boxes(None, None)], "low": [boxes(0.1, 0.3)], "high": [boxes(0.3, 0.5)]},
+        {"low": "none", "high": "low"},
+    )
+
+    assert "overlap_ci95" not in none
+    assert "overlap_difference" not in low
+    assert low["overlap_ci95"] == pytest.approx([0.1, 0.3])
+    assert high["overlap_difference"] == pytest.approx(0.2)
+    # The same questions are drawn for both, and each is 0.2 better.
+    assert high["overlap_difference_ci95"] == pytest.approx([0.2, 0.2])
+    assert "+0.20 [+0.20, +0.20]" in readable([high], 1)

@@ -1,13 +1,18 @@
 """Scoring: intervals, overlaps, and the table, against cases worked by hand."""
 
+import numpy as np
 import pytest
 
-from training.evaluate import (
+from engine.trace import TokenStep, Trace
+from tests import factories
+from training.evaluate import asked_families
+from training.outcomes import (
     ANATOMY_FAMILIES,
     TEXT_ONLY_FAMILIES,
     Outcome,
     _bootstrap,
-    asked_families,
+    coordinates_nats,
+    spearman,
     summary,
     wilson_interval,
 )
@@ -97,6 +102,65 @@ def test_bootstrap_holds_the_mean_and_narrows() -> None:
     assert many is not None
     assert few[0] < 0.5 < few[1]
     assert many[1] - many[0] < few[1] - few[0]
+
+
+def step(text: str, nats: float, segment: str = "tool") -> TokenStep:
+    return TokenStep(
+        seconds=0.0,
+        index=0,
+        token_id=0,
+        text=text,
+        logprob=0.0,
+        entropy_nats=nats,
+        alternatives=(),
+        segment=segment,  # type: ignore[arg-type]
+        forced=False,
+        attention=(),
+    )
+
+
+CROP = factories.trace(method="zoom").regrounds[0]
+BEFORE = [step("Look.", 9.0, "reasoning"), step('<tool_call>{"bbox_2d": [', 8.0)]
+
+
+def test_entropy_of_a_zoom_is_that_of_its_coordinates_by_hand() -> None:
+    numbers = [step("46", 1.0), step(", ", 0.25), step("116", 0.5)]
+    after = [step("]}}", 7.0), step("</tool_call>", 6.0)]
+
+    assert coordinates_nats(Trace((*BEFORE, *numbers, *after, CROP))) == pytest.approx(1.75 / 3)
+    assert coordinates_nats(Trace((*BEFORE, *numbers, *after))) is None
+
+
+def test_a_call_that_came_to_nothing_has_no_say_in_the_entropy_of_the_next() -> None:
+    failed = [*BEFORE, step("99999", 5.0), step("]", 5.0), step(" Again.", 3.0, "reasoning")]
+    second = [step('{"bbox_2d":[', 4.0), step("1", 2.0), step("]", 0.0)]
+
+    assert coordinates_nats(Trace((*failed, *second, CROP))) == 2.0
+
+
+def test_rank_correlation_by_hand() -> None:
+    # Ranks 1 2 3 4 and 1 2.5 2.5 4: covariance 4.5, lengths sqrt(5) and sqrt(4.5).
+    found = spearman(np.array([0.1, 0.2, 0.3, 9.0]), np.array([1.0, 2.0, 2.0, 5.0]))
+    assert found == pytest.approx(4.5 / np.sqrt(5 * 4.5))
+    assert spearman(np.arange(5.0), -(np.arange(5.0) ** 3)) == pytest.approx(-1.0)
+    assert spearman(np.arange(3.0), np.ones(3)) == 0.0
+
+
+def test_entropy_is_set_against_overlap_for_zooms_to_findings_alone() -> None:
+    fine = {"kind": "fine", "family": "nodule_margin", "zooms": 1}
+    table = summary(
+        [
+            *(outcome(**fine, overlap=0.6 - n, coordinates_nats=n) for n in (0.0, 0.1, 0.2)),
+            outcome(family="lung", overlap=0.9, zooms=1, coordinates_nats=3.0),
+            outcome(**(fine | {"zooms": 0}), overlap=0.0),
+        ]
+    )
+    found = table["zoom_entropy"]
+    assert found["count"] == 3
+    assert found["mean_nats"] == pytest.approx(0.1)
+    assert found["spearman"] == pytest.approx(-1.0)
+    assert found["mean_iou_of_thirds"] == pytest.approx([0.6, 0.5, 0.4])
+    assert summary([outcome()])["zoom_entropy"] is None
 
 
 @pytest.mark.parametrize("modality", FAMILIES_OF)

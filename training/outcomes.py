@@ -1,0 +1,286 @@
+"""What a benchmark's questions came to, and the table of it: shares, overlaps, intervals.
+
+Everything here folds over finished runs; `training.evaluate` makes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.geometry import Box
+from engine.tool_call import opens_coordinates
+from engine.trace import EvidenceMap, Failed, Reground, TokenStep, Trace
+from training.questions import Question
+
+# Two-sided 95% of the normal distribution.
+Z: Final = 1.959964
+# Of every bootstrap.
+ROUNDS: Final = 2000
+
+# Families that anyone answers who has read the question: no image is needed for them.
+TEXT_ONLY_FAMILIES: Final = (
+    *("modality", "body_part", "lung", "lung_name"),
+    *("head_modality", "head_region", "hemisphere", "breast_modality", "breast_region"),
+)
+# Families whose target is a part of the body; that of all others is a finding.
+ANATOMY_FAMILIES: Final = (
+    *("lung", "lung_name", "heart_size", "hemisphere", "slice_level", "midline_shift"),
+    *("shift_side", "image_format", "breast_composition"),
+)
+# Families that ask for a zoom to a named part: without one nothing was found.
+_NAMED: Final = ("lung", "hemisphere")
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be run; the message is one sentence."""
+
+
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share (Wilson 1927); (0, 1) without any cases."""
+    if count == 0:
+        return 0.0, 1.0
+    share = right / count
+    middle = share + Z * Z / (2 * count)
+    spread = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
+    scale = 1 + Z * Z / count
+    return (middle - spread) / scale, (middle + spread) / scale
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one question came to.
+
+    Attributes:
+        overlap: intersection over union of the first zoom box with the nearest target; 0 for a
+            question that needs a zoom and got none (a fine one, or one that asks for a lung);
+            None where that says nothing.
+        pointed: whether the reasoning's attention peaks in a target; None without targets.
+        latent_attended, latent_alike: whether the latent steps' attention, and their similarity
+            to the visual tokens, averaged over the steps, peak in a target; None without
+            targets or latent steps.
+        coordinates_nats: mean entropy of the tokens that write the box of the first zoom, nats;
+            None without a zoom.
+    """
+
+    family: str
+    kind: str
+    right: bool
+    valid: bool
+    overlap: float | None
+    pointed: bool | None
+    latent_attended: bool | None
+    latent_alike: bool | None
+    zooms: int
+    seconds: float
+    coordinates_nats: float | None = None
+
+
+def outcome_of(question: Question, trace: Trace, seconds: float) -> Outcome:
+    """Folds a trace into an outcome.
+
+    Raises:
+        EvaluationError: when the run failed.
+    """
+    for event in trace:
+        if isinstance(event, Failed):
+            raise EvaluationError(f"A run failed ({event.code}): {event.message}")
+    answered = trace.answered
+    targets = [Box(*box) for box in question.target_boxes]
+    return Outcome(
+        family=question.family,
+        kind=question.kind,
+        right=answered is not None and question.is_answered_by(answered),
+        valid=answered is not None and answered.valid,
+        overlap=_overlap(question, trace, targets),
+        pointed=_pointed(_reasoning_maps(trace), targets),
+        latent_attended=_pointed(
+            [m for step in trace.latents for m in step.attention if m.image == 0], targets
+        ),
+        latent_alike=_pointed([step.similarity for step in trace.latents], targets),
+        zooms=len(trace.regrounds),
+        seconds=seconds,
+        coordinates_nats=coordinates_nats(trace),
+    )
+
+
+def coordinates_nats(trace: Trace) -> float | None:
+    """Mean entropy, nats, of the tokens that write the box of the first zoom; None without one.
+
+    As in MedVR's `H_tool` (`engine.forking.coordinate_entropies`): from the first coordinate up
+    to the token that closes their list. A call that came to nothing does not count.
+    """
+    written, entropies = "", list[float]()
+    is_writing = False
+    for event in trace:
+        if isinstance(event, Reground):
+            return math.fsum(entropies) / len(entropies) if entropies else None
+        if not isinstance(event, TokenStep):
+            continue
+        if event.segment != "tool":
+            written, is_writing = "", False
+        elif is_writing:
+            is_writing = "]" not in event.text
+            if is_writing:
+                entropies.append(event.entropy_nats)
+        else:
+            written += event.text
+            is_writing = opens_coordinates(written)
+            if is_writing:
+                entropies = []
+    return None
+
+
+def _overlap(question: Question, trace: Trace, targets: Sequence[Box]) -> float | None:
+    started = trace.started
+    if not targets or started is None or started.request.method not in ("zoom", "auto"):
+        return None
+    if not trace.regrounds:
+        return 0.0 if question.kind == "fine" or question.family in _NAMED else None
+    box = Box(*trace.regrounds[0].box)
+    return max(box.intersection_over_union(target) for target in targets)
+
+
+def _reasoning_maps(trace: Trace) -> list[EvidenceMap]:
+    return [
+        evidence
+        for token in trace.tokens
+        if token.segment == "reasoning"
+        for evidence in token.attention
+        if evidence.image == 0
+    ]
+
+
+def _pointed(maps: Sequence[EvidenceMap], targets: Sequence[Box]) -> bool | None:
+    """Pointing game (Zhang et al., arXiv 1608.00507): does the peak lie in a target?"""
+    if not maps or not targets:
+        return None
+    mean = sum(evidence.to_array() for evidence in maps)
+    return _peak_in(mean, maps[0], targets)
+
+
+def _peak_in(
+    grid: np.ndarray[Any, np.dtype[np.float32]] | int, shape: EvidenceMap, targets: Sequence[Box]
+) -> bool:
+    row, column = divmod(int(np.asarray(grid).argmax()), shape.columns)
+    x, y = (column + 0.5) / shape.columns, (row + 0.5) / shape.rows
+    return any(target.contains(x, y) for target in targets)
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The machine-readable table.
+
+    `coarse_from_image` is `coarse` without the families that the question itself answers;
+    `mean_iou` is over questions about findings, `anatomy_mean_iou` over lungs and hearts.
+    """
+    groups: dict[str, list[Outcome]] = {"overall": list(outcomes)}
+    for kind in ("coarse", "fine"):
+        groups[kind] = [outcome for outcome in outcomes if outcome.kind == kind]
+    groups["coarse_from_image"] = [
+        outcome for outcome in groups["coarse"] if outcome.family not in TEXT_ONLY_FAMILIES
+    ]
+    for outcome in outcomes:
+        groups.setdefault(outcome.family, []).append(outcome)
+    groups = {name: group for name, group in groups.items() if group}
+    right = {name: sum(outcome.right for outcome in group) for name, group in groups.items()}
+    overlaps = _overlaps(outcomes, of_anatomy=False)
+    anatomy = _overlaps(outcomes, of_anatomy=True)
+    pointed = [outcome.pointed for outcome in outcomes if outcome.pointed is not None]
+    return {
+        "accuracy": {name: right[name] / len(group) for name, group in groups.items()},
+        "ci95": {
+            name: list(wilson_interval(right[name], len(group))) for name, group in groups.items()
+        },
+        "counts": {name: len(group) for name, group in groups.items()},
+        "invalid_rate": _mean(not outcome.valid for outcome in outcomes),
+        "mean_iou": _mean(overlaps),
+        "mean_iou_count": len(overlaps),
+        "mean_iou_ci95": _bootstrap(overlaps),
+        "anatomy_mean_iou": _mean(anatomy),
+        "anatomy_mean_iou_count": len(anatomy),
+        "anatomy_mean_iou_ci95": _bootstrap(anatomy),
+        "pointing_game": _mean(pointed),
+        "latent_attention_pointing_game": _mean(
+            outcome.latent_attended for outcome in outcomes if outcome.latent_attended is not None
+        ),
+        "latent_similarity_pointing_game": _mean(
+            outcome.latent_alike for outcome in outcomes if outcome.latent_alike is not None
+        ),
+        "zoom_entropy": _entropy_and_overlap(outcomes),
+        "zooms_per_question": _mean(outcome.zooms for outcome in outcomes),
+        "seconds_per_question": _mean(outcome.seconds for outcome in outcomes),
+    }
+
+
+def _overlaps(outcomes: Sequence[Outcome], *, of_anatomy: bool) -> list[float]:
+    return [
+        outcome.overlap
+        for outcome in outcomes
+        if outcome.overlap is not None and (outcome.family in ANATOMY_FAMILIES) is of_anatomy
+    ]
+
+
+def _entropy_and_overlap(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
+    """Whether zooms to a finding hit it less where their coordinates were unsure (MedVR, Fig. 4).
+
+    `spearman` is the rank correlation between `coordinates_nats` and `overlap`;
+    `mean_iou_of_thirds` goes from the surest third of the zooms to the least sure. None for
+    fewer than three zooms.
+    """
+    pairs = np.array(
+        [
+            (outcome.coordinates_nats, outcome.overlap)
+            for outcome in outcomes
+            if outcome.coordinates_nats is not None
+            and outcome.overlap is not None
+            and outcome.family not in ANATOMY_FAMILIES
+        ]
+    )
+    if len(pairs) < 3:
+        return None
+    rng = np.random.default_rng(0)
+    drawn = [spearman(*pairs[rng.integers(0, len(pairs), len(pairs))].T) for _ in range(ROUNDS)]
+    thirds = np.array_split(pairs[np.argsort(pairs[:, 0], kind="stable"), 1], 3)
+    return {
+        "count": len(pairs),
+        "mean_nats": float(pairs[:, 0].mean()),
+        "spearman": spearman(*pairs.T),
+        "spearman_ci95": [float(value) for value in np.percentile(drawn, [2.5, 97.5])],
+        "mean_iou_of_thirds": [float(third.mean()) for third in thirds],
+    }
+
+
+def spearman(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
+    """Spearman's rank correlation of `(N,)` and `(N,)`, equal values sharing their mean rank.
+
+    0 where either of them does not vary.
+    """
+    ranks = np.stack([_ranks(first), _ranks(second)])
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    lengths = np.sqrt((ranks**2).sum(axis=1))
+    return float(ranks[0] @ ranks[1] / lengths.prod()) if lengths.all() else 0.0
+
+
+def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[places], dtype=np.float64)
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    listed = [float(value) for value in values]
+    return sum(listed) / len(listed) if listed else None
+
+
+def _bootstrap(values: Sequence[float], rounds: int = ROUNDS) -> list[float] | None:
+    """Percentile bootstrap 95% interval of a mean (fixed seed)."""
+    if not values:
+        return None
+    rng = np.random.default_rng(0)
+    drawn = np.asarray(values)[rng.integers(0, len(values), (rounds, len(values)))]
+    low, high = np.percentile(drawn.mean(axis=1), [2.5, 97.5])
+    return [float(low), float(high)]
