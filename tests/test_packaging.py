@@ -21,6 +21,8 @@ DISTRIBUTIONS = {
 }
 # Provided by the host where they exist; the code runs without them.
 NOT_INSTALLED_BY_US = {"deepspeed", "spaces"}
+# What only maintainers draw figures with, and the one module that may ask for it.
+FOR_DEVELOPMENT = {"matplotlib": "training.figures"}
 
 
 def pins(file: str) -> dict[str, str]:
@@ -58,7 +60,20 @@ def test_every_foreign_package_that_the_code_imports_is_pinned() -> None:
     foreign = imported - sys.stdlib_module_names - {"app", "engine", "training"}
     wanted = {DISTRIBUTIONS.get(name, name).lower() for name in foreign - NOT_INSTALLED_BY_US}
 
-    assert wanted - runtime.keys() == set()
+    assert wanted - runtime.keys() == FOR_DEVELOPMENT.keys()
+
+
+def test_what_development_alone_installs_is_imported_where_it_is_caught() -> None:
+    development = pins("requirements-dev.txt")
+    for package, only in FOR_DEVELOPMENT.items():
+        assert package in development
+        importers = {
+            module.name
+            for module in source_files()
+            for item in module.imports
+            if top_level(item.module) == package
+        }
+        assert importers == {only}
 
 
 def test_a_space_starts_the_app_with_the_pinned_gradio() -> None:

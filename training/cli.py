@@ -9,9 +9,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from engine.cli import add_run_options
 from engine.group_io import GROUP_SUFFIX
@@ -149,6 +150,7 @@ def _add_ablate(ablate: argparse.ArgumentParser) -> None:
     ablate.add_argument("--seeds", type=int, nargs="+", help="instead of the configured ones")
     ablate.add_argument("--rows", nargs="+", default=[], help="only these and what they need")
     ablate.add_argument("--json", action="store_true", help="with all that was measured")
+    ablate.add_argument("--figures", type=Path, metavar="FOLDER", help="draw it as SVG, too")
     ablate.set_defaults(command=_ablate)
 
 
@@ -218,12 +220,32 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _ablate(options: argparse.Namespace) -> int:
     from training.ablation import AblationConfig, ablate, printed
 
+    # Asked for hours before it is needed: say now if it cannot be drawn.
+    draw = _drawing() if options.figures else None
     path = options.config or Path(f"training/configs/ablate-{options.method}.yaml")
     seeds = [f"seeds={options.seeds}"] if options.seeds else []
     config = load_config(AblationConfig, path, [*options.overrides, *seeds])
     found = ablate(config, _report, options.rows)
     sys.stdout.write(printed(found, as_json=options.json))
+    if draw is not None:
+        for written in draw(options.figures, found):
+            _report(f"{written} written")
     return 0
+
+
+def _drawing() -> Callable[[Path, Mapping[str, Any]], list[Path]]:
+    """What draws figures.
+
+    Raises:
+        ConfigError: the library is not installed.
+    """
+    try:
+        from training.figures import write_figures
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--figures needs {error.name}: pip install -r requirements-dev.txt."
+        ) from error
+    return write_figures
 
 
 def _memory(options: argparse.Namespace) -> int:

@@ -1,0 +1,190 @@
+"""Figures of an ablation as SVG, for the documentation: rows, curves, cosines of latents.
+
+They fold over what `training.ablation.ablate` returns and show nothing that is not in its JSON.
+The library that draws them is among what development needs (`requirements-dev.txt`).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from training.checkpoints import write_whole
+
+Floats = npt.NDArray[np.float64]
+
+# Logged number, and what it is called under a panel. Those that no row has logged are left out.
+CURVES: Final[Mapping[str, str]] = {
+    "validation_accuracy": "accuracy, validation",
+    "validation_mean_iou": "IoU of zooms with findings, validation",
+    "validation_loss": "loss, validation",
+    "validation_answer_tokens_right": "answer tokens right, validation",
+    "accuracy": "accuracy of rollouts",
+    "target_iou": "IoU of rollouts' zooms with findings",
+    "entropy": "entropy of the policy, nats",
+    "tool_rate": "share of rollouts that zoom",
+    "sibling_overlap": "IoU of two rollouts' zooms",
+    "box_area": "area of the zooms, share of the image",
+    "rollout_tokens": "tokens written in a batch of rollouts",
+    "latent_drift_over_sigma": "drift of the latents, in sigma",
+}
+# Logged at every batch, and noisy: each point is the mean of as many around it.
+_SMOOTHED: Final = 5
+
+
+def write_figures(folder: Path, found: Mapping[str, Any]) -> list[Path]:
+    """Writes every figure that an ablation has numbers for.
+
+    Args:
+        folder: is made where it is missing.
+        found: as `training.ablation.ablate` returns it.
+
+    Returns:
+        What was written: `accuracy.svg`, and where there are any `boxes.svg`, `curves.svg` and
+        `latents.svg`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with rc_context(
+        {
+            # The same numbers give the same file, with words as words.
+            "svg.hashsalt": "lightbox",
+            "svg.fonttype": "none",
+            "font.family": "DejaVu Sans",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#e4e4e4",
+            "axes.axisbelow": True,
+        }
+    ):
+        figures = {
+            "accuracy": _rows(found["lines"], "accuracy", "ci95", "mean accuracy of the families"),
+            "boxes": _rows(
+                [line for line in found["lines"] if line.get("overlap_ci95")],
+                "overlap",
+                "overlap_ci95",
+                "IoU of zooms with findings",
+            ),
+            "curves": _curves(found["curves"]),
+            "latents": _latents(found["latents"]),
+        }
+        return [
+            _written(folder / f"{name}.svg", figure)
+            for name, figure in figures.items()
+            if figure is not None
+        ]
+
+
+def _written(path: Path, figure: Figure) -> Path:
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", bbox_inches="tight", metadata={"Date": None})
+    write_whole(path, lambda file: file.write(content.getvalue()))
+    return path
+
+
+def _rows(
+    lines: Sequence[Mapping[str, Any]], value: str, interval: str, label: str
+) -> Figure | None:
+    """One line below the other: the mean, its interval, and where it is known every seed."""
+    if not lines:
+        return None
+    figure = Figure(figsize=(7.0, 0.9 + 0.27 * len(lines)))
+    axes = figure.subplots()
+    for place, line in enumerate(lines):
+        low, high = line[interval]
+        axes.plot([low, high], [place, place], color="#1f5fa8", linewidth=2, zorder=2)
+        axes.plot(line[value], place, "o", color="#1f5fa8", markersize=6, zorder=3)
+        if value == "accuracy" and len(line["by_seed"]) > 1:
+            places = [place] * len(line["by_seed"])
+            axes.plot(line["by_seed"], places, "|", color="#222222", markersize=9, zorder=4)
+    axes.set_yticks(range(len(lines)), [line["name"] for line in lines])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{label} (95% interval; strokes: seeds)" if value == "accuracy" else label)
+    return figure
+
+
+def _curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Figure | None:
+    """One panel for every number, one curve for every row: mean and range over its seeds."""
+    shown = [
+        name
+        for name in CURVES
+        if any(name in record for runs in curves.values() for run in runs for record in run)
+    ]
+    if not shown:
+        return None
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for name, axes in zip(shown, panels, strict=False):
+        for number, (row, runs) in enumerate(curves.items()):
+            _curve(axes, row, [_points(run, name) for run in runs], f"C{number % 10}")
+        axes.set_title(CURVES[name], fontsize=9)
+        axes.set_xlabel("optimiser step")
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    named = dict[str, Any]()
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
+def _points(run: Sequence[Mapping[str, float]], name: str) -> dict[float, float]:
+    return {record["step"]: record[name] for record in run if name in record}
+
+
+def _curve(axes: Axes, row: str, runs: Sequence[Mapping[float, float]], colour: str) -> None:
+    steps = sorted(set[float]().union(*runs))
+    steps = [step for step in steps if all(step in run for run in runs if run)]
+    values = np.array([[run[step] for step in steps] for run in runs if run], dtype=np.float64)
+    # A row that never zooms has logged nothing but zeros of its zooms.
+    if not values.any():
+        return
+    if len(steps) > 4 * _SMOOTHED:
+        values = np.stack([smoothed(one, _SMOOTHED) for one in values])
+    marker = "" if len(steps) > 4 * _SMOOTHED else "."
+    axes.plot(steps, values.mean(axis=0), color=colour, marker=marker, label=row, linewidth=1.4)
+    if len(values) > 1:
+        axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.12)
+
+
+def smoothed(values: Floats, width: int) -> Floats:
+    """Means of up to `width` values around each of `(N,)`; `(N,)`.
+
+    >>> smoothed(np.array([0.0, 3.0, 6.0, 3.0]), 3).tolist()
+    [1.5, 3.0, 4.0, 4.5]
+    """
+    kernel = np.ones(width)
+    counts = np.convolve(np.ones(len(values)), kernel, mode="same")
+    return np.asarray(np.convolve(values, kernel, mode="same") / counts, dtype=np.float64)
+
+
+def _latents(latents: Mapping[str, Sequence[Mapping[str, Any] | None]]) -> Figure | None:
+    """Cosines of the steps of one input, as a matrix, and of the same step of two inputs."""
+    known = {name: kept for name, runs in latents.items() if (kept := [one for one in runs if one])}
+    if not known:
+        return None
+    columns = min(4, len(known))
+    rows = -(-len(known) // columns)
+    figure = Figure(figsize=(2.5 * columns, 2.7 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for (name, runs), axes in zip(known.items(), panels, strict=False):
+        matrix = np.mean([one["between_steps"] for one in runs], axis=0)
+        between = float(np.mean([one["between_inputs"] for one in runs]))
+        drawn = axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap=colormaps["viridis"])
+        axes.set_title(f"{name}\nbetween inputs {between:.2f}", fontsize=8)
+    figure.colorbar(drawn, ax=list(panels), shrink=0.7, label="cosine of two steps of one input")
+    return figure
