@@ -75,20 +75,28 @@ class RecordDraw:
             bank.add([view, *(p for variants in parts.values() for p in variants)], variants=1)
 
     def records(self, count: int, rng: np.random.Generator) -> list[Record]:
-        """The records of a step: `count`, and behind them those that ask for letters alone."""
-        records = []
-        for _ in range(count):
-            if self._real and rng.random() < self._mix.real:
-                asked = asked_of_real(self._real[int(rng.integers(len(self._real)))], rng)
-                records.append(drawn_record(asked, self._mix, self._writer, rng, self._latents))
-                continue
-            case = self._cases[int(rng.integers(len(self._cases)))]
-            records.append(self._phantom_record(case, rng))
-        records += [
-            letter_record(self._asked_for_letters(rng), self._mix, self._writer, rng)
-            for _ in range(self._mix.letters)
+        """The records of a step: `count`, and behind them those that ask for letters alone.
+
+        Each is drawn by a generator of its own, image and question first: mixes that differ in
+        the forms alone, as those of an ablation's rows, draw the same questions.
+        """
+        seeds = rng.integers(2**62, size=count + self._mix.letters)
+        own = [np.random.default_rng(seed) for seed in seeds]
+        return [
+            *(self._record(generator) for generator in own[:count]),
+            *(
+                letter_record(
+                    self._asked_for_letters(generator), self._mix, self._writer, generator
+                )
+                for generator in own[count:]
+            ),
         ]
-        return records
+
+    def _record(self, rng: np.random.Generator) -> Record:
+        if self._real and rng.random() < self._mix.real:
+            asked = asked_of_real(self._real[int(rng.integers(len(self._real)))], rng)
+            return drawn_record(asked, self._mix, self._writer, rng, self._latents)
+        return self._phantom_record(self._cases[int(rng.integers(len(self._cases)))], rng)
 
     def _asked_for_letters(self, rng: np.random.Generator) -> Asked:
         case = self._case_for_letter(rng)
