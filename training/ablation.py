@@ -8,28 +8,30 @@ where it was stopped, and a row that is added later is only run for itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
 from engine.engine import Engine
 from engine.request import LatentIntervention, Method
 from engine.trace import Trace
+from training.ablation_stages import (
+    StageKind,
+    Stages,
+    TrainingStages,
+    checkpoint_identity,
+    stage_checkpoint,
+)
 from training.ablation_table import readable, table
 from training.checkpoints import write_whole
-from training.config import ConfigError, load_config
+from training.config import ConfigError
 from training.evaluate import AskConfig, asked_in_turn
 from training.loop import Report, prefixed
 from training.metrics import METRICS_FILE
 from training.prompts import PromptConfig, PromptPool
-from training.reinforcement import ReinforcementConfig, medvr, vlpo
-from training.sft import FinetuneConfig, finetune
-
-StageKind = Literal["sft", "vlpo", "medvr"]
-RunStage = Callable[[StageKind, Path, list[str], Report], Path]
 
 # Latents of this many questions are compared with each other.
 COMPARED: Final = 64
@@ -176,19 +178,11 @@ def chosen(config: AblationConfig, names: Sequence[str]) -> list[RowConfig]:
     return [row for row in config.rows if row.name in wanted]
 
 
-def run_stage_of(kind: StageKind, path: Path, overrides: list[str], report: Report) -> Path:
-    """Runs one stage; the folder of its checkpoint."""
-    if kind == "sft":
-        return finetune(load_config(FinetuneConfig, path, overrides), report)
-    config = load_config(ReinforcementConfig, path, overrides)
-    return (vlpo if kind == "vlpo" else medvr)(config, report)
-
-
 def ablate(
     config: AblationConfig,
     report: Report,
     rows: Sequence[str] = (),
-    run: RunStage = run_stage_of,
+    stages: Stages | None = None,
 ) -> dict[str, Any]:
     """Runs what is not finished and returns the table with everything that was measured.
 
@@ -196,7 +190,7 @@ def ablate(
         config: rows, seeds and questions.
         report: takes lines of progress.
         rows: names of those that are run; all by default.
-        run: a stage, with the arguments of `run_stage_of`.
+        stages: how the stages are run; by default by training.
 
     Returns:
         `lines` (`training.ablation_table.table`), `seeds`, `questions`, and for every row
@@ -204,7 +198,8 @@ def ablate(
         (`latent_cosines`) by line and seed.
 
     Raises:
-        ConfigError: a configuration cannot be used, or there is no such row.
+        ConfigError: a configuration cannot be used, there is no such row, or a run that is kept
+            was made with other settings.
         DivergedError: a run diverged.
     """
     wanted = chosen(config, rows)
@@ -214,7 +209,7 @@ def ablate(
     for seed in config.seeds:
         for row in wanted:
             said = prefixed(report, f"{row.name}, seed {seed}")
-            checkpoint = trained_row(config, row, seed, said, run)
+            checkpoint = trained_row(config, row, seed, said, stages or TrainingStages())
             curves.setdefault(row.name, []).append(_curve(config, row, seed))
             for asked in row.asked:
                 found = _scored(config, row, asked, seed, checkpoint, said)
@@ -237,21 +232,22 @@ def ablate(
 
 
 def trained_row(
-    config: AblationConfig, row: RowConfig, seed: int, report: Report, run: RunStage
+    config: AblationConfig, row: RowConfig, seed: int, report: Report, stages: Stages
 ) -> str:
-    """Runs the stages of a row that are not finished; its checkpoint."""
+    """Runs the stages of a row that are not finished; its checkpoint.
+
+    Raises:
+        ConfigError: a stage that is kept was made with other settings.
+    """
     rows = {each.name: each for each in config.rows}
     checkpoint = (
         final_checkpoint(config, rows[row.begins_with], seed) if row.begins_with else config.base
     )
     for number, stage in enumerate(row.stages):
         out = _folder(config, row, seed) / f"stage-{number}"
-        made = out / "checkpoint"
-        if not made.exists():
-            own = [f"out={out}", f"seed={seed}", f"base={checkpoint}"]
-            given = [*config.common.of(stage.kind), *stage.overrides, *own]
-            run(stage.kind, stage.config, given, report)
-        checkpoint = str(made)
+        own = [f"out={out}", f"seed={seed}", f"base={checkpoint}"]
+        given = [*config.common.of(stage.kind), *stage.overrides, *own]
+        checkpoint = stage_checkpoint(stages, stage.kind, stage.config, given, out, report)
     return checkpoint
 
 
@@ -287,7 +283,11 @@ def _scored(
 ) -> dict[str, Any]:
     """The outcomes of all questions, read where they are kept from an earlier call."""
     path = _folder(config, row, seed) / f"asked-{asked.name or 'plainly'}.json"
-    how = {"asked": asdict(asked), "questions": asdict(config.questions)}
+    how = {
+        "asked": asdict(asked),
+        "questions": asdict(config.questions),
+        "checkpoint": checkpoint_identity(checkpoint),
+    }
     settings = json.loads(json.dumps(how))
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))

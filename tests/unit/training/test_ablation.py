@@ -10,6 +10,7 @@ import pytest
 
 from training import ablation
 from training.ablation import AblationConfig, ablate, chosen, latent_cosines
+from training.ablation_stages import TrainingStages
 from training.config import ConfigError, load_config
 from training.loop import Report
 
@@ -53,11 +54,17 @@ class Recorder:
         self.trained: list[tuple[str, str, list[str]]] = []
         self.asked: list[tuple[str, str]] = []
 
+    def settings(self, kind: str, path: Path, overrides: list[str]) -> dict[str, Any]:
+        found: dict[str, Any] = dict(one.split("=") for one in overrides)
+        steps = found.pop("steps.steps", "9")
+        return {**found, "steps": {"steps": steps}}
+
     def run(self, kind: str, path: Path, overrides: list[str], report: Report) -> Path:
         self.trained.append((kind, str(path), overrides))
         out = next(o for o in overrides if o.startswith("out="))
         folder = Path(out.removeprefix("out=")) / "checkpoint"
-        folder.mkdir(parents=True)
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(out.encode())
         return folder
 
     def score(self, checkpoint: str, asked: Any, pool: Any, seed: int) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 def test_every_row_is_trained_from_what_it_begins_with(tmp_path: Path, recorder: Recorder) -> None:
-    found = ablate(config(tmp_path), lambda _: None, run=recorder.run)
+    found = ablate(config(tmp_path), lambda _: None, stages=recorder)
 
     out = tmp_path / "out"
     tuned = out / "tuned" / "seed-1" / "stage-0"
@@ -103,23 +110,71 @@ def test_every_row_is_trained_from_what_it_begins_with(tmp_path: Path, recorder:
 def test_what_is_finished_is_neither_trained_nor_asked_again(
     tmp_path: Path, recorder: Recorder
 ) -> None:
-    first = ablate(config(tmp_path), lambda _: None, run=recorder.run)
+    first = ablate(config(tmp_path), lambda _: None, stages=recorder)
     trained, asked = len(recorder.trained), len(recorder.asked)
 
-    second = ablate(config(tmp_path), lambda _: None, run=recorder.run)
+    second = ablate(config(tmp_path), lambda _: None, stages=recorder)
 
     assert (len(recorder.trained), len(recorder.asked)) == (trained, asked)
     assert second == first
 
 
 def test_scores_of_other_questions_are_not_taken(tmp_path: Path, recorder: Recorder) -> None:
-    ablate(config(tmp_path), lambda _: None, run=recorder.run)
+    ablate(config(tmp_path), lambda _: None, stages=recorder)
     asked = len(recorder.asked)
 
     other = {"count": 4, "seed": 2, "split": "test"}
-    ablate(config(tmp_path, questions=other), lambda _: None, run=recorder.run)
+    ablate(config(tmp_path, questions=other), lambda _: None, stages=recorder)
 
     assert len(recorder.asked) == 2 * asked
+
+
+def test_a_run_that_was_made_with_other_settings_is_not_taken(
+    tmp_path: Path, recorder: Recorder
+) -> None:
+    ablate(config(tmp_path), lambda _: None, stages=recorder)
+    changed = {"every": ["threads=2"], "vlpo": ["steps.steps=6"]}
+
+    # Threads make no other run; steps do, and the base does.
+    with pytest.raises(ConfigError, match=r"reinforced/.*\(steps\.steps: 5, now 6\): remove it"):
+        ablate(config(tmp_path, common=changed), lambda _: None, stages=recorder)
+    with pytest.raises(ConfigError, match=r"tuned/.*\(base: the-base, now another\)"):
+        ablate(config(tmp_path, base="another"), lambda _: None, stages=recorder)
+
+
+def test_a_run_that_does_not_say_what_it_was_made_with_is_not_taken(
+    tmp_path: Path, recorder: Recorder
+) -> None:
+    (tmp_path / "out" / "tuned" / "seed-1" / "stage-0" / "checkpoint").mkdir(parents=True)
+
+    with pytest.raises(ConfigError, match=r"settings\.json is missing"):
+        ablate(config(tmp_path), lambda _: None, stages=recorder)
+
+
+def test_a_base_with_other_weights_is_asked_again(tmp_path: Path, recorder: Recorder) -> None:
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    wanted = config(tmp_path, base=str(weights.parent), rows=ROWS[:1])
+    ablate(wanted, lambda _: None, stages=recorder)
+    ablate(wanted, lambda _: None, stages=recorder)
+    assert len(recorder.asked) == 2
+
+    moved = weights.parent.rename(tmp_path / "moved")
+    ablate(config(tmp_path, base=str(moved), rows=ROWS[:1]), lambda _: None, stages=recorder)
+    assert len(recorder.asked) == 2
+
+    (moved / "model.safetensors").write_bytes(b"second")
+    ablate(config(tmp_path, base=str(moved), rows=ROWS[:1]), lambda _: None, stages=recorder)
+    assert len(recorder.asked) == 4
+
+
+def test_settings_of_a_stage_are_all_of_its_configuration() -> None:
+    path = Path("training/configs/medvr.yaml")
+    found = TrainingStages().settings("medvr", path, ["steps.steps=4", "seed=3"])
+
+    assert (found["steps"]["steps"], found["seed"]) == (4, 3)
+    assert found["reward"]["tool_reward"] == "consensus"
 
 
 def test_a_row_brings_those_that_it_begins_with(tmp_path: Path) -> None:
