@@ -7,6 +7,8 @@ mouse is dragged; the 8-bit image that a model sees is rendered here, by `engine
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,35 +20,74 @@ from engine.imaging import SourceImage, Window, list_presets, render
 from engine.request import DisplayImage
 
 _LEVELS: Final = 65_535
+# Numbers for what lies below, and for what lies above, all that a window is likely to show.
+_TAIL: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True)
 class RawGrey:
-    """Grey values as unsigned 16-bit numbers: `value = offset + slope * number`."""
+    """Grey values as unsigned 16-bit numbers.
+
+    Attributes:
+        data: little-endian uint16 in raster order.
+        numbers, values: knots, both increasing: number `numbers[i]` stands for `values[i]`, and
+            between two knots values grow in proportion.
+    """
 
     data: bytes
-    offset: float
-    slope: float
+    numbers: tuple[int, ...]
+    values: tuple[float, ...]
 
 
-def raw_grey(pixels: npt.NDArray[np.generic]) -> RawGrey:
-    """The values as little-endian uint16 in raster order; NaN becomes the smallest value.
+def raw_grey(pixels: npt.NDArray[np.generic], windows: Sequence[Window] = ()) -> RawGrey:
+    """The values as 16-bit numbers; NaN becomes the smallest value.
 
-    They stay exact wherever they are integers that span less than 65,536.
+    They stay exact wherever they are whole numbers that span less than 65,536. Otherwise most numbers
+    go to what the windows show, and a width of them to either side: one far-off value, such as a
+    "no data" mark, does not cost the rest of the picture its contrast.
+
+    Args:
+        pixels: finite, but for NaN.
+        windows: that are offered, the one over the full range left out.
     """
     if pixels.dtype.kind == "f":
-        finite = np.nan_to_num(pixels, nan=float(np.nanmin(pixels)))
-        low, high = float(finite.min()), float(finite.max())
-        values: npt.NDArray[np.float64] = finite.astype(np.float64)
-        exact = False
+        values = np.nan_to_num(pixels.astype(np.float64), nan=float(np.nanmin(pixels)))
     else:
-        values = pixels.astype(np.int64)
-        low, high = float(values.min()), float(values.max())
-        exact = high - low <= _LEVELS
-    slope = 1.0 if exact or high <= low else (high - low) / _LEVELS
-    numbers = values - values.dtype.type(low)
-    scaled = numbers if exact else np.rint(numbers / slope)
-    return RawGrey(scaled.astype("<u2").tobytes(), low, slope)
+        values = pixels.astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    # Integers beyond 32 bits come as fractions without any.
+    whole = pixels.dtype.kind != "f" or bool((values == np.rint(values)).all())
+    if whole and high - low <= _LEVELS:
+        data = (values - low).astype("<u2").tobytes()
+        return RawGrey(data, (0, _LEVELS), (low, low + _LEVELS))
+    knots = _knots(low, high, windows, whole=whole)
+    numbers = np.rint(np.interp(values, knots[1], knots[0]))
+    return RawGrey(numbers.astype("<u2").tobytes(), *knots)
+
+
+def _knots(
+    low: float, high: float, windows: Sequence[Window], *, whole: bool
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Numbers and values of the knots from the smallest value to the largest, `low < high`.
+
+    Whole values that the windows show stay exact where they are not too many.
+    """
+    first = max(low, min((w.bounds[0] - w.width for w in windows), default=low))
+    last = min(high, max((w.bounds[1] + w.width for w in windows), default=high))
+    if first >= last:
+        first, last = low, high
+    if whole:
+        first, last = math.floor(first), math.ceil(last)
+    begin = _TAIL if first > low else 0
+    end = _LEVELS - _TAIL if last < high else _LEVELS
+    if whole and last - first <= end - begin:
+        end = begin + int(last - first)
+    numbers, values = [begin, end], [float(first), float(last)]
+    if first > low:
+        numbers, values = [0, *numbers], [low, *values]
+    if last < high:
+        numbers, values = [*numbers, _LEVELS], [*values, high]
+    return tuple(numbers), tuple(values)
 
 
 def picture_files(source: SourceImage) -> tuple[dict[str, bytes], RawGrey | None]:
@@ -59,7 +100,8 @@ def picture_files(source: SourceImage) -> tuple[dict[str, bytes], RawGrey | None
         buffer = io.BytesIO()
         Image.fromarray(render(source)).save(buffer, format="PNG", compress_level=1)
         return {"image.png": buffer.getvalue()}, None
-    raw = raw_grey(source.pixels)
+    likely = [preset.window for preset in list_presets(source)]
+    raw = raw_grey(source.pixels, [window for window in likely if window != source.full_window])
     files = {"image.raw": raw.data}
     if source.voi_lut is not None:
         files["image.lut"] = _default_table(source, raw)
@@ -81,8 +123,8 @@ def describe(source: SourceImage, raw: RawGrey | None) -> dict[str, Any]:
         "kind": "color" if source.is_color else "grey16",
         "width": width,
         "height": height,
-        "offset": raw.offset if raw else 0,
-        "slope": raw.slope if raw else 1,
+        "numbers": list(raw.numbers) if raw else [],
+        "values": list(raw.values) if raw else [],
         "lut": source.voi_lut is not None,
         "inverted": source.inverted,
         "modality": source.modality,

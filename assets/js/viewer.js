@@ -340,11 +340,20 @@ class Viewer {
 
   // ---- windowing -------------------------------------------------------------------------
 
+  // The value that a raw number stands for: between two knots it grows in proportion.
+  valueOf(raw) {
+    const { numbers, values } = this.image;
+    let i = 1;
+    while (i < numbers.length - 1 && raw > numbers[i]) i += 1;
+    const part = (raw - numbers[i - 1]) / (numbers[i] - numbers[i - 1]);
+    return values[i - 1] + part * (values[i] - values[i - 1]);
+  }
+
   // Grey level of every raw number under the window: DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3.
   lookup() {
     if (this.lut) return this.lut;
     const lut = new Uint32Array(65536);
-    const { offset, slope, inverted } = this.image;
+    const { inverted } = this.image;
     const flip = Boolean(this.invert);
     const untouched = this.table && !this.windowSource;
     const [center, width, kind] = this.window || [127.5, 255, 'LINEAR_EXACT'];
@@ -355,7 +364,7 @@ class Viewer {
       if (untouched) {
         level = this.table[i];
       } else {
-        const value = offset + slope * i;
+        const value = this.valueOf(i);
         let part;
         if (kind === 'SIGMOID') part = 1 / (1 + Math.exp((-4 * (value - center)) / width));
         else if (span <= 0) part = value > low ? 1 : 0;
@@ -690,7 +699,7 @@ class Viewer {
     let text = 'x ' + x + '  y ' + y;
     const full = this.levels[0];
     if (full && full.width === this.image.width && this.image.kind === 'grey16') {
-      const value = this.image.offset + this.image.slope * full.values[y * full.width + x];
+      const value = this.valueOf(full.values[y * full.width + x]);
       text += '   ' + (this.image.units || 'value') + ' ' + number(value, 1);
     }
     this.probe.textContent = text;
@@ -766,7 +775,7 @@ class Viewer {
   // The spread of values worth dragging through: half as much again as the narrowest preset.
   range() {
     const widths = this.image.presets.map(([, w]) => (w ? w[1] : 0));
-    return Math.max(1, Math.min(...widths.filter((w) => w > 0).concat(65535)) * 1.5);
+    return Math.min(...widths.filter((w) => w > 0).concat(65535)) * 1.5;
   }
 
   drawTo(event) {

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
+from app.pictures import describe, picture_files
+from engine.imaging import Window, render
+from engine.imaging import open_image as open_source
 from engine.trace import Event, EvidenceMap, Reground, TokenStep
 from engine.trace_io import to_zip
 from tests.e2e.conftest import OpenPage, Served
 from tests.e2e.test_read import ask, open_image, upload, wait_for
 from tests.factories import chest, events_of, request
-from tests.unit.imaging.dicom_files import to_file
+from tests.unit.imaging.dicom_files import make_dataset, save, to_file
 
 pytestmark = pytest.mark.e2e
 
@@ -42,6 +46,64 @@ def series(frames: int = 3) -> bytes:
     return to_file(
         stack, Modality="CT", BitsStored=12, ImageOrientationPatient=[1, 0, 0, 0, 1, 0], **windows
     )
+
+
+# Grey levels of all raw numbers, by the viewer's own code on a page of nothing else.
+LOOKUP = """([image, window, touched, table]) => {
+  const state = {
+    image, window, lut: null, invert: false, windowSource: touched ? 'request' : '',
+    table: table ? new Uint8Array(table) : null,
+  };
+  const viewer = Object.assign(Object.create(Viewer.prototype), state);
+  return Array.from(viewer.lookup(), (word) => word & 255);
+}"""
+
+
+def floats(far: float) -> bytes:
+    """Float pixels around zero, one of them far off, as a "no data" mark may be."""
+    values = np.random.default_rng(0).normal(size=(40, 40)).astype(np.float32)
+    values[3, 4] = far
+    dataset = make_dataset(values)
+    dataset.FloatPixelData = values.tobytes()
+    del dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation
+    return save(dataset)
+
+
+RAMP = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+FAR = RAMP.astype(np.uint32)
+FAR[5, 5] = 2**31
+PICTURES = {
+    "integers": to_file(RAMP, WindowCenter=1000, WindowWidth=500),
+    "signed": to_file(RAMP.astype(np.int16) - 2000, WindowCenter=-500, WindowWidth=1),
+    "inverted": to_file(RAMP, PhotometricInterpretation="MONOCHROME1"),
+    "exact": to_file(RAMP, WindowCenter=9, WindowWidth=0.5, VOILUTFunction="LINEAR_EXACT"),
+    "sigmoid": to_file(RAMP, WindowCenter=2000, WindowWidth=900, VOILUTFunction="SIGMOID"),
+    "wide": to_file(FAR, WindowCenter=2000, WindowWidth=4000),
+    "far": floats(1e6),
+    "no data": floats(-3.4e38),
+}
+WINDOWS = [None, Window(100.0, 900.0), Window(0.5, 2.0, "LINEAR_EXACT"), Window(900, 70, "SIGMOID")]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_viewer_shows_what_the_model_sees(browser: Browser, name: str) -> None:
+    source = open_source(PICTURES[name])
+    _, raw = picture_files(source)
+    facts = describe(source, raw)
+    assert raw is not None
+    numbers = np.frombuffer(raw.data, "<u2")
+    page = browser.new_page()
+    for script in ("dom.js", "viewer.js"):
+        page.add_script_tag(path=Path("assets/js") / script)
+
+    for window in WINDOWS:
+        shown = window or source.default_window
+        assert shown is not None
+        asked = [facts, [shown.center, shown.width, shown.function], window is not None, None]
+        levels = np.array(page.evaluate(LOOKUP, asked))[numbers].reshape(source.pixels.shape)
+        off = np.abs(levels - render(source, window).astype(int))
+        assert off.max() <= 1, window
+    page.close()
 
 
 def drag(page: Page, dx: int, dy: int) -> None:
