@@ -42,9 +42,9 @@ class RawGrey:
 def raw_grey(pixels: npt.NDArray[np.generic], windows: Sequence[Window] = ()) -> RawGrey:
     """The values as 16-bit numbers; NaN becomes the smallest value.
 
-    They stay exact wherever they are whole numbers that span less than 65,536. Otherwise most numbers
-    go to what the windows show, and a width of them to either side: one far-off value, such as a
-    "no data" mark, does not cost the rest of the picture its contrast.
+    They stay exact wherever they are whole numbers that span less than 65,536. Otherwise most
+    numbers go to what the windows show, and a width of them to either side: one far-off value,
+    such as a "no data" mark, does not cost the rest of the picture its contrast.
 
     Args:
         pixels: finite, but for NaN.

@@ -14,13 +14,22 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
+from engine.command_line import (
+    USAGE_STATUS,
+    OneLineParser,
+    UsageError,
+    leave_output,
+    refused,
+    system_error_line,
+)
 from engine.comparison import RunKey, next_run, progress, readable_rows, report_json, request_of
 from engine.geometry import Box, BoxError
 from engine.group import readable_rows as group_rows
 from engine.group_io import is_group_file, read_group
 from engine.imaging import ImagingError, SourceImage, Window, open_image, render
+from engine.manifest import CheckpointError
 from engine.rasters import encoded_png
 from engine.request import (
     LATENT_INTERVENTIONS,
@@ -47,22 +56,10 @@ from engine.trace import (
 from engine.trace_io import SUFFIX, TraceFileError, dumps, file_bytes, read_trace, write_trace
 
 DEFAULT_CHECKPOINT: Final = Path(__file__).resolve().parent.parent / "assets/checkpoints/base"
-USAGE_STATUS: Final = 2
 FAILED_STATUS: Final = 1
 INTERRUPTED_STATUS: Final = 130
 # Codes of `Failed` that the user's input is the reason of.
 USAGE_CODES: Final = ("image_shape", "request")
-
-
-class UsageError(ValueError):
-    """Bad input on the command line; the message is one line for the user."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,20 +69,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run: Callable[[argparse.Namespace], int] = options.run
         return run(options)
     except (UsageError, RequestError, TraceFileError, ImagingError) as error:
-        message = error.message if isinstance(error, ImagingError) else str(error)
-        sys.stderr.write(" ".join(message.split()) + "\n")
-        return USAGE_STATUS
+        return refused(error.message if isinstance(error, ImagingError) else str(error))
     except BrokenPipeError:
         # The reader (`head`, a pager) has seen enough.
-        sys.stderr.close()
+        leave_output()
         return 0
+    except OSError as error:
+        leave_output()
+        return refused(system_error_line(error))
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m engine", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, parser_class=_Parser)
+    parser = OneLineParser(prog="python -m engine", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, parser_class=OneLineParser)
     _add_trace(commands.add_parser("trace", help="one run on one image"))
     _add_compare(commands.add_parser("compare", help="ways to look again, and what each zoom did"))
     show = commands.add_parser("show", help="a saved trace or group as a readable table")
@@ -237,15 +235,21 @@ def _trace(options: argparse.Namespace) -> int:
     request = _request(options, _interventions(options))
     stream = _engine_stream(options)
     events: list[Event] = []
+    unheard: OSError | None = None
     for event in stream(request):
         events.append(event)
-        if options.jsonl:
-            sys.stdout.write(dumps(event) + "\n")
-            sys.stdout.flush()
-        else:
-            _write_rows(_rows([event]))
+        if unheard is None:
+            try:
+                _print_event(event, as_json=options.jsonl)
+            except OSError as error:
+                # Nobody reads any more, or there is no room: what is to be saved still is.
+                unheard = error
+        if unheard is not None and options.out is None:
+            break
     if options.out is not None:
         _save(options.out, events)
+    if unheard is not None:
+        raise unheard
     failed = next((event for event in events if isinstance(event, Failed)), None)
     if failed is not None:
         sys.stderr.write(failed.message + "\n")
@@ -253,12 +257,19 @@ def _trace(options: argparse.Namespace) -> int:
     return 0
 
 
+def _print_event(event: Event, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(dumps(event) + "\n")
+    else:
+        _write_rows(_rows([event]))
+    sys.stdout.flush()
+
+
 def _engine_stream(options: argparse.Namespace) -> Callable[[Request], Iterator[Event]]:
     """What runs requests on the checkpoint that the command line names."""
     _silence_libraries()
     # torch is imported only where a model runs.
     from engine.engine import Engine
-    from engine.loading import CheckpointError
 
     try:
         return Engine.load(options.checkpoint, options.device).stream
@@ -425,7 +436,6 @@ def _bench(options: argparse.Namespace) -> int:
     _silence_libraries()
     # torch is imported only where a model runs.
     from engine.bench import BenchmarkError, benchmark, readable
-    from engine.loading import CheckpointError
 
     groups = ("random", "embedded") if options.group == "all" else (options.group,)
     try:

@@ -17,7 +17,8 @@ import torch
 
 from engine.decode import Decoder
 from engine.interventions import occluded
-from engine.loading import NO_LATENT_NOTICE, CheckpointError, LoadedModel, load_checkpoint
+from engine.loading import NO_LATENT_NOTICE, LoadedModel, load_checkpoint
+from engine.manifest import CheckpointError
 from engine.processor import ImageShapeError, SeenImage
 from engine.prompt import request_prompt
 from engine.rasters import DISPLAY_SIDE, encoded_png

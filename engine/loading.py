@@ -26,7 +26,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from engine.attention import register_row_attention
 from engine.hub import fetch_snapshot
-from engine.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
+from engine.manifest import (
+    MANIFEST_FILE,
+    CheckpointError,
+    Manifest,
+    ManifestError,
+    read_manifest,
+)
 from engine.out_of_distribution import DETECTOR_FILE, Detector, DetectorError, read_detector
 from engine.processor import ImageProcessor
 from engine.prompt import IM_END, IM_START, IMAGE_PAD, LATENT_TOKENS
@@ -50,10 +56,6 @@ UNKNOWN_DETECTOR_NOTICE: Final = (
     "Without a connection it could not be found out whether this checkpoint can tell images that "
     "it does not know: none is marked."
 )
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,10 @@ MANIFEST_LIMIT_BYTES = 1_000_000
 PromptStyle = Literal["full", "compact"]
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message is one sentence for the user."""
+
+
 class ManifestError(ValueError):
     """A `lightbox.json` that cannot be used; the message says what is wrong."""
 

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli import add_run_options
+from engine.command_line import OneLineParser, refused, system_error_line
 from engine.group_io import GROUP_SUFFIX
+from engine.imaging import ImagingError
+from engine.manifest import CheckpointError
 from training.config import ConfigError, ConfigT, load_config
 from training.phantoms import CHEST, MODALITIES, write_dataset
 from training.phantoms.truth import SPLITS
@@ -27,14 +30,16 @@ from training.stopping import DivergedError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0, 1 (training stopped) or 2 (bad input)."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    command: Callable[[argparse.Namespace], int] = options.command
     try:
+        options = _parser().parse_args(arguments)
+        command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
-    except (ConfigError, ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    except ImagingError as error:
+        return refused(error.message)
+    except (ValueError, CheckpointError) as error:
+        return refused(str(error))
+    except OSError as error:
+        return refused(system_error_line(error))
     except DivergedError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -44,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = OneLineParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
     _add_phantoms(commands.add_parser("phantoms", help="write phantoms as DICOM with their truth"))
     samples = commands.add_parser("samples", help="write the sample phantoms of the app")
     samples.add_argument("--out", type=Path, default=Path("assets/samples"))

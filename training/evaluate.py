@@ -135,6 +135,8 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
             f"There are no questions {unknown[0]!r} about {options.modality} phantoms: choose "
             f"from {', '.join(known)}."
         )
+    if options.traces:
+        options.traces.mkdir(parents=True, exist_ok=True)
     engine = Engine.load(options.checkpoint)
     if options.benchmark == "distribution":
         return _distribution(engine, options, report)
@@ -153,7 +155,6 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
     for number, (outcome, trace) in enumerate(runs, start=1):
         outcomes.append(outcome)
         if options.traces:
-            options.traces.mkdir(parents=True, exist_ok=True)
             write_trace(options.traces / f"{number:05d}.radtrace.zip", trace)
         if number % 50 == 0:
             report(f"{number} questions")
@@ -181,10 +182,15 @@ def _phantoms(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Quest
 
 
 def _lungs(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question]]:
-    if options.data is None or not options.data.is_dir():
+    if options.data is None:
         raise EvaluationError("The benchmark 'lungs' needs --data: the folder cxr_lungbox_ccby.")
     rng = np.random.default_rng(options.seed)
     radiographs = load_radiographs(options.data, options.split)
+    if not radiographs:
+        raise EvaluationError(
+            f"{options.data.name} holds no radiographs with lung boxes: --data takes the folder "
+            "cxr_lungbox_ccby."
+        )
     for radiograph in radiographs[: options.limit]:
         for name, box in radiograph.lungs.items():
             question = lung_question(name.split()[0], box.as_tuple(), rng)

@@ -21,7 +21,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from engine.engine import Engine
 from engine.group import MAX_MEMBERS, GroupError
 from engine.group_io import GROUP_SUFFIX, write_group
-from engine.loading import CheckpointError, load_checkpoint
+from engine.loading import load_checkpoint
+from engine.manifest import CheckpointError
 from engine.trace_io import TraceFileError
 from training.adapters import AdapterConfig, add_adapter
 from training.alarm import AlarmConfig, ToolAlarm

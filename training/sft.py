@@ -19,7 +19,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from engine.loading import CheckpointError, load_checkpoint
+from engine.loading import load_checkpoint
+from engine.manifest import CheckpointError
 from training.accelerated import Accelerated
 from training.adapters import AdapterConfig, add_adapter
 from training.cold_start import check_boxes

@@ -20,7 +20,7 @@ from engine.engine import Engine
 from engine.group import MAX_MEMBERS, Group, Member
 from engine.group_io import GROUP_SUFFIX, member_start, write_group
 from engine.imaging import ImagingError
-from engine.loading import CheckpointError
+from engine.manifest import CheckpointError
 from engine.request import Budgets, DisplayImage, Request, Sampling, Tracing
 from engine.trace import Trace
 from training.config import ConfigError

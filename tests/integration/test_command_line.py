@@ -26,7 +26,7 @@ from engine.group_io import group_to_zip, write_group
 from engine.imaging import Window, open_image, render
 from engine.imaging.window import WindowFunction
 from engine.tiny import tiny_model
-from engine.trace import EVENT_TYPES, LatentStep, RunStarted
+from engine.trace import EVENT_TYPES, Finished, LatentStep, RunStarted
 from engine.trace_io import loads, read_trace, to_zip, write_trace
 from tests import factories
 from tests.integration.test_loading import save
@@ -506,3 +506,48 @@ def test_what_is_saved_is_shown_where_torch_is_not_installed(
 
     assert done.returncode == 0, done.stderr
     assert says in done.stdout
+
+
+def command(*arguments: str, output: int) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, whose stdout is a file descriptor of ours."""
+    return subprocess.run(
+        [sys.executable, "-m", "engine", *arguments],
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def unread() -> int:
+    """The writing end of a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+@pytest.mark.parametrize("form", [[], ["--jsonl"]])
+def test_a_run_is_saved_though_nobody_reads_its_output(tmp_path: Path, form: list[str]) -> None:
+    image, out = tmp_path / "a.png", tmp_path / "a.radtrace.zip"
+    image.write_bytes(factories.png(factories.chest(256)))
+    output = unread()
+
+    done = command(
+        "trace", str(image), "Is there a nodule?", *form, "--out", str(out), output=output
+    )
+
+    os.close(output)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert isinstance(list(read_trace(out.read_bytes()))[-1], Finished)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_the_output_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.radtrace.zip"
+    path.write_bytes(to_zip(factories.trace()))
+    with Path("/dev/full").open("w") as full:
+        done = command("show", str(path), output=full.fileno())
+
+    assert done.returncode == 2
+    assert done.stderr == "The output cannot be written: No space left on device.\n"

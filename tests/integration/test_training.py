@@ -118,6 +118,16 @@ def test_evaluation_prints_one_json_object_with_every_key(
             ["evaluate", "--checkpoint", "x", "--modality", "head_ct", "--families", "lung"],
             "There are no questions 'lung' about head_ct phantoms: choose from head_modality",
         ),
+        (["evaluate", "--checkpoint", "/nowhere/at/all"], "There is no checkpoint all"),
+        (["evaluate", "--checkpoint", "assets"], "assets"),
+        (["evaluate", "--checkpoint", "x", "--traces", "app.py/x"], "x cannot be used: Not a dir"),
+        (["phantoms", "--out", "app.py", "--count", "1"], "app.py cannot be used: File exists"),
+        (["phantoms", "--out", "x", "--count", "many"], "invalid int value"),
+        (
+            ["tree", "/nowhere", "app.py", "--question", "?", "--out", "/tmp/a.radgroup.zip"],
+            "app.py",
+        ),
+        (["nothing"], "invalid choice"),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(
@@ -127,6 +137,15 @@ def test_bad_input_is_one_line_and_status_two(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_folder_without_radiographs_is_no_empty_table(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(trained / "sft" / "checkpoint")
+    arguments = ["evaluate", "--benchmark", "lungs", "--checkpoint", folder, "--method", "zoom"]
+    assert main([*arguments, "--data", str(tmp_path)]) == 2
+    assert "holds no radiographs with lung boxes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

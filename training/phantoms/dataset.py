@@ -23,7 +23,8 @@ def write_dataset(
     Every file appears whole or not at all; ``truth.jsonl`` comes last.
 
     Raises:
-        ValueError: a negative count or seed, or an unknown split or modality.
+        ValueError: a negative count or seed, an unknown split or modality, or a folder that
+            holds phantoms of another data set.
     """
     if count < 0:
         raise ValueError("The number of phantoms must not be negative.")
@@ -31,6 +32,10 @@ def write_dataset(
     config = default_config(modality)
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    own = {phantom_id(one, modality) for one in seeds}
+    # Left where they are, they would be taken for a part of this set.
+    if any(path.stem not in own for path in folder.glob("*.dcm")):
+        raise ValueError(f"{folder.name} holds other phantoms already: name an empty folder.")
     target = folder / "truth.jsonl"
     _write_whole(target, "".join(_write_one(folder, s, config) for s in seeds).encode())
     return target

@@ -113,6 +113,16 @@ def test_data_set_of_a_seed_is_the_same_twice(tmp_path):
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_data_sets_do_not_mix_in_a_folder(tmp_path):
+    write_dataset(tmp_path / "a", 2, seed=1)
+    # The same set, or one that holds all of it, may be written again.
+    write_dataset(tmp_path / "a", 3, seed=1)
+    for count, seed in ((1, 1), (3, 2)):
+        with pytest.raises(ValueError, match="a holds other phantoms already"):
+            write_dataset(tmp_path / "a", count, seed=seed)
+    assert len(list((tmp_path / "a").glob("*.dcm"))) == 3
+
+
 @pytest.mark.parametrize(("count", "split"), [(-1, "train"), (1, "holdout")])
 def test_bad_requests_leave_nothing_behind(tmp_path, count, split):
     with pytest.raises(ValueError, match=r"negative|split"):
