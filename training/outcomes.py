@@ -49,7 +49,8 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     middle = share + Z * Z / (2 * count)
     spread = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
     scale = 1 + Z * Z / count
-    return (middle - spread) / scale, (middle + spread) / scale
+    # Rounding takes the ends of 0 and of all a little beyond them.
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,13 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 
 from engine.imaging.arrays import Pixels
-from engine.imaging.errors import DamagedImageError, MissingCodecError, UnsupportedImageError
+from engine.imaging.completeness import jpeg_size, rle_segment_bytes
+from engine.imaging.errors import (
+    DAMAGED_MESSAGE,
+    DamagedImageError,
+    MissingCodecError,
+    UnsupportedImageError,
+)
 
 _GDCM = "python-gdcm"
 _OPENJPEG = "pylibjpeg pylibjpeg-openjpeg"
@@ -34,8 +40,8 @@ class Codec:
     install: str = ""
 
 
-# Pillow comes before gdcm for baseline JPEG because it is always installed; openjpeg before
-# gdcm for JPEG 2000 because it is faster and follows the sign of the codestream.
+# openjpeg comes before gdcm for JPEG 2000 because it is faster and follows the sign of the
+# codestream.
 CODECS: dict[str, Codec] = {
     uid.ImplicitVRLittleEndian: Codec("Implicit VR Little Endian"),
     uid.ExplicitVRLittleEndian: Codec("Explicit VR Little Endian"),
@@ -125,8 +131,47 @@ def decode_frame(dataset: Dataset, syntax: str, frame: int) -> Pixels:
     plugin = choose_plugin(codec, tuple(decoder.available_plugins))
     if syntax == uid.JPEGExtended12Bit and int(dataset.BitsStored) > 8:
         return _decode_jpeg_12_bit(dataset, frame)
+    if not codec.plugins and int(dataset.BitsAllocated) == 1 and syntax != uid.ExplicitVRBigEndian:
+        return _unpack_bits(dataset, frame)
     decoded: Pixels = pixel_array(dataset, index=frame, decoding_plugin=plugin)
     return decoded
+
+
+def _unpack_bits(dataset: Dataset, frame: int) -> Pixels:
+    """One frame of single bits, which need not begin at a byte (PS3.5 8.1.1).
+
+    pydicom's own way to one frame takes the frames before it to fill whole bytes.
+    """
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    begin = frame * rows * columns
+    end = begin + rows * columns
+    packed = np.frombuffer(dataset.PixelData, dtype=np.uint8)[begin // 8 : -(-end // 8)]
+    bits = np.unpackbits(packed, bitorder="little")[begin % 8 :]
+    return bits[: end - begin].reshape(rows, columns)
+
+
+def check_shape(dataset: Dataset, syntax: str, frame: int) -> None:
+    """Refuses a frame whose compressed data are of another shape than the header says.
+
+    The decoders of JPEG 2000 do so themselves, those of JPEG-LS and RLE show a sheared picture.
+
+    Raises:
+        DamagedImageError: it is.
+    """
+    whole_bytes = int(dataset.BitsAllocated) >= 8
+    if not (CODECS[syntax].plugins and whole_bytes and "PixelData" in dataset):
+        return
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    count = int(dataset.get("NumberOfFrames") or 1)
+    data = get_frame(dataset.PixelData, frame, number_of_frames=count)
+    if syntax == uid.RLELossless:
+        # Some writers make the number even before they pack.
+        least, most = rows * columns, rows * columns + 1
+        sound = all(least <= found <= most for found in rle_segment_bytes(data, most))
+    else:
+        sound = jpeg_size(data) in (None, (rows, columns))
+    if not sound:
+        raise DamagedImageError(DAMAGED_MESSAGE)
 
 
 def _decode_jpeg_12_bit(dataset: Dataset, frame: int) -> Pixels:

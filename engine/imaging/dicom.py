@@ -22,12 +22,13 @@ from pydicom.tag import BaseTag
 
 from engine.geometry import PatientSide
 from engine.imaging.arrays import Bytes, Pixels
-from engine.imaging.codecs import CODECS, check_syntax, decode_frame
+from engine.imaging.codecs import CODECS, check_shape, check_syntax, decode_frame
 from engine.imaging.dicom_layout import PixelLayout, check_frame_index, read_layout
 from engine.imaging.dicom_values import (
     frame_tags,
     is_inverted,
     read_left_edge,
+    read_rescale,
     read_spacing,
     read_units,
     read_voi_table,
@@ -179,6 +180,7 @@ def _decode(opened: _OpenedFile) -> Pixels:
     shifted = native and 0 < shift <= layout.bits_allocated - layout.bits_stored
     if shifted:
         dataset.BitsStored = layout.high_bit + 1
+    check_shape(dataset, opened.syntax, opened.frame)
     stored = decode_frame(dataset, opened.syntax, opened.frame)
     expected = (layout.rows, layout.columns) + ((3,) if layout.samples == 3 else ())
     if stored.shape != expected:
@@ -228,7 +230,8 @@ def _read_grey(opened: _OpenedFile, stored: Pixels, facts: _Facts) -> SourceImag
     image = TechnicalTags(opened.dataset)
     tags = frame_tags(image, opened.frame)
     little = bool(opened.dataset.original_encoding[1])
-    values = to_modality_values(stored, tags, little_endian=little, signed=layout.signed)
+    rescale = read_rescale(tags)
+    values = to_modality_values(stored, tags, rescale, little_endian=little, signed=layout.signed)
     full, percentile = _computed_windows(
         without_padding(values, stored, image), blank_ok=layout.frames > 1
     )
@@ -237,6 +240,10 @@ def _read_grey(opened: _OpenedFile, stored: Pixels, facts: _Facts) -> SourceImag
     table = read_voi_table(tags, values, little_endian=little, signed=layout.signed)
     default, source = _default_window(table, windows, percentile)
     facts["warnings"] += _grey_warnings(source, rejected=rejected, has_table=table is not None)
+    if not rescale.is_sound:
+        facts["warnings"] += (
+            "The rescale of this file is unusable: values are shown as they are stored.",
+        )
     return SourceImage(
         pixels=values,
         is_color=False,
@@ -247,7 +254,7 @@ def _read_grey(opened: _OpenedFile, stored: Pixels, facts: _Facts) -> SourceImag
         voi_lut=table,
         percentile_window=percentile,
         full_window=full,
-        units=read_units(tags),
+        units=read_units(tags, rescale),
         **facts,
     )
 

@@ -50,8 +50,38 @@ def frame_tags(image: TechnicalTags, frame: int) -> FrameTags:
     return FrameTags(image, tuple(item for item in (own, shared) if item is not None))
 
 
+@dataclass(frozen=True, slots=True)
+class Rescale:
+    """`value = stored * slope + intercept` (PS3.3 C.11.1.1).
+
+    Attributes:
+        is_sound: whether the file's own numbers could be used, or it has none.
+    """
+
+    slope: float = 1.0
+    intercept: float = 0.0
+    is_sound: bool = True
+
+
+def read_rescale(tags: FrameTags) -> Rescale:
+    """The rescale of a frame; where its numbers make no sense, values stay as they are stored.
+
+    A slope of 0, a known export fault, would blank the image; half of a rescale would show wrong
+    values under a right unit.
+    """
+    group = tags.group("PixelValueTransformationSequence", "RescaleSlope")
+    found = []
+    for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
+        numbers = group.numbers(keyword)
+        if not numbers and group.has_value(keyword):
+            return Rescale(is_sound=False)
+        found.append(next(iter(numbers), default))
+    slope, intercept = found
+    return Rescale(slope, intercept) if slope else Rescale(is_sound=False)
+
+
 def to_modality_values(
-    stored: Pixels, tags: FrameTags, *, little_endian: bool, signed: bool
+    stored: Pixels, tags: FrameTags, rescale: Rescale, *, little_endian: bool, signed: bool
 ) -> Pixels:
     """Stored values through the modality LUT or the rescale (PS3.3 C.11.1).
 
@@ -62,11 +92,7 @@ def to_modality_values(
     if item is not None:
         table = _table(item, little_endian=little_endian, signed=signed)
         return table.apply(stored).astype(np.int32)
-    group = tags.group("PixelValueTransformationSequence", "RescaleSlope")
-    slope = next(iter(group.numbers("RescaleSlope")), 1.0)
-    intercept = next(iter(group.numbers("RescaleIntercept")), 0.0)
-    # A slope of 0 would blank the image; it is a known export fault.
-    return _rescale(stored, slope or 1.0, intercept)
+    return _rescale(stored, rescale.slope, rescale.intercept)
 
 
 def _rescale(stored: Pixels, slope: float, intercept: float) -> Pixels:
@@ -214,9 +240,10 @@ def is_inverted(tags: TechnicalTags, photometric: str) -> bool:
     return shape == "INVERSE" if shape in ("INVERSE", "IDENTITY") else photometric == "MONOCHROME1"
 
 
-def read_units(tags: FrameTags) -> str:
+def read_units(tags: FrameTags, rescale: Rescale) -> str:
     """'HU' for CT that is rescaled to HU; without a type, CT values are HU (C.8.2.1)."""
     group = tags.group("PixelValueTransformationSequence", "RescaleSlope")
-    if tags.image.code("Modality") != "CT" or not group.has("RescaleSlope"):
+    is_rescaled = rescale.is_sound and group.has("RescaleSlope")
+    if tags.image.code("Modality") != "CT" or not is_rescaled:
         return ""
     return "HU" if group.code("RescaleType") in ("HU", "") else ""

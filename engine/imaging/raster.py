@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from engine.imaging.arrays import Bytes, Pixels
+from engine.imaging.completeness import is_jpeg_cut_short, is_png_cut_short
 from engine.imaging.errors import (
     DAMAGED_MESSAGE,
     MEMORY_MESSAGE,
@@ -75,6 +76,9 @@ def _read(data: bytes, image_format: ImageFormat, limits: Limits) -> tuple[Pixel
             warned.append("This file is animated or holds several images: the first is shown.")
         if _drops_bits(data, image_format, image.mode):
             warned.append("This PNG has 16 bits per channel: the upper 8 bits are shown.")
+        is_cut_short = is_png_cut_short if image_format == "PNG" else is_jpeg_cut_short
+        if is_cut_short(data):
+            raise DamagedImageError(DAMAGED_MESSAGE)
         image.load()
         # A damaged orientation must not cost the picture.
         upright = ImageOps.exif_transpose(image)

@@ -94,6 +94,10 @@ class TechnicalTags:
         """Whether the element is there with a value."""
         return self._value(keyword) is not None
 
+    def has_value(self, keyword: str) -> bool:
+        """Whether the element is there and not empty, whatever it holds."""
+        return bool(_as_items(self._value(keyword)))
+
     def numbers(self, keyword: str) -> tuple[float, ...]:
         """All finite numbers of an element, in order; empty when missing or not numbers."""
         numbers = []

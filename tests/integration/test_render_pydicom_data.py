@@ -162,6 +162,9 @@ def test_equals_dcmtk(path: Path, tmp_path: Path) -> None:
 
 
 def test_dcmtk_is_a_reference_for_at_least_sixty_files() -> None:
+    """Where it is installed: elsewhere the other two references stand alone."""
+    if shutil.which("dcmj2pnm") is None:
+        pytest.skip("DCMTK is not installed (apt-get install dcmtk).")
     compared = [path for path in images() if why_not_in_dcmtk(path) is None]
     assert len(compared) >= 100
     assert sum("data_store" in path.parts for path in compared) >= 40

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -388,3 +390,25 @@ def test_a_mirrored_image_is_shown_as_it_is_stored() -> None:
 
     np.testing.assert_array_equal(mirrored.pixels, RAMP)
     np.testing.assert_array_equal(render(mirrored), render(open_here(to_file(RAMP))))
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept"),
+    [(b"0 ", b"-1024 "), (b"xx", b"5 "), (b"2 ", b"-1,0"), (b"1e999 ", b"0 ")],
+)
+def test_a_rescale_that_makes_no_sense_is_left_out_and_said(slope: bytes, intercept: bytes) -> None:
+    stored = np.arange(100, 164, dtype=np.int16).reshape(8, 8)
+    data = to_file(stored, Modality="CT", RescaleSlope="7", RescaleIntercept="8", RescaleType="HU")
+    sound = open_here(data)
+    assert (sound.pixels.min(), sound.units) == (708, "HU")
+    for tag, value in ((b"\x28\x00\x53\x10DS", slope), (b"\x28\x00\x52\x10DS", intercept)):
+        place = data.index(tag)
+        data = data[: place + 6] + struct.pack("<H", len(value)) + value + data[place + 10 :]
+
+    source = open_here(data)
+
+    np.testing.assert_array_equal(source.pixels, stored)
+    assert source.units == ""
+    assert "The rescale of this file is unusable: values are shown as they are stored." in (
+        source.warnings
+    )

@@ -40,7 +40,9 @@ def test_wilson_interval_by_hand() -> None:
     assert low == pytest.approx(0.4901625, abs=1e-6)
     assert high == pytest.approx(0.9433178, abs=1e-6)
     assert wilson_interval(0, 0) == (0.0, 1.0)
-    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
+    for count in range(1, 200):
+        assert 1.0 - 1e-12 < wilson_interval(count, count)[1] <= 1.0
+        assert 0.0 <= wilson_interval(0, count)[0] < 1e-12
 
 
 def test_table_counts_each_group() -> None:
