@@ -274,6 +274,11 @@ class Branch:
         return self.transcript.answers_closed > 0 or self.transcript.segment == "answer"
 
     @property
+    def may_zoom(self) -> bool:
+        """Whether a call of the zoom tool would be carried out now."""
+        return self.crops_left > 0 and not self.last_turn
+
+    @property
     def crops_left(self) -> int:
         """How many zooms the budget still holds."""
         return self.request.budgets.max_crops - self.crops
@@ -353,8 +358,7 @@ class Branch:
             threshold is not None
             and entropy > threshold
             and self._zooms
-            and self.crops_left > 0
-            and not self.last_turn
+            and self.may_zoom
             and not written.forced
             and written.segment == "reasoning"
             and self.transcript.segment == "reasoning"

@@ -332,7 +332,8 @@ class Rollout:
             yield from self._believe(row, "latent", branch.here(self.state.length))
         call = branch.closed_call()
         if call is not None:
-            self._fork(row)
+            if branch.may_zoom:
+                self._fork(row)
             yield from self._call(row, call)
 
     def _call(self, row: int, call: str) -> Iterator[tuple[int, Event]]:

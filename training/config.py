@@ -114,7 +114,10 @@ def _checked_generic(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401
 def _checked_plain(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401
     """Numbers, text, switches and paths."""
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{name!r} is too large.") from error
     if hint is Path and isinstance(value, str):
         return Path(value)
     if type(value) is not hint:

@@ -51,6 +51,7 @@ from training.materials import Materials, load_materials
 from training.numbers import NumberScale
 from training.out_of_distribution import fit_detector
 from training.places import PlaceTerms
+from training.processes import require_one_process
 from training.questions import questions_for
 from training.record_draw import RecordDraw
 from training.records import corpus, seen_size
@@ -155,6 +156,7 @@ def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> PreTrainedT
 
 def pretrain(config: PretrainConfig, report: Report) -> Path:
     """Runs all stages and exports a checkpoint folder, whose path is returned."""
+    require_one_process()
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     materials = load_materials(

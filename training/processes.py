@@ -11,11 +11,27 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from training.checkpoints import load_state, save_state
+from training.config import ConfigError
 
 ItemT = TypeVar("ItemT")
+
+
+def require_one_process() -> None:
+    """Refuses to train in several processes what only one can: each would write the same files.
+
+    Raises:
+        ConfigError: a launcher has started more than one.
+    """
+    count = PartialState(cpu=not torch.cuda.is_available()).num_processes
+    if count > 1:
+        raise ConfigError(
+            f"This stage trains in one process, not in {count}: start it without "
+            "`accelerate launch`, or with --num_processes 1."
+        )
 
 
 class Processes(Protocol):

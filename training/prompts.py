@@ -31,6 +31,7 @@ from training.questions import (
     QuestionCase,
     case_for,
 )
+from training.world import GENERATOR_VERSION
 
 # As a benchmark asks: the three fine families as often as three others each.
 DEFAULT_FAMILIES: Final = (*FAMILIES, *FINE_FAMILIES, *FINE_FAMILIES)
@@ -98,7 +99,8 @@ class PromptPool(Sequence[Prompt]):
     def __init__(self, folder: Path, config: PromptConfig) -> None:
         self.config = config
         families = zlib.crc32(",".join(config.families).encode())
-        self.folder = folder / f"{config.split}-{config.seed}-{families:08x}"
+        version = f"v{GENERATOR_VERSION}"
+        self.folder = folder / f"{version}-{config.split}-{config.seed}-{families:08x}"
 
     def __len__(self) -> int:
         return self.config.count

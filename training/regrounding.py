@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+MOST_GAMMA: Final = 1e6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BranchRule:
@@ -34,8 +36,8 @@ class BranchRule:
     def __post_init__(self) -> None:
         if not 0.0 <= self.base <= 1.0:
             raise ValueError(f"base must lie in 0 to 1, not {self.base}.")
-        if not (math.isfinite(self.gamma) and self.gamma >= 0.0):
-            raise ValueError(f"gamma must be a number of at least 0, not {self.gamma}.")
+        if not 0.0 <= self.gamma <= MOST_GAMMA:
+            raise ValueError(f"gamma must be a number of 0 to {MOST_GAMMA:g}, not {self.gamma}.")
         if math.isnan(self.least_rise):
             raise ValueError("least_rise must be a number or minus infinity.")
         if self.opening < 1:

@@ -23,6 +23,7 @@ from engine.group import MAX_MEMBERS, GroupError
 from engine.group_io import GROUP_SUFFIX, write_group
 from engine.loading import load_checkpoint
 from engine.manifest import CheckpointError
+from engine.sampling import InvalidLogitsError
 from engine.trace_io import TraceFileError
 from training.adapters import AdapterConfig, add_adapter
 from training.alarm import AlarmConfig, ToolAlarm
@@ -40,6 +41,7 @@ from training.pass_rates import PassRateConfig, kept_prompts
 from training.policy import PolicyOutputs, policy_outputs
 from training.policy_loss import ObjectiveConfig
 from training.policy_updates import PolicyUpdates, Reference, UpdateConfig
+from training.processes import require_one_process
 from training.prompts import Prompt, PromptConfig, PromptPool, numbers_of_batch
 from training.real_images import real_picture
 from training.rewards import RewardConfig
@@ -51,6 +53,7 @@ from training.rollout_groups import (
     rewarded,
     rolled_out,
 )
+from training.stopping import DivergedError
 from training.trajectories import TrajectoryGroup
 from training.trees import tree_of
 from training.world import Case
@@ -138,6 +141,11 @@ class ReinforcementConfig:
             raise ValueError("rollouts.branching forks before zooms: it needs the method zoom.")
         if self.rollouts.bottleneck and self.method != "latent":
             raise ValueError("rollouts.bottleneck needs the method latent.")
+        if self.rollouts.bottleneck and not self.rollouts.latent_steps:
+            raise ValueError(
+                "rollouts.bottleneck lets an answer see its image through latents alone: "
+                "rollouts.latent_steps must be at least 1."
+            )
         if self.update.most_kl and not self.objective.kl_weight:
             raise ValueError("update.most_kl needs a reference: give objective.kl_weight.")
         deterministic = self.objective.latents.kind == "deterministic"
@@ -154,7 +162,7 @@ def medvr(config: ReinforcementConfig, report: Report) -> Path:
     Raises:
         ConfigError: the method is another, the base checkpoint cannot be used, or no prompt is
             left by the pass rates.
-        DivergedError: see `training.loop.run_stage` and `UpdateConfig.most_kl`.
+        DivergedError: see `training.loop.run_stage`, `UpdateConfig.most_kl` and `gathered`.
     """
     if config.method == "latent":
         raise ConfigError("medvr trains the methods zoom and direct: for latent there is vlpo.")
@@ -175,6 +183,7 @@ def vlpo(config: ReinforcementConfig, report: Report) -> Path:
 
 def reinforce(config: ReinforcementConfig, report: Report) -> Path:
     """Runs the loop from its last checkpoint, or from the base; exports a checkpoint folder."""
+    require_one_process()
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     policy = opened_policy(config.base, config.lora)
@@ -296,14 +305,25 @@ def gathered(
     batch: int,
     report: Report,
 ) -> list[RewardedGroup]:
-    """Rolls out the prompts of a batch and scores them."""
+    """Rolls out the prompts of a batch and scores them.
+
+    Raises:
+        DivergedError: the policy has come to logits that are no numbers.
+    """
     numbers = numbers_of_batch(kept, config.rollouts.prompts, batch, config.seed)
     groups = []
     for place, number in enumerate(numbers):
         prompt, draws = pool[number], (config.seed, _BATCHES, batch, place)
-        rollouts = rolled_out(
-            engine, prompt, config.method, config.rollouts, config.objective.latents, draws
-        )
+        try:
+            rollouts = rolled_out(
+                engine, prompt, config.method, config.rollouts, config.objective.latents, draws
+            )
+        except InvalidLogitsError as error:
+            raise DivergedError(
+                f"The policy's logits are no numbers before step {batch * config.update.steps}: "
+                "training stopped and keeps its last checkpoint; lower steps.learning_rate, and "
+                "start the same command again."
+            ) from error
         if not place and saves_tree(config, batch):
             try:
                 save_tree(engine, prompt, config, rollouts, batch, draws)

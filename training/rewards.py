@@ -15,6 +15,7 @@ Deviation = Literal["sample", "population"]
 
 # Keeps a group of equal rewards at advantage 0 instead of dividing by 0.
 DEVIATION_FLOOR = 1e-6
+MOST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +43,8 @@ class RewardConfig:
     def __post_init__(self) -> None:
         for name in ("accuracy", "format_penalty", "tool"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0.0):
-                raise ValueError(f"{name} must be a number of at least 0, not {value}.")
+            if not 0.0 <= value <= MOST_WEIGHT:
+                raise ValueError(f"{name} must be a number of 0 to {MOST_WEIGHT:g}, not {value}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ So that EVR and CCA can be checked by hand. The form is documented in `docs/medv
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from training.rewards import RewardConfig, TrajectoryOutcome, group_advantages, 
 
 MOST_TRAJECTORIES = 1024
 MOST_BOXES = 256
+# Of any number: entropies are a few nats.
+MOST = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +54,24 @@ def score_file(path: Path) -> str:
         ConfigError: the file cannot be read, or is not of the documented form.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
     except OSError as error:
         raise ConfigError(f"Cannot read {path.name}: {error.strerror}.") from error
+    except ConfigError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path.name} is not valid JSON.") from error
     return json.dumps(score(read_group(raw)), indent=2) + "\n"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are all there once: of two values one would be lost without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ConfigError(f"The key {twice!r} is there twice in one object.")
+    return found
 
 
 def read_group(raw: Any) -> ScoredGroup:  # noqa: ANN401
@@ -154,7 +167,8 @@ def _entropies(raw: Any, where: str) -> tuple[float, ...]:  # noqa: ANN401
 
 
 def _is_number(value: Any) -> bool:  # noqa: ANN401
-    return type(value) in (int, float) and math.isfinite(value)
+    """Whether a value is a number that sums and products of such cannot overflow."""
+    return type(value) in (int, float) and abs(value) <= MOST
 
 
 def score(group: ScoredGroup) -> dict[str, Any]:

@@ -14,7 +14,14 @@ from engine.forking import Forking, Origin, ZoomUncertainty
 from engine.geometry import Box
 from engine.group import ForkDecision
 from engine.latent import LatentDraw
-from engine.prompt import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+from engine.prompt import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    THINK_CLOSE,
+    THINK_OPEN,
+    TOOL_CALL_CLOSE,
+    TOOL_CALL_OPEN,
+)
 from engine.request import Request
 from engine.rollout import Rollout
 from engine.sequence import FedSequence
@@ -23,7 +30,12 @@ from training.questions import Question
 from training.regrounding import BranchRule, branch_probability, mean_entropy
 from training.rewards import TrajectoryOutcome
 
-_TAG_PAIRS: Final = ((THINK_OPEN, THINK_CLOSE), (ANSWER_OPEN, ANSWER_CLOSE))
+_TAG_PAIRS: Final = {
+    THINK_OPEN: THINK_CLOSE,
+    TOOL_CALL_OPEN: TOOL_CALL_CLOSE,
+    ANSWER_OPEN: ANSWER_CLOSE,
+}
+_TAGS: Final = re.compile("|".join(map(re.escape, (*_TAG_PAIRS, *_TAG_PAIRS.values()))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,9 +174,15 @@ def whole_events(
 
 
 def well_formed(text: str) -> bool:
-    """Whether tags open and close in turn, and there is exactly one answer."""
-    for opening, closing in _TAG_PAIRS:
-        marks = re.findall(f"{re.escape(opening)}|{re.escape(closing)}", text)
-        if marks != [opening, closing] * (len(marks) // 2):
+    """Whether every tag is closed before another opens, and one answer has something in it."""
+    marks = list(_TAGS.finditer(text))
+    openings, closings = marks[::2], marks[1::2]
+    if len(openings) != len(closings):
+        return False
+    answers = []
+    for opening, closing in zip(openings, closings, strict=True):
+        if _TAG_PAIRS.get(opening.group()) != closing.group():
             return False
-    return text.count(ANSWER_OPEN) == 1
+        if opening.group() == ANSWER_OPEN:
+            answers.append(text[opening.end() : closing.start()].strip())
+    return len(answers) == 1 and bool(answers[0])

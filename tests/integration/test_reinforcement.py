@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,15 +20,22 @@ from engine.loading import load_checkpoint
 from engine.tiny import TinyShape, tiny_manifest, tiny_model
 from tests.integration.test_loading import save
 from tests.source_tree import ROOT
+from training.ablation import AblationConfig
 from training.adapters import AdapterConfig
 from training.cli import main
 from training.config import ConfigError, load_config
 from training.packing import packed_group
 from training.policy import policy_outputs
 from training.prompts import PromptPool
-from training.reinforcement import ReinforcementConfig, opened_policy, reference_of
+from training.reinforcement import (
+    ReinforcementConfig,
+    gathered,
+    opened_policy,
+    reference_of,
+)
 from training.rollout_groups import rolled_out
 from training.sft import FinetuneConfig
+from training.stopping import DivergedError
 
 # peft 0.21 still asks for a property that transformers 5.23 has renamed.
 pytestmark = [
@@ -211,6 +220,12 @@ def test_the_reference_stays_where_the_policy_began(
             {"objective": {"kl_weight": 0.0}, "update": {"most_kl": 1.0}},
             "most_kl needs a reference",
         ),
+        (
+            "vlpo",
+            "latent",
+            {"rollouts": {"prompts": 1, "group": 2, "latent_steps": 0, "bottleneck": True}},
+            "latent_steps must be at least 1",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_status_two(
@@ -226,6 +241,34 @@ def test_mistakes_are_one_line_and_status_two(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_weights_that_are_no_numbers_stop_the_run_in_one_sentence(folder: Path) -> None:
+    config = load_config(ReinforcementConfig, written(folder, "broken", "direct"), [])
+    policy = opened_policy(str(folder / "base"), None)
+    with torch.no_grad():
+        policy.model.model.language_model.norm.weight.fill_(float("nan"))
+    pool = PromptPool(config.phantoms, config.prompts)
+
+    with pytest.raises(DivergedError, match=r"no numbers before step 6: .* keeps its last check"):
+        gathered(policy.engine, pool, [0], config, 3, lambda _: None)
+
+
+def test_several_processes_are_refused_where_one_trains(folder: Path) -> None:
+    """Each of them would write the same files."""
+    path = written(folder, "several", "direct")
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "training", "medvr", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode != 0
+    assert "This stage trains in one process, not in 2: start it without" in done.stderr
+    assert not (folder / "several").exists()
 
 
 @pytest.mark.parametrize("name", ["medvr.yaml", "vlpo.yaml"])
@@ -246,4 +289,6 @@ def test_no_call_of_the_shipped_cold_start_holds_a_true_box() -> None:
     assert config.mix.zoom > 0
     assert config.mix.report == config.mix.real == config.mix.latent == 0
     medvr = load_config(ReinforcementConfig, CONFIGS / "medvr.yaml", [])
-    assert Path(medvr.base) == config.out / "checkpoint"
+    assert Path(medvr.base) == Path("assets/checkpoints") / config.out.name
+    ablation = load_config(AblationConfig, CONFIGS / "ablate-medvr.yaml", [])
+    assert ablation.base == medvr.base

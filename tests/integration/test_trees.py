@@ -17,12 +17,15 @@ from engine.loading import LoadedModel
 from engine.replay import replayed_logprobs
 from engine.request import Budgets, DisplayImage, Request, Sampling, Tracing
 from engine.tiny import tiny_manifest
+from tests.factories import chest
 from tests.integration.conftest import picture
 from tests.integration.test_loading import save
 from training.cli import main
 from training.outcomes import coordinates_nats
-from training.questions import Question
+from training.prompts import Prompt
+from training.questions import Question, case_for
 from training.regrounding import BranchRule, branch_probability
+from training.rollout_groups import RolloutConfig, policy_request
 from training.trajectories import roll_out
 from training.trees import tree_of
 
@@ -105,6 +108,23 @@ def test_a_benchmark_reads_the_entropy_that_decided_about_forks(
     for member in zoomed:
         found = coordinates_nats(member.trace)
         assert found == pytest.approx(member.decisions[0].coordinates_nats, abs=1e-12)
+
+
+def test_a_call_that_cannot_be_carried_out_makes_no_fork() -> None:
+    """Its children would be told that no zooms are left, whatever they wrote."""
+    engine = Engine.load("assets/checkpoints/medvr")
+    prompt = Prompt(case_for("nodule_margin", "smooth", 5).question, chest(448))
+    rolled = {}
+    for most in (0, 1):
+        config = RolloutConfig(prompts=1, group=8, max_new_tokens=120, max_crops=most)
+        request = policy_request(prompt, "zoom", config, seed=1)
+        forks = (ALWAYS, np.random.default_rng(0))
+        rolled[most] = roll_out(engine, request, prompt.question, 8, forks)
+
+    assert any("<tool_call>" in trajectory.text for trajectory in rolled[0].trajectories)
+    assert rolled[0].decisions == ()
+    assert [t.origin for t in rolled[0].trajectories] == [None] * 8
+    assert any(trajectory.origin for trajectory in rolled[1].trajectories)
 
 
 def test_every_member_of_a_saved_tree_replays_to_its_own_log_probabilities(

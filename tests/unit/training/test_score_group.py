@@ -68,6 +68,29 @@ def test_what_is_no_json_ends_in_one_line(
     assert said == "group.json is not valid JSON.\n"
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"trajectories":[{"correct":true,"correct":false}]}', "'correct' is there twice"),
+        ('{"trajectories":[{"correct":true,"boxes":[[0,0,1,HUGE]]}]}', "four numbers"),
+        ('{"trajectories":[{"correct":true,"baseline_entropy":HUGE}]}', "an entropy in nats"),
+        ('{"trajectories":[{"correct":true,"baseline_entropy":[1e308,1e308]}]}', "an entropy"),
+        ('{"reward":{"accuracy":1e308},"trajectories":[{"correct":true}]}', "0 to 1e+06"),
+        ('{"reward":{"accuracy":HUGE},"trajectories":[{"correct":true}]}', "'reward.accuracy'"),
+        ('{"branching":{"gamma":1e300},"trajectories":[{"correct":true}]}', "0 to 1e+06"),
+    ],
+)
+def test_numbers_beyond_all_use_end_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, said: str
+) -> None:
+    text = content.replace("HUGE", "9" * 400)
+    (tmp_path / "group.json").write_text(text, encoding="utf-8")
+    assert main(["score-group", str(tmp_path / "group.json")]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
 def test_a_missing_file_ends_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,14 @@ CALL = '<tool_call>\n{"name": "image_zoom_in_tool"}\n</tool_call>'
         ("<answer>A</answer><answer>B</answer>", False),
         ("<think>a</think>", False),
         ("", False),
+        ('<think>a</think><tool_call>{"name"<answer>B</answer>', False),
+        ("<answer>B</answer></tool_call>", False),
+        (f"{CALL}]}}</tool_call>\n<answer>B</answer>", False),
+        (f"{CALL}\n{CALL}\n<answer>B</answer>", True),
+        ("<think>a<answer></think>B</answer>", False),
+        ("<think><answer>B</answer></think>", False),
+        ("<answer></answer>", False),
+        ("<answer> </answer>", False),
     ],
 )
 def test_form(text: str, fine: bool) -> None:
