@@ -3,7 +3,7 @@
 Both sides of a ratio run in every round, in turning order, on one thread, timed by processor time
 (see `engine.bench`); a ratio is that of the fastest runs, and says how many times as fast ours
 is. Models have random weights: what they write does not matter, that both sides write as much
-does.
+does. What forks save is measured on a shipped agent (`training.fork_bench`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from engine.bench import BenchmarkError, Ratio, Sides, interleaved, prepared, ra
 from engine.request import Budgets, Sampling, Tracing
 from engine.sequence import FedSequence
 from engine.tiny import TinyShape, tiny_manifest, tiny_model
+from training.fork_bench import MEMBERS, fork_costs
 from training.packing import PackedGroup, packed_group
 from training.policy import chunked_log_probs, policy_outputs
 
@@ -62,14 +63,16 @@ def benchmark(
     repeats: int,
     shape: TinyShape = SHAPE,
     image_tokens: int = IMAGE_TOKENS,
+    members: int = MEMBERS,
 ) -> dict[str, Any]:
-    """Measures every setting.
+    """Measures every setting, and what forks save (`training.fork_bench`).
 
     Args:
         settings: completion tokens R and branches G of each.
         repeats: interleaved rounds.
         shape: of the random-weight model.
         image_tokens: of the prompt's image.
+        members: trajectories of the group with forks.
 
     Raises:
         BenchmarkError: no random model writes R tokens in every branch.
@@ -85,6 +88,7 @@ def benchmark(
         torch.set_num_threads(threads)
     return {
         "settings": measured,
+        "forks": fork_costs(repeats=repeats, members=members),
         "machine": {
             "threads": 1,
             "clock": "processor time",
@@ -257,4 +261,14 @@ def readable(report: dict[str, Any]) -> str:
             f"  {'logprob_peak_bytes':<30} {peak['chunked']:,} in chunks of {peak['chunk']}, "
             f"{peak['all_at_once']:,} all at once"
         )
+    forks = report["forks"]
+    lines.append(f"{forks['members']} trajectories, {forks['forks']} of them forks (CPU)")
+    for name in ("separate_over_forked", "grouped_over_forked"):
+        low, high = forks[name]["spread"]
+        lines.append(
+            f"  {name:<30} {forks[name]['value']:7.2f} times as fast   "
+            f"rounds {low:.2f} to {high:.2f} ({forks[name]['repeats']})"
+        )
+    written = ", ".join(f"{count:,} {name}" for name, count in forks["tokens"].items())
+    lines.append(f"  {'tokens':<30} {written}")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ SHAPE = TinyShape(vocabulary=2048, tied=False)
 
 @pytest.fixture(scope="module")
 def report() -> dict:
-    return benchmark([(4, 2), (6, 3)], repeats=1, shape=SHAPE, image_tokens=16)
+    return benchmark([(4, 2), (6, 3)], repeats=1, shape=SHAPE, image_tokens=16, members=6)
 
 
 def test_every_setting_has_every_figure(report: dict) -> None:
@@ -34,7 +34,18 @@ def test_every_setting_has_every_figure(report: dict) -> None:
         peak = setting["logprob_peak_bytes"]
         assert peak["tokens"] == tokens * branches
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert readable(report).count("times as fast") == 4
+    assert readable(report).count("times as fast") == 6
+
+
+def test_forks_write_less_than_as_many_independent_trajectories(report: dict) -> None:
+    forks = report["forks"]
+    assert forks["members"] == 6
+    assert 1 <= forks["forks"] <= 3
+    assert forks["tokens"]["forked"] < min(forks["tokens"]["separate"], forks["tokens"]["grouped"])
+    assert forks["positions"]["forked"] < forks["positions"]["separate"]
+    for name in ("separate_over_forked", "grouped_over_forked"):
+        low, high = forks[name]["spread"]
+        assert 0 < low <= forks[name]["value"] <= high
 
 
 def test_peak_memory_is_of_the_chunk_and_not_of_the_tokens() -> None:
