@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         stage.set_defaults(command=command, stage=name)
     evaluate = commands.add_parser("evaluate", help="score a checkpoint on a benchmark")
     evaluate.add_argument(
-        "--benchmark", choices=("phantoms", "lungs", "distribution"), default="phantoms"
+        "--benchmark", choices=("phantoms", "lungs", "records", "distribution"), default="phantoms"
     )
     evaluate.add_argument("--modality", choices=MODALITIES, default=CHEST, help="of the phantoms")
     evaluate.add_argument(
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--method", choices=("direct", "latent", "zoom", "auto"), default="direct"
     )
-    evaluate.add_argument("--data", type=Path, help="folder of real data, where one is needed")
+    evaluate.add_argument("--data", type=Path, help="folder of real data, or JSONL file of records")
     evaluate.add_argument("--limit", type=int, default=500)
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--split", choices=SPLITS, default="test")

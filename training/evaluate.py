@@ -31,6 +31,7 @@ from engine.trace import OutOfDistribution, RunStarted, Trace
 from engine.trace_io import write_trace
 from training.out_of_distribution import area_under_curve
 from training.outcomes import EvaluationError, Outcome, outcome_of, summary, wilson_interval
+from training.own_records import read_records
 from training.phantoms import to_view8
 from training.questions import (
     FAMILIES_OF,
@@ -140,7 +141,7 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
     engine = Engine.load(options.checkpoint)
     if options.benchmark == "distribution":
         return _distribution(engine, options, report)
-    asked = _phantoms(options) if options.benchmark == "phantoms" else _lungs(options)
+    asked = _BENCHMARKS[options.benchmark](options)
     config = AskConfig(
         method=options.method,
         seed=options.seed,
@@ -195,6 +196,16 @@ def _lungs(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question
         for name, box in radiograph.lungs.items():
             question = lung_question(name.split()[0], box.as_tuple(), rng)
             yield DisplayImage(pixels=radiograph.pixels, modality="CR"), question
+
+
+def _records(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question]]:
+    if options.data is None:
+        raise EvaluationError("The benchmark 'records' needs --data: a JSONL file.")
+    for record in read_records(options.data, options.split)[: options.limit]:
+        yield DisplayImage(pixels=record.pixels, modality=record.modality), record.question
+
+
+_BENCHMARKS: Final = {"phantoms": _phantoms, "lungs": _lungs, "records": _records}
 
 
 def _distribution(

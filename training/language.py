@@ -138,12 +138,14 @@ class MixConfig:
         probe: of records that answer at once (belief probes).
         auto: of the records whose prompt leaves the choice to the model.
         real: of records about real radiographs.
+        own: of records about images of one's own (`training.own_records`), before anything else.
     """
 
     zoom: float
     probe: float
     auto: float
     real: float
+    own: float = 0.0
     latent: float = 0.0
     report: float = 0.0
     conversation: float = 0.0
@@ -158,7 +160,7 @@ class MixConfig:
 
     def __post_init__(self) -> None:
         whole = ("report", "conversation", "short", "closeup")
-        for name in ("zoom", "probe", "auto", "real", "latent", "called", "words", *whole):
+        for name in ("zoom", "probe", "auto", "real", "own", "latent", "called", "words", *whole):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in 0 to 1, not {getattr(self, name)}.")
         if sum(getattr(self, name) for name in whole) > 1.0:

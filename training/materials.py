@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from training.language import Asked
 from training.loop import Report
 from training.phantoms import CHEST
 from training.phantoms.label_names import CHEST_LABELS, LabelNames
@@ -18,6 +19,7 @@ class Materials:
 
     Attributes:
         labels: what is labelled in the pictures of the phantoms.
+        own_train, own_validation: questions about images of one's own (`training.own_records`).
     """
 
     train: list[Case]
@@ -25,6 +27,8 @@ class Materials:
     real_train: list[RealRadiograph]
     real_validation: list[RealRadiograph]
     labels: LabelNames = CHEST_LABELS
+    own_train: list[Asked] = field(default_factory=list)
+    own_validation: list[Asked] = field(default_factory=list)
 
 
 def load_materials(

@@ -137,6 +137,8 @@ class PretrainConfig:
                     "begins by reading it, so the warm-up has to teach it."
                 )
         # Said at once: the language model, whose records tell it too, comes after hours.
+        if self.mix.own:
+            raise ValueError("mix.own is for fine-tuning (sft): set it to 0 in pretraining.")
         check_boxes(self.train, self.validation, self.mix, self.language)
 
 

@@ -54,7 +54,7 @@ class RecordDraw:
         real_variants: int,
         seed: int,
     ) -> None:
-        self._cases = materials.train
+        self._cases, self._own = materials.train, materials.own_train
         self._aside = mix.calls == "given" or any(case.blind for case in self._cases)
         if self._aside:
             check_blind(mix)
@@ -71,6 +71,8 @@ class RecordDraw:
         bank.add([case.view for case in self._cases], variants=view_variants)
         crops = [p for case in self._cases for variants in case.crops.values() for p in variants]
         bank.add(crops, variants=1)
+        bank.add([asked.view for asked in self._own], variants=view_variants)
+        bank.add([p for a in self._own for some in a.crops.values() for p in some], variants=1)
         for view, _, parts in self._real:
             bank.add([view, *(p for variants in parts.values() for p in variants)], variants=1)
 
@@ -93,6 +95,9 @@ class RecordDraw:
         ]
 
     def _record(self, rng: np.random.Generator) -> Record:
+        if self._own and rng.random() < self._mix.own:
+            asked = self._own[int(rng.integers(len(self._own)))]
+            return drawn_record(asked, self._mix, self._writer, rng, self._latents)
         if self._real and rng.random() < self._mix.real:
             asked = asked_of_real(self._real[int(rng.integers(len(self._real)))], rng)
             return drawn_record(asked, self._mix, self._writer, rng, self._latents)

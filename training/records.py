@@ -462,7 +462,8 @@ def seen_size(view: Picture) -> tuple[int, int]:
 
 
 def _thought(text: str) -> str:
-    return f"{THINK_OPEN}{text}{THINK_CLOSE}\n"
+    """Reasoning between its tags; nothing where there is none, as in records of one's own."""
+    return "" if not text else f"{THINK_OPEN}{text}{THINK_CLOSE}\n"
 
 
 def seen_box(box: Box, view: Picture) -> tuple[int, int, int, int]:

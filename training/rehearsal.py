@@ -113,7 +113,7 @@ def evaluation_steps(config: FinetuneConfig) -> float:
         return 0.0
     # A record that is scored costs at most what a record that is trained on costs.
     count = math.ceil(config.language.steps / tuning.evaluate_every)
-    return count * tuning.evaluate_records / config.records
+    return count * tuning.evaluate_records / config.step_records
 
 
 def rehearse_reinforcement(
@@ -216,8 +216,8 @@ def _rehearsed(
         for world in worlds:
             load_world(out / "world", few(world), report)
         drawn = sum(few(world).count for world in worlds)
-        a_phantom = (time.monotonic() - begun) / drawn
-        bytes_of_phantom = _folder_bytes(out / "world") / drawn
+        a_phantom = (time.monotonic() - begun) / max(drawn, 1)
+        bytes_of_phantom = _folder_bytes(out / "world") / max(drawn, 1)
         run(out)
         seconds = a_phantom * sum(missing_phantoms(world, world_folder) for world in worlds)
         last = 0.0

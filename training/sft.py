@@ -33,6 +33,7 @@ from training.latents import LatentConfig, LatentPhase
 from training.loop import PartLoss, Report, Stage, prefixed, run_stage
 from training.materials import Materials, load_materials
 from training.network import LanguageNetwork, part_losses, planned
+from training.own_records import RecordsConfig, asked_of_records, read_records
 from training.pretrain import FeatureConfig, calibrated, place_terms
 from training.record_draw import RecordDraw
 from training.world import WorldConfig
@@ -85,18 +86,23 @@ class FinetuneConfig:
         base: checkpoint to begin with: a folder, an adapter's folder, or a hub id.
         world: folder of prepared phantoms; built where they are missing.
         seed: of batches.
+        train, validation: which phantoms; none are needed where all records are one's own.
+        records: records of one's own, as often as `mix.own` says.
         latents: how latent segments are trained; needed when the mix holds any.
         tuning: what is trained, and in which precision.
     """
 
     out: Path
     base: str
-    world: Path
     seed: int
-    train: WorldConfig
-    validation: WorldConfig
     language: LanguageConfig
     mix: MixConfig
+    world: Path = Path("runs/base/world")
+    train: WorldConfig = field(default_factory=lambda: WorldConfig(count=0))
+    validation: WorldConfig = field(
+        default_factory=lambda: WorldConfig(count=0, split="validation")
+    )
+    records: RecordsConfig | None = None
     latents: LatentConfig | None = None
     real_images: Path | None = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
@@ -112,11 +118,37 @@ class FinetuneConfig:
                 "language.grounding takes attention that gradient_checkpointing does not keep: "
                 "leave out one of them."
             )
+        self._check_own()
         # Said at once: the phantoms, which tell it too, may take hours to draw.
         check_boxes(self.train, self.validation, self.mix, self.language)
 
+    def _check_own(self) -> None:
+        """Refuses shares of what is not there.
+
+        Raises:
+            ValueError: with what to change.
+        """
+        if (self.mix.own > 0) != (self.records is not None):
+            raise ValueError("The section records and a share mix.own above 0 go together.")
+        if self.mix.own < 1 and not (self.train.count and self.validation.count):
+            raise ValueError("Phantoms are needed unless mix.own is 1: give train and validation.")
+        if self.mix.own < 1:
+            return
+        if self.mix.letters:
+            raise ValueError("mix.letters asks about phantoms: it must be 0 where mix.own is 1.")
+        if self.export.embedded:
+            raise ValueError(
+                "Thresholds of an embedded checkpoint are read off phantoms: set export.embedded "
+                "to false where mix.own is 1."
+            )
+        if self.tuning.evaluate_every and (self.records is None or not self.records.validation):
+            raise ValueError(
+                "tuning.evaluate_every needs records to score: give records.validation, or set it "
+                "to 0."
+            )
+
     @property
-    def records(self) -> int:
+    def step_records(self) -> int:
         """Records of a step: the batch, and beside it those of letters alone."""
         return self.language.batch + self.mix.letters
 
@@ -188,14 +220,12 @@ def finetune(config: FinetuneConfig, report: Report) -> Path:
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     processes = Accelerated(unused=config.tuning.vision == "trained")
-    processes.expect(-(-config.records // config.tuning.micro_batch))
+    processes.expect(-(-config.step_records // config.tuning.micro_batch))
     if processes.is_main and processes.count > 1:
         report(f"{processes.count} processes train together.")
     tuned = tuned_model(config.base, config.tuning)
     with processes.main_first():
-        materials = load_materials(
-            config.world, config.train, config.validation, config.real_images, report
-        )
+        materials = materials_of(config, report)
     network = train(config, tuned, materials, processes, report)
     weights = processes.whole_state(network) if processes.is_sharded else None
     if processes.is_main:
@@ -204,6 +234,30 @@ def finetune(config: FinetuneConfig, report: Report) -> Path:
         export(config, tuned, materials)
     processes.wait()
     return config.out / "checkpoint"
+
+
+def materials_of(config: FinetuneConfig, report: Report) -> Materials:
+    """Everything that records are drawn from.
+
+    Raises:
+        ConfigError: a record of one's own cannot be used.
+        ValueError: see `load_materials`.
+    """
+    if config.mix.own < 1:
+        materials = load_materials(
+            config.world, config.train, config.validation, config.real_images, report
+        )
+    else:
+        materials = Materials([], [], [], [])
+    own = config.records
+    if own is None:
+        return materials
+    train = asked_of_records(read_records(own.train, "train"), own, config.seed)
+    unseen = []
+    if own.validation is not None:
+        unseen = asked_of_records(read_records(own.validation, "validation"), own, config.seed)
+    report(f"{len(train)} records of one's own, and {len(unseen)} to validate with.")
+    return replace(materials, own_train=train, own_validation=unseen)
 
 
 def train(
@@ -300,8 +354,14 @@ def draws(
 
 
 def validation_only(materials: Materials) -> Materials:
-    """The validation phantoms where training ones would be; a copy."""
-    return Materials(materials.validation, materials.validation, materials.real_validation, [])
+    """The validation phantoms and records where training ones would be; a copy."""
+    return replace(
+        materials,
+        train=materials.validation,
+        real_train=materials.real_validation,
+        real_validation=[],
+        own_train=materials.own_validation,
+    )
 
 
 def whole_model(config: FinetuneConfig, weights: dict[str, torch.Tensor]) -> Tuned:

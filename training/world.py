@@ -136,7 +136,9 @@ class Case:
     blind: bool = False
 
 
-def resized(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def resized(
+    pixels: npt.NDArray[np.uint8], budget: PixelBudget = VIEW_BUDGET
+) -> npt.NDArray[np.uint8]:
     """A grey image `(H, W)` as the model sees it: what `engine.processor` makes of it (tested).
 
     One channel and no normalisation: several times faster than the whole preprocessing.
@@ -146,8 +148,8 @@ def resized(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         rows,
         columns,
         factor=TOKEN_SIZE,
-        min_pixels=VIEW_BUDGET.least,
-        max_pixels=VIEW_BUDGET.most,
+        min_pixels=budget.least,
+        max_pixels=budget.most,
     )
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image)

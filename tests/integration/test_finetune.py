@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from engine.loading import load_checkpoint
 from engine.tiny import tiny_model
+from tests.factories import chest
 from tests.integration.test_loading import save
 from tests.source_tree import ROOT
+from training.cli import main
 from training.config import ConfigError, load_config
 from training.sft import FinetuneConfig, finetune, tuned_model
 from training.world import WorldConfig, balanced_case, build_case, claim_world, save_cases
@@ -185,6 +188,55 @@ def test_what_cannot_be_is_refused(folder: Path) -> None:
         load_config(FinetuneConfig, path, ["tuning.micro_batch=0"])
     with pytest.raises(ConfigError, match="no checkpoint nowhere"):
         finetune(load_config(FinetuneConfig, path, ["base=./nowhere"]), lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def records(folder: Path) -> Path:
+    """A file of records about two drawn images, each asked about twice in either split."""
+    lines = []
+    for number in range(2):
+        image = Image.fromarray(chest(160 + 40 * number, seed=number))
+        image.save(folder / f"image-{number}.png")
+        for split in ("train", "validation"):
+            line = {"image": f"image-{number}.png", "question": "Where?", "split": split}
+            answers = {"options": ["left", "right"], "answer": "A", "reasoning": "It is left."}
+            boxed = {"question": "Which side?", "bboxes": [[0.1, 0.1, 0.6, 0.5]]}
+            lines += [{**line, "answer": "On the left."}, {**line, **answers, **boxed}]
+    path = folder / "records.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_records_of_ones_own_train_beside_phantoms_or_alone(
+    folder: Path, records: Path, capsys: pytest.CaptureFixture[str], share: float
+) -> None:
+    name = f"own-{share}"
+    path = config_file(folder, name, evaluate_every=2, evaluate_records=4)
+    raw = yaml.safe_load(path.read_text())
+    files = {"train": str(records), "validation": str(records)}
+    raw["records"] = {**files, "crops_per_target": 1, "most_pixels": 84 * 84, "least_pixels": 784}
+    raw["mix"]["own"] = share
+    if share == 1.0:
+        for key in ("train", "validation", "world"):
+            del raw[key]
+    path.write_text(yaml.safe_dump(raw))
+    said: list[str] = []
+
+    finetune(load_config(FinetuneConfig, path, []), said.append)
+
+    assert "4 records of one's own, and 4 to validate with." in said
+    found = logged(folder / name)
+    assert [record["step"] for record in found] == [1, 2, 2]
+    assert found[0]["roi"] > 0
+    assert found[-1]["validation_loss"] > 0
+    arguments = ["evaluate", "--benchmark", "records", "--data", str(records), "--method", "latent"]
+    checkpoint = ["--checkpoint", str(folder / name / "checkpoint"), "--split", "validation"]
+    assert main([*arguments, *checkpoint, "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["counts"]["own"] == 4
+    assert main([*arguments, *checkpoint, "--split", "test"]) == 2
+    assert "holds no record of the split test" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,13 @@ from training.sft import FinetuneConfig, TuningConfig
 
 CONFIGS = Path(__file__).resolve().parents[3] / "training" / "configs"
 # Card, devices, whether weights are spread over them.
-RECIPES = {"24gb-lora": (24e9, 1, False), "80gb": (80e9, 1, False), "8x80gb": (80e9, 8, True)}
+# Bytes of a card, how many, whether weights are spread, tokens of a record.
+RECIPES = {
+    "24gb-lora": (24e9, 1, False, 512),
+    "24gb-medlvr": (24e9, 1, False, 1024),
+    "80gb": (80e9, 1, False, 512),
+    "8x80gb": (80e9, 8, True, 512),
+}
 
 
 def test_adapters_are_as_large_as_the_notes_say() -> None:
@@ -49,8 +55,10 @@ def test_every_saving_saves() -> None:
 def test_a_recipe_fits_its_card_and_says_its_count(name: str) -> None:
     path = CONFIGS / "recipes" / f"qwen2.5-vl-7b-{name}.yaml"
     config = load_config(FinetuneConfig, path, [])
-    card, devices, is_sharded = RECIPES[name]
-    count = memory_count(config.tuning, record_tokens=512, devices=devices, is_sharded=is_sharded)
+    card, devices, is_sharded, tokens = RECIPES[name]
+    count = memory_count(
+        config.tuning, record_tokens=tokens, devices=devices, is_sharded=is_sharded
+    )
     assert count.total < 0.9 * card
     assert f"{count.total / 1e9:.1f} GB" in path.read_text(encoding="utf-8")
     assert not config.export.embedded
