@@ -1,4 +1,4 @@
-"""The benchmark on tiny models: what it prints, and that its sides do the same. No times."""
+"""The benchmark on tiny models: what it prints, that its sides do the same, and one loose time."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from engine.bench import (
     decode_bytes,
     interleaved,
     measured,
+    prepared,
     random_sides,
     ratio,
     readable,
     traced,
 )
-from engine.cli import main
+from engine.cli import DEFAULT_CHECKPOINT, main
+from engine.loading import load_checkpoint
 from engine.tiny import (
     BENCH_SHAPE,
     TinyShape,
@@ -45,6 +47,16 @@ RATIOS = (
 @pytest.fixture(scope="module")
 def sides() -> Sides:
     return random_sides(TinyShape(), tiny_manifest(16, 4), 6)
+
+
+def test_a_trace_does_not_become_a_quarter_slower_than_generate() -> None:
+    """A guard: what is aimed at (`tests/perf`) needs an idle machine, this holds on a busy one."""
+    sides = prepared(load_checkpoint(DEFAULT_CHECKPOINT, "cpu"), EMBEDDED_TOKENS)
+
+    group = measured(sides, 7)
+
+    assert group["trace_all_layers_over_generate"]["value"] <= 1.25
+    assert group["trace_default_over_generate"]["value"] <= 1.25
 
 
 def test_a_group_has_every_ratio_with_its_spread(sides: Sides) -> None:
