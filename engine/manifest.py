@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from engine.coordinates import CoordinateKind
+
 MANIFEST_FILE = "lightbox.json"
 MANIFEST_LIMIT_BYTES = 1_000_000
 
@@ -52,6 +54,8 @@ class Manifest:
         embedded: whether it is one of the small models shipped with the project.
         trained_methods: methods that it was trained for.
         prompt_style: `full` for general chat models, `compact` for the embedded ones.
+        coordinates: what a zoom call counts places in: `pixels` of the image as the model sees it
+            (Qwen2.5-VL), or `thousandths` of its sides (Qwen3-VL).
         question_first: whether the question stands before the image in the prompt.
         view, crop: pixel budgets of the whole image and of a zoom crop.
         crop_padding: share of the box's own size added on every side of a crop.
@@ -65,6 +69,7 @@ class Manifest:
     embedded: bool = False
     trained_methods: tuple[str, ...] = ()
     prompt_style: PromptStyle = "full"
+    coordinates: CoordinateKind = "pixels"
     question_first: bool = False
     view: PixelBudget = PixelBudget(least=256 * 28 * 28, most=1280 * 28 * 28)
     crop: PixelBudget = PixelBudget(least=256 * 28 * 28, most=1280 * 28 * 28)
@@ -75,6 +80,11 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.prompt_style not in get_args(PromptStyle):
             raise ManifestError(f"prompt_style must be full or compact, not {self.prompt_style!r}.")
+        if self.coordinates not in get_args(CoordinateKind):
+            raise ManifestError(
+                f"coordinates must be {' or '.join(get_args(CoordinateKind))}, not "
+                f"{self.coordinates!r}."
+            )
         if not 0.0 <= self.crop_padding <= 1.0:
             raise ManifestError(f"crop_padding must lie in 0 to 1, not {self.crop_padding}.")
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Mapping
 from typing import Final
 
+from engine.coordinates import CoordinateKind
 from engine.manifest import Manifest, PromptStyle
 from engine.request import Method, Request
 
@@ -41,38 +43,13 @@ ZOOM_CALL_HEAD: Final = (
 )
 ZOOM_CALL_TAIL: Final = f"]}}}}\n{TOOL_CALL_CLOSE}"
 
-_TOOLS_SCHEMA: Final = json.dumps(
-    {
-        "type": "function",
-        "function": {
-            "name": ZOOM_TOOL_NAME,
-            "description": "Zoom in on a region of the image and look at it again.",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "bbox_2d": {
-                        "type": "array",
-                        "items": {"type": "number"},
-                        "minItems": 4,
-                        "maxItems": 4,
-                        "description": "The region as [x1, y1, x2, y2] in pixels of the image.",
-                    },
-                    "label": {"type": "string", "description": "What the region shows."},
-                },
-                "required": ["bbox_2d"],
-            },
-        },
-    }
-)
+_COUNTED: Final[Mapping[CoordinateKind, str]] = {
+    "pixels": "in pixels of the image",
+    "thousandths": "in thousandths of the image, 0 to 1000 on both sides",
+}
+
 
 _FULL_SYSTEM: Final = "You are a helpful assistant."
-_FULL_ZOOM_SYSTEM: Final = (
-    f"{_FULL_SYSTEM}\n\n# Tools\n\nYou may call one or more functions to assist with the user "
-    "query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n"
-    f"<tools>\n{_TOOLS_SCHEMA}\n</tools>\n\nFor each function call, return a json object with "
-    "function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
-    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
-)
 _FULL_INSTRUCTION: Final = {
     "direct": "Think step by step inside <think></think>",
     "latent": "Think inside <think></think>",
@@ -92,11 +69,49 @@ def option_letter(index: int) -> str:
     return string.ascii_uppercase[index]
 
 
-def system_text(style: PromptStyle, method: Method) -> str:
+def _tools_schema(coordinates: CoordinateKind) -> str:
+    """The zoom tool as Hermes's JSON says it."""
+    region = f"The region as [x1, y1, x2, y2] {_COUNTED[coordinates]}."
+    return json.dumps(
+        {
+            "type": "function",
+            "function": {
+                "name": ZOOM_TOOL_NAME,
+                "description": "Zoom in on a region of the image and look at it again.",
+                "parameters": {
+                    "type": "object",
+                    "properties": {
+                        "bbox_2d": {
+                            "type": "array",
+                            "items": {"type": "number"},
+                            "minItems": 4,
+                            "maxItems": 4,
+                            "description": region,
+                        },
+                        "label": {"type": "string", "description": "What the region shows."},
+                    },
+                    "required": ["bbox_2d"],
+                },
+            },
+        }
+    )
+
+
+def _full_zoom_system(coordinates: CoordinateKind) -> str:
+    return (
+        f"{_FULL_SYSTEM}\n\n# Tools\n\nYou may call one or more functions to assist with the user "
+        "query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n"
+        f"<tools>\n{_tools_schema(coordinates)}\n</tools>\n\nFor each function call, return a json "
+        "object with function name and arguments within <tool_call></tool_call> XML tags:\n"
+        '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    )
+
+
+def system_text(style: PromptStyle, method: Method, coordinates: CoordinateKind = "pixels") -> str:
     """The system message; in the compact style it names the method in one word."""
     if style == "compact":
         return f"Method: {method}."
-    return _FULL_ZOOM_SYSTEM if method in ("zoom", "auto") else _FULL_SYSTEM
+    return _full_zoom_system(coordinates) if method in ("zoom", "auto") else _FULL_SYSTEM
 
 
 def question_text(
@@ -123,11 +138,13 @@ def prompt_text(
     method: Method,
     question: str,
     options: tuple[str, ...],
+    coordinates: CoordinateKind = "pixels",
 ) -> str:
     """The whole prompt up to where the model starts to write; holds one image."""
     asked = question_text(style, method, neutralised(question), tuple(map(neutralised, options)))
     content = f"{asked}\n{IMAGE}" if question_first else f"{IMAGE}{asked}"
-    return turn("system", system_text(style, method)) + turn("user", content) + assistant_head()
+    system = turn("system", system_text(style, method, coordinates))
+    return system + turn("user", content) + assistant_head()
 
 
 def request_prompt(manifest: Manifest, request: Request) -> str:
@@ -138,6 +155,7 @@ def request_prompt(manifest: Manifest, request: Request) -> str:
         method=request.method,
         question=request.question,
         options=request.options,
+        coordinates=manifest.coordinates,
     )
 
 
@@ -162,9 +180,9 @@ def tool_message_text(message: str) -> str:
     )
 
 
-def zoom_call_text(box_px: tuple[int, int, int, int]) -> str:
-    """A whole tool call; coordinates in pixels of the image as the model sees it."""
-    return ZOOM_CALL_HEAD + ", ".join(str(value) for value in box_px) + ZOOM_CALL_TAIL
+def zoom_call_text(numbers: tuple[int, int, int, int]) -> str:
+    """A whole tool call; the numbers of a box as `engine.coordinates` makes them."""
+    return ZOOM_CALL_HEAD + ", ".join(str(value) for value in numbers) + ZOOM_CALL_TAIL
 
 
 def answer_text(answer: str) -> str:

@@ -148,7 +148,8 @@ class _Writer:
         left = self._request.budgets.max_crops - self._crops
         message = NO_ZOOMS_LEFT
         try:
-            sizes = ImageSizes(self._seen.width, self._seen.height, width, height)
+            counted = self._decoder.loaded.manifest.coordinates
+            sizes = ImageSizes(self._seen.width, self._seen.height, width, height, counted)
             parse_zoom_call(self._transcript.tool_call_text, sizes)
         except ToolCallError as error:
             self._failed_calls += 1

@@ -110,7 +110,8 @@ class Rollout:
         self._clock = time.perf_counter() if clock is None else clock
         self._stop = stop
         height, width = start.pixels.shape[:2]
-        self._sizes = ImageSizes(start.seen.width, start.seen.height, width, height)
+        counted = decoder.loaded.manifest.coordinates
+        self._sizes = ImageSizes(start.seen.width, start.seen.height, width, height, counted)
         self.branches = [
             Branch(self.request, self._sizes, self.vocabulary, decoder.device, index)
             for index in range(count)

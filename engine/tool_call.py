@@ -1,8 +1,8 @@
 """The zoom call: reading what a model wrote, and holding its coordinates well-formed.
 
 A call is Hermes's JSON between tags. It is parsed as JSON and nothing else; whatever is wrong
-with it becomes a sentence that is returned to the model. Qwen2.5-VL writes absolute pixels of
-the image as it sees it; inside the project boxes are normalised (methods notes, 3.4).
+with it becomes a sentence that is returned to the model. What its numbers count is the business of
+`engine.coordinates`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from engine.geometry import Box, BoxError, box_from_pixels
+from engine.coordinates import CoordinateFrame, CoordinateKind
+from engine.geometry import Box, BoxError
 from engine.prompt import ZOOM_TOOL_NAME
 from engine.vocabulary import Vocabulary
 
@@ -31,27 +32,38 @@ class ToolCallError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageSizes:
-    """The image as the model sees it and as it is displayed, in pixels."""
+    """The image as the model sees it and as it is displayed, in pixels.
+
+    Attributes:
+        coordinates: what the model counts places in.
+    """
 
     seen_width: int
     seen_height: int
     source_width: int
     source_height: int
+    coordinates: CoordinateKind = "pixels"
 
     @property
-    def least_seen_sides(self) -> tuple[int, int]:
-        """Least width and height of a box in seen pixels.
+    def frame(self) -> CoordinateFrame:
+        """What the coordinates of a call lie in."""
+        return CoordinateFrame.of(self.coordinates, self.seen_width, self.seen_height)
+
+    @property
+    def least_sides(self) -> tuple[int, int]:
+        """Least width and height of a box, in coordinates.
 
         At least `LEAST_SIDE_PX` source pixels, or the whole side of a smaller image.
         """
+        frame = self.frame
         return (
-            _least_side(self.seen_width, self.source_width),
-            _least_side(self.seen_height, self.source_height),
+            _least_side(frame.width, self.source_width),
+            _least_side(frame.height, self.source_height),
         )
 
 
-def _least_side(seen: int, source: int) -> int:
-    return max(1, math.ceil(min(LEAST_SIDE_PX, source) * seen / source))
+def _least_side(side: int, source: int) -> int:
+    return max(1, math.ceil(min(LEAST_SIDE_PX, source) * side / source))
 
 
 def opens_coordinates(text: str) -> bool:
@@ -74,7 +86,7 @@ def parse_zoom_call(text: str, sizes: ImageSizes) -> tuple[Box, bool]:
     if x0 >= x1 or y0 >= y1:
         raise ToolCallError("bbox_2d must be [x1, y1, x2, y2] with x1 < x2 and y1 < y2.")
     try:
-        box, clamped = box_from_pixels(x0, y0, x1, y1, sizes.seen_width, sizes.seen_height)
+        box, clamped = sizes.frame.to_box(x0, y0, x1, y1)
     except BoxError as error:
         raise ToolCallError("bbox_2d lies outside the image.") from error
     _check_sides(box, sizes)
@@ -166,7 +178,7 @@ class CoordinateGrammar:
     """The strings `x0, y0, x1, y1` that name a box which can be cut, piece by piece.
 
     Attributes:
-        sizes: the image; x1 - x0 and y1 - y0 are at least `sizes.least_seen_sides`.
+        sizes: the image; x1 - x0 and y1 - y0 are at least `sizes.least_sides`.
     """
 
     sizes: ImageSizes
@@ -204,16 +216,17 @@ class CoordinateGrammar:
 
     def _bounds(self, before: list[int]) -> tuple[int, int] | None:
         """Lowest and highest value of the coordinate that follows `before`."""
-        least_width, least_height = self.sizes.least_seen_sides
+        least_width, least_height = self.sizes.least_sides
+        frame = self.sizes.frame
         if len(before) > 3:
             return None
         if len(before) == 0:
-            return 0, self.sizes.seen_width - least_width
+            return 0, frame.width - least_width
         if len(before) == 1:
-            return 0, self.sizes.seen_height - least_height
+            return 0, frame.height - least_height
         if len(before) == 2:
-            return before[0] + least_width, self.sizes.seen_width
-        return before[1] + least_height, self.sizes.seen_height
+            return before[0] + least_width, frame.width
+        return before[1] + least_height, frame.height
 
 
 def _is_number(text: str) -> bool:

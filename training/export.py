@@ -70,12 +70,23 @@ class Thresholds:
     entropy: float | None
 
 
+# How records are written and pictures are made for the embedded model (`training.records`).
+AS_TRAINED: Final = Manifest(
+    prompt_style="compact",
+    question_first=True,
+    view=VIEW_BUDGET,
+    crop=VIEW_BUDGET,
+    crop_padding=CROP_PADDING,
+)
+
+
 def export_checkpoint(
     folder: Path,
     model: Qwen2_5_VLForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
     config: ExportConfig,
     thresholds: Thresholds | None,
+    spoken: Manifest = AS_TRAINED,
 ) -> Path:
     """Writes the folder anew, in half precision, and puts it in place in one step.
 
@@ -85,6 +96,7 @@ def export_checkpoint(
         tokenizer: its own.
         config: what the manifest says.
         thresholds: None for a checkpoint that is not embedded.
+        spoken: how prompts, pictures and coordinates were in training.
     """
     partial = _fresh(folder)
     half = torch.float16 if config.embedded else torch.bfloat16
@@ -105,11 +117,15 @@ def export_checkpoint(
     if config.embedded:
         tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(partial)
-    return _finished(partial, folder, config, thresholds)
+    return _finished(partial, folder, config, thresholds, spoken)
 
 
 def export_adapter(
-    folder: Path, adapter: PeftModel, config: ExportConfig, thresholds: Thresholds | None
+    folder: Path,
+    adapter: PeftModel,
+    config: ExportConfig,
+    thresholds: Thresholds | None,
+    spoken: Manifest = AS_TRAINED,
 ) -> Path:
     """Writes the folder of an adapter, which names its base and opens like any checkpoint.
 
@@ -118,11 +134,12 @@ def export_adapter(
         adapter: trained (`training.adapters.add_adapter`).
         config: what the manifest says.
         thresholds: None for a checkpoint that is not embedded.
+        spoken: how prompts, pictures and coordinates were in training.
     """
     partial = _fresh(folder)
     # Without asking for embedding layers peft would look the base up on the hub.
     adapter.save_pretrained(str(partial), safe_serialization=True, save_embedding_layers=False)
-    return _finished(partial, folder, config, thresholds)
+    return _finished(partial, folder, config, thresholds, spoken)
 
 
 def _fresh(folder: Path) -> Path:
@@ -134,19 +151,20 @@ def _fresh(folder: Path) -> Path:
 
 
 def _finished(
-    partial: Path, folder: Path, config: ExportConfig, thresholds: Thresholds | None
+    partial: Path,
+    folder: Path,
+    config: ExportConfig,
+    thresholds: Thresholds | None,
+    spoken: Manifest,
 ) -> Path:
     """Adds what the checkpoint says of itself, and puts the folder in place."""
-    manifest = Manifest(
+    manifest = replace(
+        spoken,
         name=config.name,
         stage=config.stage,
         embedded=config.embedded,
         trained_methods=config.trained_methods,
-        prompt_style="compact",
-        question_first=True,
-        view=VIEW_BUDGET,
-        crop=VIEW_BUDGET,
-        crop_padding=CROP_PADDING,
+        entropy_threshold=None,
         notices=config.notices,
     )
     if thresholds is not None:

@@ -423,9 +423,13 @@ def export(config: ReinforcementConfig, policy: Policy, unseen: PromptPool) -> P
             else loaded.manifest.entropy_threshold,
         )
     folder = config.out / "checkpoint"
+    # Rolled out as its base is spoken to, and to be spoken to in the same way.
+    spoken = loaded.manifest
     if policy.adapter is not None:
-        return export_adapter(folder, policy.adapter, config.export, thresholds)
-    return export_checkpoint(folder, loaded.model, loaded.tokenizer, config.export, thresholds)
+        return export_adapter(folder, policy.adapter, config.export, thresholds, spoken)
+    return export_checkpoint(
+        folder, loaded.model, loaded.tokenizer, config.export, thresholds, spoken
+    )
 
 
 def unseen_case(prompt: Prompt) -> Case:

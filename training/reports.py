@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from engine.coordinates import CoordinateFrame
 from engine.geometry import Box
 from training.phantoms import AnyTruth, SectionTruth, labels_of
 from training.phantoms.truth import (
@@ -89,16 +90,7 @@ def whole_pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     (0, 112, 196, 113)
     """
     height, width = size
-    x0, y0, x1, y1 = box.to_pixels(width, height)
-    left, right = _whole_span(x0, x1, width)
-    top, bottom = _whole_span(y0, y1, height)
-    return left, top, right, bottom
-
-
-def _whole_span(low: float, high: float, size: int) -> tuple[int, int]:
-    """Both ends in whole pixels, at least one apart, inside an image side of `size` pixels."""
-    first = min(round(low), size - 1)
-    return first, min(max(round(high), first + 1), size)
+    return CoordinateFrame.of("pixels", width, height).to_numbers(box)
 
 
 def places_of(truth: AnyTruth) -> list[tuple[str, Box]]:

@@ -26,7 +26,7 @@ from training.adapters import AdapterConfig, add_adapter
 from training.cold_start import check_boxes
 from training.config import ConfigError
 from training.dense_warmup import HEAD_RATE
-from training.export import ExportConfig, export_adapter, export_checkpoint
+from training.export import AS_TRAINED, ExportConfig, export_adapter, export_checkpoint
 from training.features import FeatureBank, TrainedTower
 from training.language import LanguageConfig, MixConfig
 from training.latents import LatentConfig, LatentPhase
@@ -385,6 +385,9 @@ def export(config: FinetuneConfig, tuned: Tuned, materials: Materials) -> Path:
     if config.export.embedded:
         thresholds = calibrated(model.to("cpu"), tuned.tokenizer, materials)
     folder = config.out / "checkpoint"
+    spoken = AS_TRAINED
+    if config.records is not None:
+        spoken = replace(spoken, view=config.records.budget, crop=config.records.budget)
     if tuned.adapter is not None:
-        return export_adapter(folder, tuned.adapter, config.export, thresholds)
-    return export_checkpoint(folder, model, tuned.tokenizer, config.export, thresholds)
+        return export_adapter(folder, tuned.adapter, config.export, thresholds, spoken)
+    return export_checkpoint(folder, model, tuned.tokenizer, config.export, thresholds, spoken)

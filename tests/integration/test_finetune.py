@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from engine.loading import load_checkpoint
+from engine.manifest import PixelBudget
 from engine.tiny import tiny_model
 from tests.factories import chest
 from tests.integration.test_loading import save
@@ -230,6 +231,9 @@ def test_records_of_ones_own_train_beside_phantoms_or_alone(
     assert [record["step"] for record in found] == [1, 2, 2]
     assert found[0]["roi"] > 0
     assert found[-1]["validation_loss"] > 0
+    # It is to see images as large as it has seen them in training.
+    manifest = load_checkpoint(folder / name / "checkpoint").manifest
+    assert manifest.view == manifest.crop == PixelBudget(least=784, most=84 * 84)
     arguments = ["evaluate", "--benchmark", "records", "--data", str(records), "--method", "latent"]
     checkpoint = ["--checkpoint", str(folder / name / "checkpoint"), "--split", "validation"]
     assert main([*arguments, *checkpoint, "--json"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from engine import trace_io
 from engine.engine import Engine
 from engine.group_io import read_group
 from engine.loading import load_checkpoint
+from engine.manifest import PixelBudget, read_manifest
 from engine.tiny import TinyShape, tiny_manifest, tiny_model
 from tests.integration.test_loading import save
 from tests.source_tree import ROOT
@@ -29,6 +31,7 @@ from training.policy import policy_outputs
 from training.prompts import PromptPool
 from training.reinforcement import (
     ReinforcementConfig,
+    export,
     gathered,
     opened_policy,
     reference_of,
@@ -241,6 +244,28 @@ def test_mistakes_are_one_line_and_status_two(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_policy_is_to_be_spoken_to_as_its_base_was(folder: Path) -> None:
+    """It was rolled out with that prompt, at that size and in these coordinates."""
+    own = folder / "spoken-base"
+    shutil.copytree(folder / "base", own)
+    manifest = dataclasses.replace(
+        read_manifest(folder / "base"),
+        prompt_style="full",
+        question_first=False,
+        coordinates="thousandths",
+        crop=PixelBudget(least=784, most=56 * 56),
+        crop_padding=0.1,
+    )
+    (own / "lightbox.json").write_text(manifest.to_json())
+    config = load_config(ReinforcementConfig, written(folder, "spoken", "zoom", base=str(own)), [])
+    export(config, opened_policy(str(own), None), PromptPool(config.phantoms, config.prompts))
+
+    made = read_manifest(folder / "spoken" / "checkpoint")
+    assert made.name == "spoken"
+    for name in ("prompt_style", "question_first", "coordinates", "view", "crop", "crop_padding"):
+        assert getattr(made, name) == getattr(manifest, name)
 
 
 def test_weights_that_are_no_numbers_stop_the_run_in_one_sentence(folder: Path) -> None:

@@ -137,13 +137,14 @@ SMALL = ImageSizes(seen_width=12, seen_height=9, source_width=120, source_height
 
 def allowed_lists(sizes: ImageSizes) -> set[str]:
     """The naive twin: every list of coordinates that names a box which can be cut."""
-    width, height = sizes.least_seen_sides
+    width, height = sizes.least_sides
+    frame = sizes.frame
     return {
         f"{x0}, {y0}, {x1}, {y1}"
-        for x0 in range(sizes.seen_width + 1)
-        for y0 in range(sizes.seen_height + 1)
-        for x1 in range(x0 + width, sizes.seen_width + 1)
-        for y1 in range(y0 + height, sizes.seen_height + 1)
+        for x0 in range(frame.width + 1)
+        for y0 in range(frame.height + 1)
+        for x1 in range(x0 + width, frame.width + 1)
+        for y1 in range(y0 + height, frame.height + 1)
     }
 
 
@@ -161,11 +162,16 @@ def test_the_grammar_accepts_exactly_the_lists_that_can_be_cut() -> None:
             assert grammar.complete(longer) == (longer in lists), longer
 
 
-@given(st.integers(28, 2000), st.integers(28, 2000), st.data())
+@given(
+    st.integers(28, 2000),
+    st.integers(28, 2000),
+    st.sampled_from(["pixels", "thousandths"]),
+    st.data(),
+)
 def test_whatever_is_drawn_the_call_is_well_formed(
-    width: int, height: int, data: st.DataObject
+    width: int, height: int, kind: str, data: st.DataObject
 ) -> None:
-    sizes = ImageSizes(seen_width=width, seen_height=height, source_width=800, source_height=600)
+    sizes = ImageSizes(width, height, 800, 600, coordinates=kind)  # type: ignore[arg-type]
     writer = CoordinateWriter(VOCABULARY, CoordinateGrammar(sizes))
     while not writer.done:
         allowed = writer.allowed()
