@@ -322,7 +322,12 @@ def _silence_libraries() -> None:
 
 def _nats(text: str) -> float | str:
     """An entropy of the command line, or the word that stands for the checkpoint's own."""
-    return text if text == "checkpoint" else float(text)
+    try:
+        return text if text == "checkpoint" else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be a number of nats, or checkpoint, not {text!r}"
+        ) from error
 
 
 def _request(options: argparse.Namespace, interventions: Interventions) -> Request:

@@ -54,7 +54,11 @@ def read_layout(dataset: Dataset, limits: Limits) -> PixelLayout:
     tags = TechnicalTags(dataset)
     if not any(keyword in dataset for keyword in _PIXEL_KEYWORDS):
         # The parser drops everything behind the element in which a file ends.
-        cut_short = "Rows" in dataset or len(dataset) == 0 or _is_of_an_image(tags)
+        cut_short = "Rows" in dataset or _is_of_an_image(tags)
+        # Reports and plans say what they are, an index lists files: what does neither is no data
+        # set, but something else behind a preamble.
+        says_what_it_is = "SOPClassUID" in dataset or "DirectoryRecordSequence" in dataset
+        cut_short = cut_short or not says_what_it_is
         raise DamagedImageError(DAMAGED_MESSAGE if cut_short else _NO_IMAGE)
     stored = tags.integer("BitsStored", tags.integer("BitsAllocated"))
     layout = PixelLayout(

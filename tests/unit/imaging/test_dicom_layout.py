@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from pydicom.data import get_testdata_file
 
 from engine.imaging.errors import (
     DamagedImageError,
@@ -64,3 +67,19 @@ def test_frames_beyond_the_listed_ones_are_left_off() -> None:
     assert any("first 3 of 5 frames" in text for text in source.warnings)
     with pytest.raises(FrameRangeError):
         open_image(to_file(stack), frame=3, limits=limits, sandboxed=False)
+
+
+def test_what_is_no_data_set_behind_a_preamble_is_damaged_and_no_report() -> None:
+    for content in (b"this is a text, and not a data set at all", bytes(range(200)), b""):
+        with pytest.raises(DamagedImageError) as caught:
+            open_here(b"\0" * 128 + b"DICM" + content)
+        assert "report" not in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["rtplan.dcm", "reportsi.dcm", "DICOMDIR"])
+def test_plans_reports_and_indices_are_told_from_damage(name: str) -> None:
+    path = get_testdata_file(name, download=False)
+    if path is None:
+        pytest.skip(f"needs the DICOM file {name} of pydicom-data")
+    with pytest.raises(DamagedImageError, match=r"holds no image \(a report"):
+        open_here(Path(str(path)).read_bytes())
