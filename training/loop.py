@@ -215,6 +215,9 @@ def run_stage(stage: Stage, report: Report, processes: Processes | None = None) 
     start, sums = together.load(stage.folder, stage.modules, optimizer)
     log = _Log(stage, together, report, start, sums)
     try:
+        if start and not log.is_scored and _due(start, stage.evaluate_every, stage.config.steps):
+            # The run was killed between this checkpoint and its scores.
+            log.evaluate(start)
         for step in range(start, stage.config.steps):
             numbers = _gradients(stage, network, optimizer, together, step)
             if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
@@ -226,8 +229,8 @@ def run_stage(stage: Stage, report: Report, processes: Processes | None = None) 
             if _due(step + 1, stage.config.save_every, stage.config.steps):
                 together.save(stage.folder, stage.modules, optimizer, step + 1, log.sums)
                 log.saved = step + 1
-            if stage.evaluate and _due(step + 1, stage.evaluate_every, stage.config.steps):
-                log.scores(step + 1, stage.evaluate(step + 1))
+            if _due(step + 1, stage.evaluate_every, stage.config.steps):
+                log.evaluate(step + 1)
     finally:
         log.close()
 
@@ -282,6 +285,7 @@ class _Log:
     Attributes:
         sums: of the numbers since the last line, and how many `steps` are in them.
         saved: step of the last checkpoint.
+        is_scored: whether the step that the run goes on from has its scores.
     """
 
     def __init__(
@@ -303,7 +307,9 @@ class _Log:
             self._metrics = Metrics(folder, start, writer)
         first = self._metrics.first_loss if self._metrics else None
         # Only the main process has read it; all of them stop together.
-        self._first = together.added({"loss": first or 0.0})["loss"]
+        scored = float(self._metrics.is_scored) if self._metrics else 0.0
+        shared = together.added({"loss": first or 0.0, "scored": scored})
+        self._first, self.is_scored = shared["loss"], bool(shared["scored"])
 
     def add(self, done: int, numbers: Mapping[str, float]) -> None:
         """Takes the numbers of a step; writes a line when one is due.
@@ -330,8 +336,11 @@ class _Log:
         if config.divergence and loss > config.divergence * self._first > 0:
             raise DivergedError(_grown(done, self._first, loss, self.saved, self._stage.folder))
 
-    def scores(self, done: int, numbers: Mapping[str, float]) -> None:
-        """Takes the numbers of an evaluation."""
+    def evaluate(self, done: int) -> None:
+        """Writes the numbers of an evaluation, if the stage has one."""
+        if self._stage.evaluate is None:
+            return
+        numbers = self._stage.evaluate(done)
         self._write({"step": done, **numbers})
         self._say(_listed(numbers))
 

@@ -32,12 +32,19 @@ class Metrics:
         start: step that the run goes on from; records of later steps are of a run that was
             killed before it could save them, and are written again.
         writer: takes the same numbers as curves; None: no TensorBoard.
+
+    Attributes:
+        first_loss: the first one that is there.
+        is_scored: whether the scores of step `start` are there, which a kill right behind the
+            checkpoint may have cost.
     """
 
     def __init__(self, folder: Path, start: int, writer: ScalarWriter | None = None) -> None:
         self._path = folder / METRICS_FILE
         self._writer = writer
-        self.first_loss = _trimmed(self._path, start)
+        kept = _trimmed(self._path, start)
+        self.first_loss = next((record.get("loss") for record in kept), None)
+        self.is_scored = any(r["step"] == start and "loss" not in r for r in kept)
 
     def write(self, record: Mapping[str, float]) -> None:
         """Adds the numbers of one step; `step` is among them."""
@@ -54,12 +61,12 @@ class Metrics:
             self._writer.close()
 
 
-def _trimmed(path: Path, start: int) -> float | None:
-    """Drops records past a step, and a line that was cut; returns the first logged loss."""
+def _trimmed(path: Path, start: int) -> list[dict[str, float]]:
+    """Drops records past a step, and a line that was cut; returns those that are left."""
     if not path.exists():
-        return None
+        return []
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept, first = [], None
+    kept, records = [], []
     for line in lines:
         try:
             record = json.loads(line)
@@ -68,12 +75,11 @@ def _trimmed(path: Path, start: int) -> float | None:
         if record["step"] > start:
             continue
         kept.append(line)
-        if first is None:
-            first = record.get("loss")
+        records.append(record)
     if kept != lines:
         text = "".join(f"{line}\n" for line in kept)
         write_whole(path, lambda file: file.write(text.encode()))
-    return first
+    return records
 
 
 def tensorboard_writer(folder: Path, start: int) -> ScalarWriter:

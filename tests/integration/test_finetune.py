@@ -17,6 +17,7 @@ from engine.loading import load_checkpoint
 from engine.manifest import PixelBudget
 from engine.tiny import tiny_model
 from tests.factories import chest
+from tests.integration.killing import killed_after_its_first_save
 from tests.integration.test_loading import save
 from tests.source_tree import ROOT
 from training.cli import main
@@ -189,6 +190,30 @@ def test_what_cannot_be_is_refused(folder: Path) -> None:
         load_config(FinetuneConfig, path, ["tuning.micro_batch=0"])
     with pytest.raises(ConfigError, match="no checkpoint nowhere"):
         finetune(load_config(FinetuneConfig, path, ["base=./nowhere"]), lambda _: None)
+
+
+def test_a_killed_fine_tuning_goes_on_to_the_bit(folder: Path) -> None:
+    """Latents that are fed themselves, the bottleneck and evaluations included."""
+    paths = {}
+    for name in ("killed", "unharmed"):
+        paths[name] = config_file(folder, name, evaluate_every=4, evaluate_records=4)
+        raw = yaml.safe_load(paths[name].read_text())
+        raw["language"]["steps"] = 30
+        paths[name].write_text(yaml.safe_dump(raw))
+    killed_after_its_first_save("sft", paths["killed"], folder / "killed/language/state.pt")
+    assert not (folder / "killed" / "checkpoint").exists()
+
+    for path in paths.values():
+        finetune(load_config(FinetuneConfig, path, []), lambda _: None)
+
+    one, other = (load_file(folder / name / "checkpoint" / "model.safetensors") for name in paths)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    clocks = ("steps_per_second", "tokens_per_second")
+    logs = [
+        [{k: v for k, v in record.items() if k not in clocks} for record in logged(folder / name)]
+        for name in paths
+    ]
+    assert logs[0] == logs[1]
 
 
 @pytest.fixture(scope="module")

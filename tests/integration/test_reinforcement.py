@@ -20,6 +20,7 @@ from engine.group_io import read_group
 from engine.loading import load_checkpoint
 from engine.manifest import PixelBudget, read_manifest
 from engine.tiny import TinyShape, tiny_manifest, tiny_model
+from tests.integration.killing import killed_after_its_first_save
 from tests.integration.test_loading import save
 from tests.source_tree import ROOT
 from training.ablation import AblationConfig
@@ -244,6 +245,41 @@ def test_mistakes_are_one_line_and_status_two(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "changes"),
+    [
+        ("medvr", "zoom", {"base": "assets/checkpoints/medvr", "reward": {}}),
+        ("vlpo", "latent", {"base": "assets/checkpoints/medlvr-sft"}),
+    ],
+)
+def test_a_killed_policy_goes_on_to_the_bit(
+    folder: Path, command: str, method: str, changes: dict[str, object]
+) -> None:
+    """With shipped models: rollouts of random weights all earn the same, and teach nothing."""
+    steps = {"steps": 6, "learning_rate": 0.001, "warmup": 1, "save_every": 2, "log_every": 2}
+    rollouts = {"prompts": 1, "group": 6, "max_new_tokens": 120, "latent_steps": 4}
+    names = [f"{name}-{command}" for name in ("killed", "whole")]
+    paths = [
+        written(folder, name, method, steps=steps, rollouts=rollouts, **changes) for name in names
+    ]
+    killed_after_its_first_save(command, paths[0], folder / names[0] / "policy" / "state.pt")
+    assert not (folder / names[0] / "checkpoint").exists()
+
+    assert [main([command, str(path)]) for path in paths] == [0, 0]
+
+    one, other = (load_file(folder / name / "checkpoint" / "model.safetensors") for name in names)
+    base = load_file(Path(str(changes["base"])) / "model.safetensors")
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert any(not torch.equal(value, base[name]) for name, value in one.items())
+    clocks = ("steps_per_second", "tokens_per_second", "rollout_seconds", "validation_seconds")
+    logs = [
+        [{k: v for k, v in r.items() if k not in clocks} for r in records(folder / name)]
+        for name in names
+    ]
+    assert logs[0] == logs[1]
+    assert any(record.get("skipped") == 0.0 for record in logs[0])
 
 
 def test_a_policy_is_to_be_spoken_to_as_its_base_was(folder: Path) -> None:

@@ -27,7 +27,12 @@ def steps(count: int, **changes: float) -> StepsConfig:
     )
 
 
-def train(folder: Path, count: int, stop_at: int | None = None) -> torch.Tensor:
+def train(
+    folder: Path,
+    count: int,
+    stop_at: int | None = None,
+    evaluate: Callable[[int], dict[str, float]] | None = None,
+) -> torch.Tensor:
     torch.manual_seed(0)
     model = torch.nn.Linear(5, 1)
 
@@ -44,6 +49,8 @@ def train(folder: Path, count: int, stop_at: int | None = None) -> torch.Tensor:
         config=steps(count),
         loss_at=loss_at,
         report=[].append,
+        evaluate=evaluate,
+        evaluate_every=2,
     )
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -54,6 +61,29 @@ def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path: Path) -> Non
         train(tmp_path / "cut", 10, stop_at=7)
     resumed = train(tmp_path / "cut", 10)
     assert torch.equal(whole, resumed)
+
+
+@pytest.mark.parametrize("killed_at", [4, 6])
+def test_scores_that_a_kill_has_cost_are_made_up_for(tmp_path: Path, killed_at: int) -> None:
+    """Between a checkpoint and its scores, that of the last step included."""
+    asked: list[int] = []
+
+    def evaluate(done: int) -> dict[str, float]:
+        if done == killed_at and asked.count(done) == 0:
+            asked.append(done)
+            raise KeyboardInterrupt
+        asked.append(done)
+        return {"score": float(done)}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 6, evaluate=evaluate)
+    train(tmp_path, 6, evaluate=evaluate)
+    train(tmp_path, 6, evaluate=evaluate)
+
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "score" in line] == [2, 4, 6]
+    # Nothing is scored twice once it is there.
+    assert asked.count(6) == 1 + (killed_at == 6)
 
 
 def test_interrupted_save_leaves_the_former_checkpoint(tmp_path: Path) -> None:
