@@ -125,7 +125,7 @@ def test_evaluation_prints_one_json_object_with_every_key(
         (["phantoms", "--out", "x", "--count", "many"], "invalid int value"),
         (
             ["tree", "/nowhere", "app.py", "--question", "?", "--out", "/tmp/a.radgroup.zip"],
-            "app.py",
+            "not a DICOM",
         ),
         (["nothing"], "invalid choice"),
     ],

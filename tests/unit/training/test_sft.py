@@ -30,8 +30,8 @@ def case(split: str) -> Case:
 
 
 def test_records_of_letters_are_records_of_a_step() -> None:
-    assert shipped().records == 40
-    assert shipped("mix.letters=0").records == 16
+    assert shipped().step_records == 40
+    assert shipped("mix.letters=0").step_records == 16
 
 
 def test_evaluations_hold_as_many_records_as_were_asked_for(tokenizer) -> None:
@@ -55,7 +55,7 @@ def test_parts_that_cannot_be_shared_are_refused_with_what_to_change(
 ) -> None:
     """As the documentation says of `sft-zoom.yaml` and two processes."""
     config = shipped(f"mix.letters={letters}")
-    parts = -(-config.records // config.tuning.micro_batch)
+    parts = -(-config.step_records // config.tuning.micro_batch)
     if own is not None:
         assert parts_of_each(parts, 2) == own
         return
