@@ -282,7 +282,9 @@ def _scored(
     report: Report,
 ) -> dict[str, Any]:
     """The outcomes of all questions, read where they are kept from an earlier call."""
-    path = _folder(config, row, seed) / f"asked-{asked.name or 'plainly'}.json"
+    # Asked greedily, what nothing was trained for answers the same under every seed.
+    folder = _folder(config, row, seed) if row.stages or row.begins_with else config.out / row.name
+    path = folder / f"asked-{asked.name or 'plainly'}.json"
     how = {
         "asked": asdict(asked),
         "questions": asdict(config.questions),

@@ -158,15 +158,16 @@ def test_a_base_with_other_weights_is_asked_again(tmp_path: Path, recorder: Reco
     wanted = config(tmp_path, base=str(weights.parent), rows=ROWS[:1])
     ablate(wanted, lambda _: None, stages=recorder)
     ablate(wanted, lambda _: None, stages=recorder)
-    assert len(recorder.asked) == 2
+    # Under two seeds: what nothing was trained for answers the same.
+    assert len(recorder.asked) == 1
 
     moved = weights.parent.rename(tmp_path / "moved")
     ablate(config(tmp_path, base=str(moved), rows=ROWS[:1]), lambda _: None, stages=recorder)
-    assert len(recorder.asked) == 2
+    assert len(recorder.asked) == 1
 
     (moved / "model.safetensors").write_bytes(b"second")
     ablate(config(tmp_path, base=str(moved), rows=ROWS[:1]), lambda _: None, stages=recorder)
-    assert len(recorder.asked) == 4
+    assert len(recorder.asked) == 2
 
 
 def test_settings_of_a_stage_are_all_of_its_configuration() -> None:
