@@ -28,6 +28,12 @@ ANSWER_OPEN: Final = "<answer>"
 ANSWER_CLOSE: Final = "</answer>"
 TOOL_CALL_OPEN: Final = "<tool_call>"
 TOOL_CALL_CLOSE: Final = "</tool_call>"
+# What the model writes between tags of its own, by the tag that opens it.
+TAG_PAIRS: Final = {
+    THINK_OPEN: THINK_CLOSE,
+    TOOL_CALL_OPEN: TOOL_CALL_CLOSE,
+    ANSWER_OPEN: ANSWER_CLOSE,
+}
 TOOL_RESPONSE_OPEN: Final = "<tool_response>"
 TOOL_RESPONSE_CLOSE: Final = "</tool_response>"
 LATENT_START: Final = "<|lat_start|>"

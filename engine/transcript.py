@@ -13,6 +13,7 @@ from typing import Final
 from engine.prompt import (
     ANSWER_CLOSE,
     ANSWER_OPEN,
+    TAG_PAIRS,
     THINK_CLOSE,
     THINK_OPEN,
     TOOL_CALL_CLOSE,
@@ -20,14 +21,7 @@ from engine.prompt import (
 )
 from engine.trace import Segment
 
-_TAGS: Final = (
-    THINK_OPEN,
-    THINK_CLOSE,
-    TOOL_CALL_OPEN,
-    TOOL_CALL_CLOSE,
-    ANSWER_OPEN,
-    ANSWER_CLOSE,
-)
+_TAGS: Final = tuple(tag for pair in TAG_PAIRS.items() for tag in pair)
 _LONGEST_TAG: Final = max(map(len, _TAGS))
 
 

@@ -121,23 +121,29 @@ def _curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Fi
     ]
     if not shown:
         return None
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for name, axes in zip(shown, panels, strict=False):
+    figure, panels = _panels(len(shown), 3, (3.6, 2.5))
+    for name, axes in zip(shown, panels, strict=True):
         for number, (row, runs) in enumerate(curves.items()):
             _curve(axes, row, [_points(run, name) for run in runs], f"C{number % 10}")
         axes.set_title(CURVES[name], fontsize=9)
         axes.set_xlabel("optimiser step")
-    for axes in panels[len(shown) :]:
-        axes.set_axis_off()
     named = dict[str, Any]()
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=6, frameon=False)
     return figure
+
+
+def _panels(count: int, most_columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, each of a size in inches, in rows of at most so many."""
+    columns = min(most_columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    return figure, panels[:count]
 
 
 def _points(run: Sequence[Mapping[str, float]], name: str) -> dict[float, float]:
@@ -175,16 +181,12 @@ def _latents(latents: Mapping[str, Sequence[Mapping[str, Any] | None]]) -> Figur
     known = {name: kept for name, runs in latents.items() if (kept := [one for one in runs if one])}
     if not known:
         return None
-    columns = min(4, len(known))
-    rows = -(-len(known) // columns)
-    figure = Figure(figsize=(2.5 * columns, 2.7 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels:
-        axes.set_axis_off()
-    for (name, runs), axes in zip(known.items(), panels, strict=False):
+    figure, panels = _panels(len(known), 4, (2.5, 2.7))
+    for (name, runs), axes in zip(known.items(), panels, strict=True):
         matrix = np.mean([one["between_steps"] for one in runs], axis=0)
         between = float(np.mean([one["between_inputs"] for one in runs]))
+        axes.set_axis_off()
         drawn = axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap=colormaps["viridis"])
         axes.set_title(f"{name}\nbetween inputs {between:.2f}", fontsize=8)
-    figure.colorbar(drawn, ax=list(panels), shrink=0.7, label="cosine of two steps of one input")
+    figure.colorbar(drawn, ax=panels, shrink=0.7, label="cosine of two steps of one input")
     return figure

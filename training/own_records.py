@@ -61,7 +61,7 @@ class RecordsConfig:
     def __post_init__(self) -> None:
         if self.crops_per_target < 0:
             raise ValueError(f"crops_per_target must not be negative, not {self.crops_per_target}.")
-        self.budget  # noqa: B018 (says what is wrong with it)
+        _ = self.budget  # which says what is wrong with it
 
     @property
     def budget(self) -> PixelBudget:

@@ -14,14 +14,7 @@ from engine.forking import Forking, Origin, ZoomUncertainty
 from engine.geometry import Box
 from engine.group import ForkDecision
 from engine.latent import LatentDraw
-from engine.prompt import (
-    ANSWER_CLOSE,
-    ANSWER_OPEN,
-    THINK_CLOSE,
-    THINK_OPEN,
-    TOOL_CALL_CLOSE,
-    TOOL_CALL_OPEN,
-)
+from engine.prompt import ANSWER_OPEN, TAG_PAIRS
 from engine.request import Request
 from engine.rollout import Rollout
 from engine.sequence import FedSequence
@@ -30,12 +23,7 @@ from training.questions import Question
 from training.regrounding import BranchRule, branch_probability, mean_entropy
 from training.rewards import TrajectoryOutcome
 
-_TAG_PAIRS: Final = {
-    THINK_OPEN: THINK_CLOSE,
-    TOOL_CALL_OPEN: TOOL_CALL_CLOSE,
-    ANSWER_OPEN: ANSWER_CLOSE,
-}
-_TAGS: Final = re.compile("|".join(map(re.escape, (*_TAG_PAIRS, *_TAG_PAIRS.values()))))
+_TAGS: Final = re.compile("|".join(map(re.escape, (*TAG_PAIRS, *TAG_PAIRS.values()))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,7 +169,7 @@ def well_formed(text: str) -> bool:
         return False
     answers = []
     for opening, closing in zip(openings, closings, strict=True):
-        if _TAG_PAIRS.get(opening.group()) != closing.group():
+        if TAG_PAIRS.get(opening.group()) != closing.group():
             return False
         if opening.group() == ANSWER_OPEN:
             answers.append(text[opening.end() : closing.start()].strip())
