@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from training.loop import Report
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmConfig:
@@ -32,13 +34,15 @@ class ToolAlarm(nn.Module):
 
     Args:
         config: when it rings.
+        report: takes the line that it then says.
     """
 
     low: torch.Tensor
 
-    def __init__(self, config: AlarmConfig) -> None:
+    def __init__(self, config: AlarmConfig, report: Report = lambda _: None) -> None:
         super().__init__()
         self.config = config
+        self._report = report
         self.register_buffer("low", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -46,17 +50,17 @@ class ToolAlarm(nn.Module):
         """Whether tool use has been low for long enough."""
         return int(self.low) >= self.config.batches
 
-    def heard(self, tool_rate: float) -> str | None:
-        """Takes the tool rate of the next batch; one line when the alarm begins to ring."""
+    def hear(self, tool_rate: float) -> bool:
+        """Takes the tool rate of the next batch, says so when it begins to ring; `rings`."""
         rang = self.rings
         if tool_rate >= self.config.share:
             self.low.zero_()
-            return None
+            return False
         self.low += 1
-        if rang or not self.rings:
-            return None
-        return (
-            f"ALARM: tool use is {tool_rate:.1%} of trajectories, and below "
-            f"{self.config.share:.0%} for {int(self.low)} rollout batches in a row: the agent is "
-            "giving up its tool; raise reward.tool, or go back to an earlier checkpoint."
-        )
+        if self.rings and not rang:
+            self._report(
+                f"ALARM: tool use is {tool_rate:.1%} of trajectories, and below "
+                f"{self.config.share:.0%} for {int(self.low)} rollout batches in a row: the agent "
+                "is giving up its tool; raise reward.tool, or go back to an earlier checkpoint."
+            )
+        return self.rings

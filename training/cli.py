@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--traces", type=Path, help="folder for one trace a question")
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(command=_evaluate)
-    _add_memory(commands.add_parser("memory", help="what sft on Qwen2.5-VL-7B needs, by count"))
+    _add_memory(commands.add_parser("memory", help="what a run on Qwen2.5-VL-7B needs, by count"))
     bench = commands.add_parser("bench", help="what rollouts and updates cost on this machine")
     bench.add_argument("--json", action="store_true", help="machine-readable")
     bench.add_argument("--repeats", type=int, default=7, help="interleaved rounds")
@@ -142,7 +142,14 @@ def _add_tree(tree: argparse.ArgumentParser) -> None:
 def _add_memory(memory: argparse.ArgumentParser) -> None:
     memory.add_argument("config", type=Path)
     memory.add_argument("overrides", nargs="*", metavar="key=value")
-    memory.add_argument("--record-tokens", type=int, default=512, metavar="N")
+    memory.add_argument("--stage", choices=("sft", "medvr", "vlpo"), default="sft")
+    memory.add_argument(
+        "--record-tokens",
+        type=int,
+        default=512,
+        metavar="N",
+        help="of the longest record, or prompt, with its image (default: %(default)s)",
+    )
     memory.add_argument("--devices", type=int, default=1)
     memory.add_argument("--sharded", action="store_true", help="weights are spread (FSDP2, ZeRO)")
     memory.set_defaults(command=_memory)
@@ -254,16 +261,25 @@ def _drawing() -> Callable[[Path, Mapping[str, Any]], list[Path]]:
 
 
 def _memory(options: argparse.Namespace) -> int:
-    from training.memory_count import memory_count, readable
+    from training.memory_count import memory_count, policy_memory_count, readable
+    from training.reinforcement import ReinforcementConfig
     from training.sft import FinetuneConfig
 
-    config = load_config(FinetuneConfig, options.config, options.overrides)
-    count = memory_count(
-        config.tuning,
-        record_tokens=options.record_tokens,
-        devices=options.devices,
-        is_sharded=options.sharded,
-    )
+    if options.stage == "sft":
+        tuned = load_config(FinetuneConfig, options.config, options.overrides)
+        count = memory_count(
+            tuned.tuning,
+            record_tokens=options.record_tokens,
+            devices=options.devices,
+            is_sharded=options.sharded,
+        )
+    else:
+        if options.sharded:
+            raise ValueError("A policy that is rolled out cannot be spread: leave out --sharded.")
+        policy = load_config(ReinforcementConfig, options.config, options.overrides)
+        count = policy_memory_count(
+            policy, prompt_tokens=options.record_tokens, devices=options.devices
+        )
     sys.stdout.write(f"{readable(count)}\n")
     return 0
 

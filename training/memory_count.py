@@ -1,4 +1,4 @@
-"""How much memory fine-tuning Qwen2.5-VL-7B needs on each device, by count.
+"""How much memory fine-tuning or reinforcing Qwen2.5-VL-7B needs on each device, by count.
 
 Computed and not measured. Per device:
 
@@ -9,15 +9,18 @@ Computed and not measured. Per device:
 - activations: 2 x D bytes a layer and token where layers are computed again, and what one layer
   keeps; without, what every layer keeps;
 - logits: three float32 copies of those held at a time;
+- the mask of packed rollouts, one number for every pair of tokens;
+- cache, of rollouts: keys and values of a whole group, each trajectory with its prompt;
 - a gigabyte for the device's context and fragments.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from training.adapters import AdapterConfig
+from training.reinforcement import ReinforcementConfig
 from training.sft import TuningConfig
 
 # Qwen2.5-VL-7B: its configuration, and parameters counted from it.
@@ -54,6 +57,7 @@ class MemoryCount:
         trained: weights that are, with gradients, moments and working copies.
         activations: of one part of a step.
         logits: of those held at a time.
+        cache: of a group that is rolled out.
         context: of the device's own.
     """
 
@@ -61,12 +65,14 @@ class MemoryCount:
     trained: int
     activations: int
     logits: int
+    cache: int = 0
     context: int = CONTEXT_BYTES
 
     @property
     def total(self) -> int:
         """All together."""
-        return self.frozen + self.trained + self.activations + self.logits + self.context
+        parts = (self.frozen, self.trained, self.activations, self.logits, self.cache, self.context)
+        return sum(parts)
 
 
 def adapter_parameters(config: AdapterConfig) -> int:
@@ -119,8 +125,49 @@ def memory_count(
     )
 
 
+def policy_memory_count(
+    config: ReinforcementConfig, *, prompt_tokens: int, devices: int = 1
+) -> MemoryCount:
+    """What one device needs to roll a policy out and to learn from it.
+
+    Args:
+        config: of the run.
+        prompt_tokens: longest prompt, image tokens included; a zoom's crop counts as much again.
+        devices: that train together, each with all weights.
+
+    Raises:
+        ValueError: a count is below 1.
+    """
+    update, rollouts = config.update, config.rollouts
+    branches = min(update.branches or rollouts.group, rollouts.group)
+    crops = rollouts.max_crops if config.method == "zoom" else 0
+    own = rollouts.max_new_tokens + rollouts.latent_steps + crops * prompt_tokens
+    tuning = TuningConfig(
+        lora=config.lora,
+        precision=config.precision,
+        gradient_checkpointing=update.gradient_checkpointing,
+        micro_batch=1,
+        head_chunk=update.head_chunk,
+    )
+    packed = prompt_tokens + branches * own
+    count = memory_count(tuning, record_tokens=packed, devices=devices)
+    width = 2 if config.precision == "bf16" else 4
+    held = rollouts.group * (prompt_tokens + own)
+    frozen = count.frozen
+    if config.lora is None and config.objective.kl_weight:
+        # The reference is a copy of all weights; an adapter is switched off instead.
+        frozen += width * (LAYER_PARAMETERS + 2 * EMBEDDING_PARAMETERS)
+    return replace(
+        count,
+        frozen=frozen,
+        # Who may look at whom, as booleans and in the numbers that attention adds.
+        activations=count.activations + (1 + width) * packed**2,
+        cache=2 * LAYERS * KEYS * width * held,
+    )
+
+
 def readable(count: MemoryCount) -> str:
     """The count as a table, in GB of 10^9 bytes."""
-    parts = ("frozen", "trained", "activations", "logits", "context", "total")
+    parts = ("frozen", "trained", "activations", "logits", "cache", "context", "total")
     lines = [f"  {name:<12} {getattr(count, name) / 1e9:7.2f} GB" for name in parts]
     return "\n".join(["Qwen2.5-VL-7B, each device, computed and not measured", *lines])

@@ -1,14 +1,15 @@
 """Questions about images of one's own, from a JSONL file (methods notes, 2.3).
 
 One object a line: an image, a question, its answer, and the boxes that decide it, for latent
-segments and zooms. They join the phantoms of a fine-tuning, or take their place.
+segments and zooms. They join the phantoms of a fine-tuning, or take their place; as prompts of
+reinforcement they are asked without their boxes.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from engine.processor import TOKEN_SIZE, crop_pixels
 from engine.prompt import option_letter
 from training.config import ConfigError
 from training.language import Asked
+from training.prompts import Prompt
 from training.question_forms import LOOK_CLOSER, Question
 from training.world import CROP_PADDING, VIEW_BUDGET, Picture, jittered, resized
 
@@ -67,6 +69,25 @@ class RecordsConfig:
     def budget(self) -> PixelBudget:
         """Least and most pixels."""
         return PixelBudget(least=self.least_pixels, most=self.most_pixels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnPromptsConfig:
+    """Which records a policy is asked, and scored on.
+
+    Attributes:
+        train: JSONL file; of its records that name a split those of `train`.
+        validation: the same, those of `validation`.
+        count: of each, from the first on; 0: all.
+    """
+
+    train: Path
+    validation: Path
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ValueError(f"count must not be negative, not {self.count}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +155,36 @@ def read_records(path: Path, split: str) -> list[OwnRecord]:
     if not found:
         raise ConfigError(f"{path.name} holds no record of the split {split}.")
     return found
+
+
+class OwnPrompts(Sequence[Prompt]):
+    """Records as what a policy is asked; an image is opened when it is needed.
+
+    Args:
+        path: JSONL file.
+        split: whose records.
+        count: how many, from the first on; 0: all.
+
+    Raises:
+        ConfigError: see `read_records`.
+    """
+
+    def __init__(self, path: Path, split: str, count: int = 0) -> None:
+        records = read_records(path, split)
+        self._records = records[: count or len(records)]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, number: int) -> Prompt:  # type: ignore[override]
+        """A prompt.
+
+        Raises:
+            IndexError: there is no such prompt.
+            ConfigError: its image cannot be opened.
+        """
+        record = self._records[number]
+        return Prompt(record.question, record.pixels)
 
 
 def _record(raw: Any, folder: Path) -> OwnRecord:  # noqa: ANN401

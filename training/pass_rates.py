@@ -7,6 +7,7 @@ run that was stopped goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Final
 
 from training.checkpoints import write_whole
 from training.config import ConfigError
+from training.replicas import Replicas
 
 RATES_FILE: Final = "pass_rates.jsonl"
 # Prompts between lines of progress.
@@ -51,39 +53,53 @@ def kept_prompts(
     config: PassRateConfig,
     rate_of: Callable[[int], float],
     report: Callable[[str], None],
+    replicas: Replicas | None = None,
 ) -> list[int]:
     """Numbers of the prompts whose pass rate lies in `(above, up_to]`.
 
     Args:
-        folder: of the run; holds the file.
+        folder: of the run; holds the file, which the main process writes.
         count: of prompts.
         config: which are kept.
         rate_of: rolls a prompt out; share of right answers.
         report: takes one line of progress.
+        replicas: that take prompts in turn; those that a launcher has started by default.
 
     Raises:
         ConfigError: none is left.
     """
     if not config.rollouts:
         return list(range(count))
-    folder.mkdir(parents=True, exist_ok=True)
-    rates = _read(folder / RATES_FILE)
-    with (folder / RATES_FILE).open("a", encoding="utf-8") as file:
-        for number in range(count):
-            if number in rates:
-                continue
-            rates[number] = rate_of(number)
-            file.write(json.dumps({"prompt": number, "rate": rates[number]}) + "\n")
-            file.flush()
-            if (number + 1) % _SAID_EVERY == 0:
-                report(f"pass rates: {number + 1} of {count} prompts")
+    together = replicas or Replicas()
+    if together.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+    with together.main_first():
+        rates = _read(folder / RATES_FILE)
+    together.wait()
+    left = [number for number in range(count) if number not in rates]
+    with contextlib.ExitStack() as stack:
+        file = None
+        if together.is_main:
+            file = stack.enter_context((folder / RATES_FILE).open("a", encoding="utf-8"))
+        for first in range(0, len(left), together.count):
+            numbers = left[first : first + together.count]
+            found = together.interleaved([rate_of(number) for number in together.own(numbers)])
+            for number, rate in zip(numbers, found, strict=True):
+                rates[number] = rate
+                if file is None:
+                    continue
+                file.write(json.dumps({"prompt": number, "rate": rate}) + "\n")
+                file.flush()
+                if (number + 1) % _SAID_EVERY == 0:
+                    report(f"pass rates: {number + 1} of {count} prompts")
     kept = [n for n in range(count) if config.above < rates[n] <= config.up_to]
     if not kept:
         raise ConfigError(
             f"No prompt has a pass rate above {config.above} and up to {config.up_to}: widen "
             "pass_rate, or begin with another checkpoint."
         )
-    report(f"pass rates: {len(kept)} of {count} prompts are kept")
+    if together.is_main:
+        report(f"pass rates: {len(kept)} of {count} prompts are kept")
     return kept
 
 

@@ -43,7 +43,9 @@ def policy_outputs(
         hidden[group.predictors.to(device)], model.lm_head.weight, group.targets.to(device), chunk
     )
     # The slot at p is fed the hidden state of p - 1: that, and not the one at p, is its mean.
-    return PolicyOutputs(log_probs, entropies, hidden[group.latent_columns.to(device) - 1])
+    # Squared distances between latents are differences that bfloat16 would swallow.
+    means = hidden[group.latent_columns.to(device) - 1].float()
+    return PolicyOutputs(log_probs, entropies, means)
 
 
 def _hidden_states(
@@ -93,7 +95,9 @@ def chunked_log_probs(
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, not {chunk}.")
-    log_probs, entropies = [hidden.new_zeros(0)], [hidden.new_zeros(0)]
+    # Never in the narrower precision of a model.
+    nothing = hidden.new_zeros(0, dtype=torch.float32)
+    log_probs, entropies = [nothing], [nothing]
     for first in range(0, len(hidden), chunk):
         part, wanted = hidden[first : first + chunk], targets[first : first + chunk]
         found, entropy = checkpoint(_log_probs, part, head, wanted, use_reentrant=False)

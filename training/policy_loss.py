@@ -8,7 +8,7 @@ are divided by counts of the whole beforehand, so that they add up whatever the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -85,10 +85,20 @@ class Totals:
     @classmethod
     def of(cls, parts: Sequence[PolicyPart]) -> Totals:
         """Of all parts together, 1 where there are none."""
-        return cls(
-            max(1, sum(part.tokens for part in parts)),
-            max(1, sum(len(part.packed.latents) for part in parts)),
-        )
+        return cls.over(counts(parts))
+
+    @classmethod
+    def over(cls, added: Mapping[str, float]) -> Totals:
+        """Of counts that several processes have added up."""
+        return cls(max(1, int(added["tokens"])), max(1, int(added["slots"])))
+
+
+def counts(parts: Sequence[PolicyPart]) -> dict[str, float]:
+    """Learned `tokens` and latent `slots` of some parts of a mini-batch."""
+    return {
+        "tokens": float(sum(part.tokens for part in parts)),
+        "slots": float(sum(len(part.packed.latents) for part in parts)),
+    }
 
 
 def policy_loss(

@@ -3,13 +3,16 @@
 An optimiser step is a step of `training.loop`, which knows nothing of rollouts: the first step of
 a batch rolls it out with the policy as it is then, and the others find it here. Everything is
 drawn from the number of the batch, so that a run that goes on between two batches goes on as if
-it had never stopped; `training.reinforcement` sees to it that states are saved there.
+it had never stopped; `training.reinforcement` sees to it that states are saved there. Where
+several processes train together each rolls out and learns from its own groups
+(`training.replicas`), and all agree on what a mini-batch is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,13 +20,14 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from training.alarm import ToolAlarm
-from training.loop import PartLoss, Report
+from training.loop import PartLoss
 from training.objectives import low_variance_divergence
 from training.packing import PackedGroup, packed_group
 from training.policy import PolicyOutputs, policy_outputs
-from training.policy_loss import ObjectiveConfig, PolicyPart, Totals, policy_loss
+from training.policy_loss import ObjectiveConfig, PolicyPart, Totals, counts, policy_loss
+from training.replicas import Replicas
 from training.rollout_groups import RewardedGroup
-from training.rollout_numbers import rollout_numbers
+from training.rollout_numbers import measured, rollout_numbers
 from training.stopping import DivergedError
 
 ItemT = TypeVar("ItemT")
@@ -32,7 +36,7 @@ Reference = Callable[[PackedGroup], PolicyOutputs]
 """What the reference says of packed rollouts."""
 
 Gather = Callable[[int], Sequence[RewardedGroup]]
-"""Rolls out the batch with a number, with the policy as it is."""
+"""Rolls out this process's share of the batch with a number, with the policy as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,7 @@ class UpdateConfig:
         branches: trajectories in one forward; 0: a whole group. Packed branches share their
             prompt, and pay for it with attention over the columns of all of them.
         head_chunk: tokens whose logits are held at a time.
+        gradient_checkpointing: compute the layers again in the backward pass, for memory.
         most_kl: the run stops when its rollouts are further from the reference than this, nats
             a token; 0: never.
     """
@@ -51,6 +56,7 @@ class UpdateConfig:
     steps: int = 2
     branches: int = 0
     head_chunk: int = 64
+    gradient_checkpointing: bool = False
     most_kl: float = 0.0
 
     def __post_init__(self) -> None:
@@ -65,14 +71,14 @@ class PolicyUpdates:
     """The parts of every optimiser step.
 
     Args:
-        model: the policy.
+        model: the policy; made ready to compute its layers again, if `config` says so.
         reference: what it is kept near to; None: nothing.
         gather: rolls it out.
         config: how batches become steps.
         objective: what is minimised.
         bottleneck: whether rollouts were kept from looking at the image past their latents.
         alarm: hears how often the tool is used; None: nobody listens.
-        report: takes what the alarm says.
+        replicas: that train together; those that a launcher has started by default.
     """
 
     def __init__(
@@ -85,17 +91,21 @@ class PolicyUpdates:
         *,
         bottleneck: bool = False,
         alarm: ToolAlarm | None = None,
-        report: Report = lambda _: None,
+        replicas: Replicas | None = None,
     ) -> None:
+        if config.gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
         self._model, self._reference = model, reference
+        self._replicas = replicas or Replicas()
         self._gather, self._config, self._objective = gather, config, objective
-        self._bottleneck, self._alarm, self._report = bottleneck, alarm, report
+        self._bottleneck, self._alarm = bottleneck, alarm
         self._batch: int | None = None
         self._numbers: dict[str, float] = {}
         self._shares: list[list[PolicyPart]] = []
+        self._totals: list[Totals] = []
 
     def parts_at(self, network: object, step: int) -> list[Callable[[], PartLoss]]:
-        """The parts of an optimiser step, which add up to the loss of its mini-batch.
+        """This process's parts of an optimiser step, which add up to the loss of its mini-batch.
 
         Raises:
             DivergedError: the policy has left its reference too far behind.
@@ -104,36 +114,61 @@ class PolicyUpdates:
         batch, update = divmod(step, self._config.steps)
         if batch != self._batch:
             self._roll_out(batch, step)
-        parts = self._shares[update]
-        if not parts:
-            # No group taught anything. A leaf leaves every gradient unset, so that the optimiser
-            # passes over all parameters, with its moments and its weight decay.
-            return [lambda: (torch.zeros((), requires_grad=True), dict(self._numbers))]
-        totals = Totals.of(parts)
+        totals = self._totals[update]
 
         def loss_of(part: PolicyPart) -> PartLoss:
-            found = policy_outputs(self._model, part.packed, chunk=self._config.head_chunk)
-            loss, numbers = policy_loss(found, part, totals, self._objective)
-            return loss, numbers | (self._numbers if part is parts[0] else {})
+            with self._layers_computed_again():
+                found = policy_outputs(self._model, part.packed, chunk=self._config.head_chunk)
+            return policy_loss(found, part, totals, self._objective)
 
-        return [lambda part=part: loss_of(part) for part in parts]  # type: ignore[misc]
+        parts = [lambda part=part: loss_of(part) for part in self._shares[update]]
+        # What is said of the batch is said once. Where no group taught anything, that leaf is all:
+        # it leaves every gradient unset, so that the optimiser passes over all parameters, with
+        # its moments and its weight decay.
+        numbers = dict(self._numbers) if self._replicas.is_main else {}
+        return [lambda: (torch.zeros((), requires_grad=True), numbers), *parts]
+
+    @contextlib.contextmanager
+    def _layers_computed_again(self) -> Iterator[None]:
+        """For a forward whose gradient is wanted: layers are only computed again in training.
+
+        The engine rolls out in evaluation: in training there would be no cache. Nothing else
+        differs, since nothing is dropped out.
+        """
+        if not self._config.gradient_checkpointing:
+            yield
+            return
+        self._model.train()
+        try:
+            yield
+        finally:
+            self._model.train(False)
 
     def _roll_out(self, batch: int, step: int) -> None:
-        began = time.monotonic()
-        groups = self._gather(batch)
-        self._numbers = rollout_numbers(groups)
+        began, together = time.monotonic(), self._replicas
+        groups = self._own_groups(batch)
+        self._numbers = rollout_numbers(together.interleaved([measured(g) for g in groups]))
         self._numbers["rollout_seconds"] = time.monotonic() - began
         if self._alarm is not None:
-            if said := self._alarm.heard(self._numbers["tool_rate"]):
-                self._report(said)
-            self._numbers["tool_alarm"] = float(self._alarm.rings)
-        parts = [self._parts_of(group) for group in groups if group.varies]
+            self._numbers["tool_alarm"] = float(self._alarm.hear(self._numbers["tool_rate"]))
+        # Mini-batches are made of the places of all groups that teach anything.
+        varies = together.interleaved([group.varies for group in groups])
+        shares = shared_out(
+            [place for place, does in enumerate(varies) if does], self._config.steps
+        )
+        places = together.own(range(len(varies)))
+        parts = {
+            place: self._parts_of(group)
+            for place, group in zip(places, groups, strict=True)
+            if group.varies
+        }
         self._shares = [
-            [part for group in share for part in group]
-            for share in shared_out(parts, self._config.steps)
+            [part for place in share for part in parts.get(place, [])] for share in shares
         ]
+        self._totals = [Totals.over(together.added(counts(share))) for share in self._shares]
         self._batch = batch
-        kl = mean_kl([part for group in parts for part in group])
+        found = together.added(kl_sums([part for own in parts.values() for part in own]))
+        kl = found["kl"] / max(1, found["tokens"])
         if self._config.most_kl and kl > self._config.most_kl:
             raise DivergedError(
                 f"The policy is {kl:.3g} nats a token away from its reference at step {step}, "
@@ -141,6 +176,22 @@ class PolicyUpdates:
                 "steps.learning_rate or raise objective.kl_weight, and start the same command "
                 "again."
             )
+
+    def _own_groups(self, batch: int) -> list[RewardedGroup]:
+        """This process's groups.
+
+        Raises:
+            DivergedError: rolling out has failed so in any process: they all stop together.
+        """
+        groups, failure = [], ""
+        try:
+            groups = list(self._gather(batch))
+        except DivergedError as error:
+            failure = str(error)
+        for said in self._replicas.gathered([failure]):
+            if said:
+                raise DivergedError(said)
+        return groups
 
     @torch.no_grad()
     def _parts_of(self, group: RewardedGroup) -> list[PolicyPart]:
@@ -170,8 +221,8 @@ def shared_out(items: Sequence[ItemT], count: int) -> list[list[ItemT]]:
     return [list(items[index::count]) for index in range(count)]
 
 
-def mean_kl(parts: Sequence[PolicyPart]) -> float:
-    """KL of the policy that wrote the parts to the reference, nats a token; 0 without one."""
+def kl_sums(parts: Sequence[PolicyPart]) -> dict[str, float]:
+    """KL of the policy that wrote the parts to the reference: `kl`, nats, over so many `tokens`."""
     total, tokens = 0.0, 0
     for part in parts:
         if part.reference is not None:
@@ -179,4 +230,4 @@ def mean_kl(parts: Sequence[PolicyPart]) -> float:
             found = low_variance_divergence(part.old.log_probs, part.reference.log_probs)[learned]
             total += float(found.sum())
             tokens += part.tokens
-    return total / max(1, tokens)
+    return {"kl": total, "tokens": float(tokens)}

@@ -130,14 +130,13 @@ def rehearse_reinforcement(
         config: of the real run.
         report: takes one line of progress.
     """
-    batches, questions = STEPS * config.update.steps, config.evaluation.prompts.count
+    batches = STEPS * config.update.steps
     with tempfile.TemporaryDirectory(prefix="lightbox-rehearsal-") as name:
         out = Path(name)
         small = replace(
-            config,
+            few_prompts(config),
             out=out,
             phantoms=out / "phantoms",
-            prompts=replace(config.prompts, count=min(config.prompts.count, PROMPTS)),
             pass_rate=replace(config.pass_rate, rollouts=0),
             steps=replace(
                 three_steps(config.steps),
@@ -145,13 +144,8 @@ def rehearse_reinforcement(
                 save_every=config.update.steps,
                 log_every=config.update.steps,
             ),
-            evaluation=replace(
-                config.evaluation,
-                every=0,
-                prompts=replace(config.evaluation.prompts, count=min(questions, PROMPTS)),
-            ),
         )
-        pools = [PromptPool(small.phantoms, p) for p in (small.prompts, small.evaluation.prompts)]
+        pools = small.pools()
         begun = time.monotonic()
         for pool in pools:
             for number in range(len(pool)):
@@ -162,13 +156,25 @@ def rehearse_reinforcement(
         step, rollout, question = seconds_of_batch(path)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         memory = peak_memory_bytes(device)
-    wanted = (config.prompts, config.evaluation.prompts)
-    seconds = a_prompt * sum(PromptPool(config.phantoms, prompts).missing for prompts in wanted)
+    asked, unseen = config.pools()
+    missing = sum(pool.missing for pool in (asked, unseen) if isinstance(pool, PromptPool))
+    seconds = a_prompt * missing
     a_trajectory = rollout / (config.rollouts.prompts * config.rollouts.group)
-    seconds += a_trajectory * config.prompts.count * config.pass_rate.rollouts
+    seconds += a_trajectory * len(asked) * config.pass_rate.rollouts
     every = config.evaluation.every or config.steps.steps
-    seconds += question * questions * (1 + math.ceil(config.steps.steps / every))
+    seconds += question * len(unseen) * (1 + math.ceil(config.steps.steps / every))
     return Estimate(seconds + step * config.steps.steps, memory, 0).sentence()
+
+
+def few_prompts(config: ReinforcementConfig) -> ReinforcementConfig:
+    """A run that asks a few prompts, and scores the policy once after the beginning."""
+    prompts, unseen = (
+        None if asked is None else replace(asked, count=min(asked.count, PROMPTS))
+        for asked in (config.prompts, config.evaluation.prompts)
+    )
+    records = None if config.records is None else replace(config.records, count=PROMPTS)
+    evaluation = replace(config.evaluation, every=0, prompts=unseen)
+    return replace(config, prompts=prompts, records=records, evaluation=evaluation)
 
 
 def seconds_of_batch(path: Path) -> tuple[float, float, float]:

@@ -3,7 +3,8 @@
 A batch of prompts is rolled out in groups through the engine's own loop, scored, and learned
 from in a few optimiser steps. MedVR rolls out agents that zoom, which fork where they are unsure
 (EVR) and are paid for looking where the successful ones agree (CCA); VLPO rolls out latent
-segments and learns from them beside the text.
+segments and learns from them beside the text. Started by `accelerate launch` or `torchrun`, all
+processes train together, each with the whole policy (`training.replicas`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -36,14 +38,15 @@ from training.loop import Report, Stage, StepsConfig, prefixed, run_stage
 from training.metrics import Metrics
 from training.out_of_distribution import Detector
 from training.outcomes import summary
+from training.own_records import OwnPrompts, OwnPromptsConfig
 from training.packing import PackedGroup
 from training.pass_rates import PassRateConfig, kept_prompts
 from training.policy import PolicyOutputs, policy_outputs
 from training.policy_loss import ObjectiveConfig
 from training.policy_updates import PolicyUpdates, Reference, UpdateConfig
-from training.processes import require_one_process
 from training.prompts import Prompt, PromptConfig, PromptPool, numbers_of_batch
 from training.real_images import real_picture
+from training.replicas import Replicas
 from training.rewards import RewardConfig
 from training.rollout_groups import (
     PolicyMethod,
@@ -67,17 +70,17 @@ class EvaluationConfig:
     """What the policy is scored on while it learns, greedily.
 
     Attributes:
-        prompts: of phantoms that it never learns from.
+        prompts: of phantoms that it never learns from; None where records are asked.
         every: optimiser steps between evaluations; 0: only before the first and after the last.
     """
 
-    prompts: PromptConfig
+    prompts: PromptConfig | None = None
     every: int = 0
 
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ValueError(f"every must not be negative, not {self.every}.")
-        if self.prompts.split == "train":
+        if self.prompts is not None and self.prompts.split == "train":
             raise ValueError("evaluation.prompts.split must not be train.")
 
 
@@ -91,9 +94,13 @@ class ReinforcementConfig:
         phantoms: folder of drawn prompts, which runs may share.
         seed: of everything that is drawn but the phantoms.
         method: `zoom` or `direct` for MedVR and its text-only rival, `latent` for VLPO.
-        prompts: what the policy is asked.
+        prompts: what the policy is asked about phantoms; None where records are asked.
+        records: of one's own, which take the place of all prompts; their boxes are only measured
+            against.
         pass_rate: which prompts are kept.
         lora: an adapter is trained; None: all weights of the language model.
+        precision: `bf16` keeps the frozen weights in bfloat16 and the adapter in float32; without
+            an adapter there is `fp32` alone.
         rollouts: how it is rolled out.
         reward: what a trajectory earns.
         objective: what is minimised.
@@ -109,11 +116,13 @@ class ReinforcementConfig:
     phantoms: Path
     seed: int
     method: PolicyMethod
-    prompts: PromptConfig
     rollouts: RolloutConfig
     steps: StepsConfig
     evaluation: EvaluationConfig
+    prompts: PromptConfig | None = None
+    records: OwnPromptsConfig | None = None
     lora: AdapterConfig | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
     pass_rate: PassRateConfig = field(default_factory=PassRateConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -137,14 +146,12 @@ class ReinforcementConfig:
                     f"steps.{name} must be a multiple of update.steps, {self.update.steps}, not "
                     f"{getattr(self.steps, name)}: a batch of rollouts is not saved."
                 )
-        if self.rollouts.branching is not None and self.method != "zoom":
-            raise ValueError("rollouts.branching forks before zooms: it needs the method zoom.")
-        if self.rollouts.bottleneck and self.method != "latent":
-            raise ValueError("rollouts.bottleneck needs the method latent.")
-        if self.rollouts.bottleneck and not self.rollouts.latent_steps:
+        self._check_rollouts()
+        self._check_prompts()
+        if self.precision == "bf16" and self.lora is None:
             raise ValueError(
-                "rollouts.bottleneck lets an answer see its image through latents alone: "
-                "rollouts.latent_steps must be at least 1."
+                "Weights that are trained stay in float32, where bfloat16 would swallow small "
+                "updates: precision bf16 needs lora."
             )
         if self.update.most_kl and not self.objective.kl_weight:
             raise ValueError("update.most_kl needs a reference: give objective.kl_weight.")
@@ -153,6 +160,59 @@ class ReinforcementConfig:
             raise ValueError(
                 "Latents that are not drawn have no gradient in the first update after a rollout: "
                 "update.steps must be at least 2."
+            )
+
+    def _check_prompts(self) -> None:
+        """Refuses to ask nothing, or two things at once.
+
+        Raises:
+            ValueError: with what to change.
+        """
+        given = (self.prompts is not None, self.evaluation.prompts is not None)
+        if self.records is None and not all(given):
+            raise ValueError("Give prompts and evaluation.prompts, or records of your own.")
+        if self.records is not None and any(given):
+            raise ValueError(
+                "records take the place of prompts: leave out prompts and evaluation.prompts."
+            )
+        if self.records is not None and self.export.embedded:
+            raise ValueError(
+                "Thresholds of an embedded checkpoint are read off phantoms: set export.embedded "
+                "to false where records are asked."
+            )
+
+    def pools(self) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
+        """What the policy learns from, and what it is scored on.
+
+        Raises:
+            ConfigError: records cannot be used.
+        """
+        if self.records is not None:
+            own = self.records
+            return (
+                OwnPrompts(own.train, "train", own.count),
+                OwnPrompts(own.validation, "validation", own.count),
+            )
+        return tuple(  # type: ignore[return-value]
+            PromptPool(self.phantoms, prompts)
+            for prompts in (self.prompts, self.evaluation.prompts)
+            if prompts is not None
+        )
+
+    def _check_rollouts(self) -> None:
+        """Refuses rollouts that the method does not know.
+
+        Raises:
+            ValueError: with what to change.
+        """
+        if self.rollouts.branching is not None and self.method != "zoom":
+            raise ValueError("rollouts.branching forks before zooms: it needs the method zoom.")
+        if self.rollouts.bottleneck and self.method != "latent":
+            raise ValueError("rollouts.bottleneck needs the method latent.")
+        if self.rollouts.bottleneck and not self.rollouts.latent_steps:
+            raise ValueError(
+                "rollouts.bottleneck lets an answer see its image through latents alone: "
+                "rollouts.latent_steps must be at least 1."
             )
 
 
@@ -183,18 +243,19 @@ def vlpo(config: ReinforcementConfig, report: Report) -> Path:
 
 def reinforce(config: ReinforcementConfig, report: Report) -> Path:
     """Runs the loop from its last checkpoint, or from the base; exports a checkpoint folder."""
-    require_one_process()
+    replicas = Replicas()
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    policy = opened_policy(config.base, config.lora)
+    pool, unseen = config.pools()
+    policy = opened_policy(config.base, config.lora, config.precision, replicas.device)
     engine = policy.engine
     reference = None
     if config.objective.kl_weight:
         reference = reference_of(policy, config.update.head_chunk)
-    pool = PromptPool(config.phantoms, config.prompts)
-    unseen = PromptPool(config.phantoms, config.evaluation.prompts)
     folder = config.out / "policy"
     said = prefixed(report, "policy")
+    if replicas.is_main and replicas.count > 1:
+        said(f"{replicas.count} processes train together.")
     # With the base's own weights, before any state is read.
     kept = kept_prompts(
         folder,
@@ -202,25 +263,29 @@ def reinforce(config: ReinforcementConfig, report: Report) -> Path:
         config.pass_rate,
         lambda number: pass_rate(engine, pool[number], config, number),
         said,
+        replicas,
     )
-    alarm = ToolAlarm(config.alarm) if config.method == "zoom" else None
+    alarm = None
+    if config.method == "zoom":
+        # Every process hears the rate of all; one of them says so.
+        alarm = ToolAlarm(config.alarm, said if replicas.is_main else lambda _: None)
     updates = PolicyUpdates(
         policy.model,
         reference,
-        lambda batch: gathered(engine, pool, kept, config, batch, said),
+        lambda batch: gathered(engine, pool, kept, config, batch, said, replicas=replicas),
         config.update,
         config.objective,
         bottleneck=config.rollouts.bottleneck,
         alarm=alarm,
-        report=said,
+        replicas=replicas,
     )
 
     def evaluate(done: int) -> dict[str, float]:
         del done
-        return validation_scores(engine, unseen, config)
+        return validation_scores(engine, unseen, config, replicas)
 
     if not (folder / STATE_FILE).exists():
-        score_the_beginning(folder, evaluate, said)
+        score_the_beginning(folder, evaluate, said, replicas)
     stage = Stage(
         folder=folder,
         modules=policy.trained | ({} if alarm is None else {"alarm": alarm}),
@@ -229,8 +294,11 @@ def reinforce(config: ReinforcementConfig, report: Report) -> Path:
         evaluate=evaluate,
         evaluate_every=config.evaluation.every,
     )
-    run_stage(stage, said)
-    return export(config, policy, unseen)
+    run_stage(stage, said, replicas)
+    if replicas.is_main:
+        export(config, policy, unseen)
+    replicas.wait()
+    return config.out / "checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,14 +327,26 @@ class Policy:
         return modules
 
 
-def opened_policy(base: str, lora: AdapterConfig | None) -> Policy:
-    """Opens a checkpoint in full precision; its tower stays as it is.
+def opened_policy(
+    base: str,
+    lora: AdapterConfig | None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    device: torch.device | None = None,
+) -> Policy:
+    """Opens a checkpoint; its tower stays as it is.
+
+    Args:
+        base: a folder or a hub id.
+        lora: an adapter is put in, in float32 whatever the precision.
+        precision: of all weights; of the frozen ones where there is an adapter.
+        device: CUDA when there is one and none is named.
 
     Raises:
         ConfigError: the checkpoint is missing or cannot be used.
     """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     try:
-        loaded = load_checkpoint(base, dtype=torch.float32)
+        loaded = load_checkpoint(base, None if device is None else str(device), dtype)
     except CheckpointError as error:
         raise ConfigError(f"{error} Run the stage that makes it first, or change base.") from error
     loaded.model.requires_grad_(True)
@@ -299,20 +379,22 @@ def reference_of(policy: Policy, head_chunk: int) -> Reference:
 
 def gathered(
     engine: Engine,
-    pool: PromptPool,
+    pool: Sequence[Prompt],
     kept: Sequence[int],
     config: ReinforcementConfig,
     batch: int,
     report: Report,
+    *,
+    replicas: Replicas,
 ) -> list[RewardedGroup]:
-    """Rolls out the prompts of a batch and scores them.
+    """Rolls out this process's share of the prompts of a batch and scores them.
 
     Raises:
         DivergedError: the policy has come to logits that are no numbers.
     """
     numbers = numbers_of_batch(kept, config.rollouts.prompts, batch, config.seed)
     groups = []
-    for place, number in enumerate(numbers):
+    for place, number in replicas.own(list(enumerate(numbers))):
         prompt, draws = pool[number], (config.seed, _BATCHES, batch, place)
         try:
             rollouts = rolled_out(
@@ -372,16 +454,21 @@ def pass_rate(engine: Engine, prompt: Prompt, config: ReinforcementConfig, numbe
 
 
 def validation_scores(
-    engine: Engine, pool: PromptPool, config: ReinforcementConfig
+    engine: Engine, pool: Sequence[Prompt], config: ReinforcementConfig, replicas: Replicas
 ) -> dict[str, float]:
-    """Accuracy, overlap of zooms with the true boxes, zooms and seconds a question, all greedy."""
-    asked = ((prompt.image, prompt.question) for prompt in pool)
+    """Accuracy, overlap of zooms with the true boxes, zooms and seconds a question, all greedy.
+
+    Each process asks its share of the questions, and all know all outcomes.
+    """
+    prompts = (pool[number] for number in replicas.own(range(len(pool))))
+    asked = ((prompt.image, prompt.question) for prompt in prompts)
     how = AskConfig(
         method=config.method,
         latent_steps=config.rollouts.latent_steps,
         bottleneck=config.rollouts.bottleneck,
     )
-    table = summary([outcome for outcome, _ in asked_in_turn(engine, asked, how)])
+    own = [outcome for outcome, _ in asked_in_turn(engine, asked, how)]
+    table = summary(replicas.interleaved(own))
     found = {f"accuracy_{kind}": table["accuracy"].get(kind) for kind in ("coarse", "fine")}
     found |= {"accuracy": table["accuracy"]["overall"]}
     found |= {name: table[name] for name in ("mean_iou", "zooms_per_question", "invalid_rate")}
@@ -390,17 +477,22 @@ def validation_scores(
 
 
 def score_the_beginning(
-    folder: Path, evaluate: Callable[[int], dict[str, float]], report: Report
+    folder: Path,
+    evaluate: Callable[[int], dict[str, float]],
+    report: Report,
+    replicas: Replicas,
 ) -> None:
     """Logs the scores of the base as those of step 0; what a stopped run left is dropped."""
+    scores = evaluate(0)
+    if not replicas.is_main:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     metrics = Metrics(folder, start=-1)
-    scores = evaluate(0)
     metrics.write({"step": 0, **scores})
     report("before: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
 
 
-def export(config: ReinforcementConfig, policy: Policy, unseen: PromptPool) -> Path:
+def export(config: ReinforcementConfig, policy: Policy, unseen: Sequence[Prompt]) -> Path:
     """Writes the checkpoint folder: weights, or the adapter alone.
 
     The tower has not changed, and with it neither has what the base knows of other images; the

@@ -15,8 +15,44 @@ from training.trajectories import Trajectory
 DIFFERENT: Final = 0.9
 
 
-def rollout_numbers(groups: Sequence[RewardedGroup]) -> dict[str, float]:
+# Added up over a batch; of everything else the mean is taken.
+_TOTALS: Final = ("rollout_tokens", "rollout_positions")
+
+Measured = dict[str, list[float]]
+"""The values of a group that the numbers of a batch are means or sums of, by their names."""
+
+
+def measured(group: RewardedGroup) -> Measured:
+    """What a group adds to `rollout_numbers`: plain numbers, which processes can exchange."""
+    trajectories = group.rollouts.trajectories
+    written = [w for t in trajectories for w in t.sequence.written if not w.forced]
+    found: dict[str, Iterable[float]] = {
+        "reward": (part.total for part in group.rewards),
+        "reward_accuracy": (part.accuracy for part in group.rewards),
+        "reward_format": (part.format for part in group.rewards),
+        "reward_tool": (part.tool for part in group.rewards),
+        "accuracy": (t.outcome.correct for t in trajectories),
+        "malformed": (not t.outcome.well_formed for t in trajectories),
+        "tool_rate": (bool(t.outcome.boxes) for t in trajectories),
+        "box_area": (box.area for t in trajectories for box in t.outcome.boxes),
+        "sibling_overlap": _overlaps(group.consensus.masks),
+        "different_boxes": [len(_different([t.outcome.boxes for t in trajectories]))],
+        "target_iou": _target_overlaps(group),
+        "forks": [sum(t.origin is not None for t in trajectories)],
+        "rise": group.rollouts.rises,
+        "entropy": (token.entropy for token in written),
+        "skipped": [not group.varies],
+        "rollout_tokens": (_own_tokens(t) for t in trajectories),
+        "rollout_positions": [group.rollouts.forwarded],
+    }
+    return {name: [float(value) for value in values] for name, values in found.items()}
+
+
+def rollout_numbers(groups: Sequence[Measured]) -> dict[str, float]:
     """Numbers to log of a batch of groups; 0 where there is nothing to take a mean of.
+
+    Args:
+        groups: at least one, as `measured` reads them.
 
     Returns:
         `reward` and its parts, means over trajectories; `accuracy`; `malformed`, `tool_rate`:
@@ -30,46 +66,16 @@ def rollout_numbers(groups: Sequence[RewardedGroup]) -> dict[str, float]:
         `rollout_tokens`: written, those that a fork shares with its parent once;
         `rollout_positions`: sent through the language model.
     """
-    trajectories = [t for group in groups for t in group.rollouts.trajectories]
-    rewards = [part for group in groups for part in group.rewards]
-    boxes = [box for t in trajectories for box in t.outcome.boxes]
-    written = [w for t in trajectories for w in t.sequence.written if not w.forced]
-    return {
-        "reward": _mean(part.total for part in rewards),
-        "reward_accuracy": _mean(part.accuracy for part in rewards),
-        "reward_format": _mean(part.format for part in rewards),
-        "reward_tool": _mean(part.tool for part in rewards),
-        "accuracy": _mean(t.outcome.correct for t in trajectories),
-        "malformed": _mean(not t.outcome.well_formed for t in trajectories),
-        "tool_rate": _mean(bool(t.outcome.boxes) for t in trajectories),
-        "box_area": _mean(box.area for box in boxes),
-        "sibling_overlap": _mean(
-            overlap for group in groups for overlap in _overlaps(group.consensus.masks)
-        ),
-        "different_boxes": _mean(
-            len(_different([t.outcome.boxes for t in group.rollouts.trajectories]))
-            for group in groups
-        ),
-        "target_iou": _mean(iou for group in groups for iou in _target_overlaps(group)),
-        "forks": _mean(
-            sum(t.origin is not None for t in group.rollouts.trajectories) for group in groups
-        ),
-        "rise": _mean(rise for group in groups for rise in group.rollouts.rises),
-        "entropy": _mean(token.entropy for token in written),
-        "skipped": _mean(not group.varies for group in groups),
-        "rollout_tokens": float(sum(_own_tokens(t) for t in trajectories)),
-        "rollout_positions": float(sum(group.rollouts.forwarded for group in groups)),
-    }
+    found = {}
+    for name in groups[0]:
+        values = [value for group in groups for value in group[name]]
+        found[name] = sum(values) if name in _TOTALS else sum(values) / max(1, len(values))
+    return found
 
 
 def _own_tokens(trajectory: Trajectory) -> int:
     shared = trajectory.origin.tokens if trajectory.origin else 0
     return len(trajectory.sequence.written) - shared
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = [float(value) for value in values]
-    return sum(listed) / len(listed) if listed else 0.0
 
 
 def _overlaps(masks: Sequence[Mask | None]) -> list[float]:

@@ -111,7 +111,7 @@ class Run:
     learning_rate: float = 0.003
     update: UpdateConfig = dataclasses.field(default_factory=UpdateConfig)
     kl_weight: float = 0.01
-    alarm: ToolAlarm | None = None
+    alarm: AlarmConfig | None = None
     said: list[str] = dataclasses.field(default_factory=list)
     gathered: list[int] = dataclasses.field(default_factory=list)
     die_at: int | None = None
@@ -137,20 +137,20 @@ class Run:
 
     def train(self) -> None:
         policy = Policy(Engine(self.loaded), None)
+        alarm = ToolAlarm(self.alarm, self.said.append) if self.alarm else None
         updates = PolicyUpdates(
             policy.model,
             reference_of(policy, 64) if self.kl_weight else None,
             self.gather,
             self.update,
             ObjectiveConfig(kl_weight=self.kl_weight, latents=self.latents),
-            alarm=self.alarm,
-            report=self.said.append,
+            alarm=alarm,
         )
         count = self.update.steps
         modules = policy.trained
         stage = Stage(
             folder=self.folder,
-            modules=modules if self.alarm is None else modules | {"alarm": self.alarm},
+            modules=modules if alarm is None else modules | {"alarm": alarm},
             config=StepsConfig(
                 steps=self.batches * count,
                 learning_rate=self.learning_rate,
@@ -213,11 +213,12 @@ def test_the_first_update_of_a_batch_is_on_policy(
     optimizer = torch.optim.SGD(model.model.language_model.parameters(), lr=1.0)
     for step in range(2):
         optimizer.zero_grad()
-        (part,) = source.parts_at(None, step)
+        of_the_batch, part = source.parts_at(None, step)
         loss, numbers = part()
         loss.backward()
         optimizer.step()
         updates.append(numbers)
+        assert 0 < of_the_batch()[1]["reward"] < 1
 
     assert run.gathered == [0]
     first, second = updates
@@ -228,6 +229,31 @@ def test_the_first_update_of_a_batch_is_on_policy(
     assert second["latent_drift"] > 1e-3
     assert second["kl"] > 0
     assert second["latent_norm"] == pytest.approx(first["latent_norm"])
+
+
+def test_layers_computed_again_change_memory_and_not_what_is_learned(
+    tmp_path: Path, policies: dict[PolicyMethod, LoadedModel]
+) -> None:
+    def run(folder: str, *, again: bool) -> tuple[Run, int]:
+        found = Run(
+            tmp_path / folder,
+            policies["latent"],
+            method="latent",
+            batches=2,
+            update=UpdateConfig(gradient_checkpointing=again),
+        )
+        calls = []
+        norm = found.loaded.model.model.language_model.layers[0].input_layernorm
+        norm.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        found.train()
+        assert not found.loaded.model.training
+        return found, sum(calls)
+
+    (plain, once), (spared, twice) = run("plain", again=False), run("spared", again=True)
+    assert twice == 2 * once > 0
+    for record, expected in zip(spared.records(), plain.records(), strict=True):
+        assert record == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    torch.testing.assert_close(weights(spared.loaded), weights(plain.loaded))
 
 
 def test_a_run_that_stopped_goes_on_as_if_it_never_had(
@@ -241,7 +267,7 @@ def test_a_run_that_stopped_goes_on_as_if_it_never_had(
             latents=GAUSSIAN,
             batches=3,
             die_at=die_at,
-            alarm=ToolAlarm(AlarmConfig(share=0.5, batches=2)),
+            alarm=AlarmConfig(share=0.5, batches=2),
         )
 
     whole, cut = run("whole"), run("cut", die_at=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from engine import trace_io
 from engine.engine import Engine
@@ -20,16 +22,17 @@ from engine.group_io import read_group
 from engine.loading import load_checkpoint
 from engine.manifest import PixelBudget, read_manifest
 from engine.tiny import TinyShape, tiny_manifest, tiny_model
+from tests.integration.conftest import picture
 from tests.integration.killing import killed_after_its_first_save
 from tests.integration.test_loading import save
 from tests.source_tree import ROOT
 from training.ablation import AblationConfig
+from training.accelerated import Accelerated
 from training.adapters import AdapterConfig
 from training.cli import main
 from training.config import ConfigError, load_config
 from training.packing import packed_group
 from training.policy import policy_outputs
-from training.prompts import PromptPool
 from training.reinforcement import (
     ReinforcementConfig,
     export,
@@ -37,6 +40,7 @@ from training.reinforcement import (
     opened_policy,
     reference_of,
 )
+from training.replicas import Replicas
 from training.rollout_groups import rolled_out
 from training.sft import FinetuneConfig
 from training.stopping import DivergedError
@@ -168,13 +172,74 @@ def test_vlpo_trains_an_adapter_and_leaves_its_base(folder: Path) -> None:
     assert records(folder / "vlpo")[1]["skipped"] in (0, 1)
 
 
+def test_an_adapter_goes_on_from_an_adapter(folder: Path) -> None:
+    """As stage 2 of a large model does from stage 1: it opens with both upon their base."""
+    first = written(folder, "first", "latent", lora={"rank": 2, "alpha": 4})
+    assert main(["vlpo", str(first)]) == 0
+    one = folder / "first" / "checkpoint"
+    adapter = load_file(one / "adapter_model.safetensors")
+    torch.manual_seed(0)
+    save_file(
+        {name: torch.randn_like(value) for name, value in adapter.items()},
+        one / "adapter_model.safetensors",
+    )
+    second = written(folder, "second", "latent", base=str(one), lora={"rank": 3, "alpha": 3})
+    assert main(["vlpo", str(second)]) == 0
+    both, alone, base = (
+        load_checkpoint(folder / name, "cpu").model.state_dict()
+        for name in ("second/checkpoint", "first/checkpoint", "base")
+    )
+    # Rewards of random weights do not vary, so that the second adapter is still the identity.
+    for name, value in both.items():
+        torch.testing.assert_close(value, alone[name])
+    assert any(not torch.equal(value, base[name]) for name, value in both.items())
+
+
+def test_records_of_ones_own_are_asked_and_their_boxes_only_measured(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        {
+            "image": f"{split}.png",
+            "question": "Is there a nodule?",
+            "options": ["yes", "no"],
+            "answer": "yes",
+            "bboxes": [[0.5, 0.5, 1.0, 1.0]],
+            "split": split,
+        }
+        for split in ("train", "validation", "test")
+    ]
+    for line in lines[:2]:
+        Image.fromarray(picture()).save(folder / str(line["image"]))
+    # The third one's image is never looked for.
+    file = folder / "own.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    own = {
+        "prompts": None,
+        "records": {"train": str(file), "validation": str(file)},
+        "evaluation": {"every": 2},
+    }
+    path = written(folder, "own", "zoom", **own)
+    assert main(["medvr", str(path), "--rehearse"]) == 0
+    assert main(["medvr", str(path)]) == 0
+    found = records(folder / "own")
+    assert [record["step"] for record in found] == [0, 2, 2, 4, 4]
+    assert "validation_accuracy" in found[0]
+    assert found[1]["target_iou"] >= 0.0
+
+    capsys.readouterr()
+    both = written(folder, "both", "zoom", records=own["records"])
+    assert main(["medvr", str(both)]) == 2
+    assert "records take the place of prompts" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("lora", [None, AdapterConfig(rank=2, alpha=4)])
 def test_the_reference_stays_where_the_policy_began(
     folder: Path, lora: AdapterConfig | None
 ) -> None:
     policy = opened_policy(str(folder / "base"), lora)
     config = load_config(ReinforcementConfig, written(folder, "kept", "latent"), [])
-    prompt = PromptPool(config.phantoms, config.prompts)[0]
+    prompt = config.pools()[0][0]
     found = rolled_out(
         policy.engine, prompt, "latent", config.rollouts, config.objective.latents, [0]
     )
@@ -215,6 +280,18 @@ def test_the_reference_stays_where_the_policy_began(
             "direct",
             {"rollouts": {"prompts": 1, "group": 2, "branching": {}}},
             "needs the method zoom",
+        ),
+        ("medvr", "zoom", {"precision": "bf16"}, "precision bf16 needs lora"),
+        ("medvr", "zoom", {"prompts": None}, "or records of your own"),
+        (
+            "medvr",
+            "zoom",
+            {
+                "prompts": None,
+                "evaluation": {},
+                "records": {"train": "nowhere.jsonl", "validation": "nowhere.jsonl"},
+            },
+            "Cannot read the records nowhere.jsonl",
         ),
         ("vlpo", "latent", {"update": {"steps": 1}}, "update.steps must be at least 2"),
         ("medvr", "zoom", {"rollouts": {"prompts": 1, "group": 1}}, "group must be at least 2"),
@@ -296,7 +373,7 @@ def test_a_policy_is_to_be_spoken_to_as_its_base_was(folder: Path) -> None:
     )
     (own / "lightbox.json").write_text(manifest.to_json())
     config = load_config(ReinforcementConfig, written(folder, "spoken", "zoom", base=str(own)), [])
-    export(config, opened_policy(str(own), None), PromptPool(config.phantoms, config.prompts))
+    export(config, opened_policy(str(own), None), config.pools()[0])
 
     made = read_manifest(folder / "spoken" / "checkpoint")
     assert made.name == "spoken"
@@ -309,27 +386,121 @@ def test_weights_that_are_no_numbers_stop_the_run_in_one_sentence(folder: Path) 
     policy = opened_policy(str(folder / "base"), None)
     with torch.no_grad():
         policy.model.model.language_model.norm.weight.fill_(float("nan"))
-    pool = PromptPool(config.phantoms, config.prompts)
+    pool = config.pools()[0]
 
     with pytest.raises(DivergedError, match=r"no numbers before step 6: .* keeps its last check"):
-        gathered(policy.engine, pool, [0], config, 3, lambda _: None)
+        gathered(policy.engine, pool, [0], config, 3, lambda _: None, replicas=Replicas())
 
 
-def test_several_processes_are_refused_where_one_trains(folder: Path) -> None:
-    """Each of them would write the same files."""
-    path = written(folder, "several", "direct")
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, "-m", "training", "medvr", str(path)],
+def launched(path: Path, command: str, *launcher: str) -> subprocess.CompletedProcess[str]:
+    """A stage in two processes."""
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "training", command, str(path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=800,
     )
+
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ACCELERATE = (
+    "accelerate.commands.launch",
+    "--config_file",
+    str(CONFIGS / "accelerate" / "cpu.yaml"),
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "launcher", "changes"),
+    [
+        ("medvr", "zoom", TORCHRUN, {"base": "assets/checkpoints/medvr", "reward": {}}),
+        ("vlpo", "latent", ACCELERATE, {"base": "assets/checkpoints/medlvr-sft"}),
+    ],
+    ids=["medvr", "vlpo"],
+)
+def test_two_processes_learn_what_one_learns(
+    folder: Path,
+    command: str,
+    method: str,
+    launcher: tuple[str, ...],
+    changes: dict[str, object],
+) -> None:
+    """Three prompts a batch, shared unevenly: rates, rollouts, losses, scores and weights."""
+    prompts = {"count": 5, "seed": 3, "families": ["nodule_margin", "nodule_zone"]}
+    branching = {"branching": {"gamma": 0.5}} if method == "zoom" else {}
+    changes |= {
+        "prompts": {**prompts, "split": "train"},
+        "pass_rate": {"rollouts": 2, "above": 0.0, "up_to": 1.0},
+        "rollouts": {"prompts": 3, "group": 6, "max_new_tokens": 120, **branching},
+        "steps": {"steps": 4, "learning_rate": 0.001, "warmup": 1, "save_every": 2, "log_every": 1},
+        "evaluation": {"every": 2, "prompts": {**prompts, "split": "validation"}},
+    }
+    names = [f"{name}-{command}" for name in ("one", "two")]
+    one, two = (written(folder, name, method, **changes) for name in names)
+    assert main([command, str(one)]) == 0
+    done = launched(two, command, *launcher)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("2 processes train together") == 1
+
+    logs = [records(folder / name) for name in names]
+    assert [r["step"] for r in logs[1]] == [r["step"] for r in logs[0]] == [0, 1, 2, 2, 3, 4, 4]
+    clocks = ("steps_per_second", "tokens_per_second", "rollout_seconds", "validation_seconds")
+    for expected, found in zip(*logs, strict=True):
+        for key in expected.keys() - set(clocks):
+            assert found[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-5), key
+    assert any(record.get("skipped", 1.0) < 1.0 for record in logs[0])
+    rates = [(folder / name / "policy" / "pass_rates.jsonl").read_text() for name in names]
+    assert rates[0] == rates[1]
+    weights = [load_file(folder / name / "checkpoint" / "model.safetensors") for name in names]
+    for name, value in weights[0].items():
+        # Half precision: the last digit may fall either way.
+        torch.testing.assert_close(weights[1][name], value, rtol=2e-3, atol=1e-4)
+    before = load_file(Path(str(changes["base"])) / "model.safetensors")
+    assert any(not torch.equal(value, before[name]) for name, value in weights[0].items())
+
+
+def test_processes_that_spread_the_weights_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerated, "is_sharded", True)
+    assert main(["medvr", str(written(folder, "spread", "direct"))]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Every process rolls out the policy, and needs all of its weights")
+    assert not (folder / "spread").exists()
+
+
+def test_several_processes_are_refused_where_one_trains(folder: Path) -> None:
+    """Each of them would write the same files."""
+    path = folder / "pretrain.yaml"
+    text = (CONFIGS / "pretrain.yaml").read_text(encoding="utf-8")
+    path.write_text(text.replace("out: runs/base", f"out: {folder / 'several'}"), encoding="utf-8")
+    done = launched(path, "pretrain", *TORCHRUN)
     assert done.returncode != 0
     assert "This stage trains in one process, not in 2: start it without" in done.stderr
     assert not (folder / "several").exists()
+
+
+def test_an_adapter_in_bfloat16_keeps_what_it_trains_in_float32(folder: Path) -> None:
+    """And computes its layers again: the run is that of fp32 but for the narrower numbers."""
+    base = "assets/checkpoints/medlvr-sft"
+    changes = {
+        "base": base,
+        "lora": {"rank": 2},
+        "rollouts": {"prompts": 1, "group": 6, "max_new_tokens": 120, "latent_steps": 4},
+    }
+    spared = {"steps": 2, "gradient_checkpointing": True, "branches": 3}
+    path = written(folder, "half", "latent", precision="bf16", update=spared, **changes)
+    policy = opened_policy(base, AdapterConfig(rank=2), "bf16")
+    kinds = {(p.requires_grad, p.dtype) for p in policy.model.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    assert main(["vlpo", str(path)]) == 0
+    weights = load_file(folder / "half" / "checkpoint" / "adapter_model.safetensors")
+    moved = [value for name, value in weights.items() if "lora_B" in name]
+    found = records(folder / "half")
+    assert any(float(value.abs().max()) > 0 for value in moved)
+    assert all(math.isfinite(r["loss"]) for r in found if "loss" in r)
 
 
 @pytest.mark.parametrize("name", ["medvr.yaml", "vlpo.yaml"])
@@ -337,6 +508,8 @@ def test_shipped_configurations_load(name: str) -> None:
     config = load_config(ReinforcementConfig, CONFIGS / name, ["base=elsewhere"])
     assert config.base == "elsewhere"
     assert config.update.steps >= 2
+    assert config.prompts is not None
+    assert config.evaluation.prompts is not None
     assert config.prompts.split == "train"
     assert config.evaluation.prompts.split == "validation"
     assert config.method == {"medvr.yaml": "zoom", "vlpo.yaml": "latent"}[name]

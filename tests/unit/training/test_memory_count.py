@@ -9,17 +9,24 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from training.adapters import AdapterConfig
 from training.config import load_config
-from training.memory_count import adapter_parameters, memory_count
+from training.memory_count import adapter_parameters, memory_count, policy_memory_count
+from training.reinforcement import ReinforcementConfig
 from training.sft import FinetuneConfig, TuningConfig
 
 CONFIGS = Path(__file__).resolve().parents[3] / "training" / "configs"
-# Card, devices, whether weights are spread over them.
 # Bytes of a card, how many, whether weights are spread, tokens of a record.
 RECIPES = {
     "24gb-lora": (24e9, 1, False, 512),
     "24gb-medlvr": (24e9, 1, False, 1024),
     "80gb": (80e9, 1, False, 512),
     "8x80gb": (80e9, 8, True, 512),
+}
+
+# Bytes of a card, how many, tokens of a prompt.
+POLICY_RECIPES = {
+    "24gb-vlpo": (24e9, 1, 1024),
+    "80gb-medvr": (80e9, 1, 1536),
+    "8x80gb-medvr": (80e9, 8, 1536),
 }
 
 
@@ -63,6 +70,36 @@ def test_a_recipe_fits_its_card_and_says_its_count(name: str) -> None:
     assert f"{count.total / 1e9:.1f} GB" in path.read_text(encoding="utf-8")
     assert not config.export.embedded
     assert config.language.batch // config.tuning.micro_batch % devices == 0
+
+
+@pytest.mark.parametrize("name", POLICY_RECIPES)
+def test_a_policy_recipe_fits_its_card_and_says_its_count(name: str) -> None:
+    path = CONFIGS / "recipes" / f"qwen2.5-vl-7b-{name}.yaml"
+    config = load_config(ReinforcementConfig, path, [])
+    card, devices, tokens = POLICY_RECIPES[name]
+    count = policy_memory_count(config, prompt_tokens=tokens, devices=devices)
+    assert count.total < 0.9 * card
+    assert f"{count.total / 1e9:.1f} GB" in path.read_text(encoding="utf-8")
+    assert config.precision == "bf16"
+    assert config.rollouts.prompts % devices == 0
+
+
+def test_a_policy_by_hand() -> None:
+    """Eight trajectories of 1,024 + 264 tokens; four of them packed with one prompt."""
+    path = CONFIGS / "recipes" / "qwen2.5-vl-7b-24gb-vlpo.yaml"
+    config = load_config(ReinforcementConfig, path, [])
+    count = policy_memory_count(config, prompt_tokens=1024)
+    assert count.cache == 2 * 28 * 512 * 2 * 8 * 1288
+    plain = memory_count(
+        TuningConfig(
+            lora=config.lora, precision="bf16", gradient_checkpointing=True, micro_batch=1
+        ),
+        record_tokens=1024 + 4 * 264,
+    )
+    assert count.activations == plain.activations + 3 * 2080**2
+    assert count.logits == 3 * 4 * 152_064 * 128
+    every = load_config(ReinforcementConfig, path, ["lora=null", "precision=fp32"])
+    assert policy_memory_count(every, prompt_tokens=1024).total > 16 * 7.6e9 + 4 * 7.6e9
 
 
 @pytest.mark.parametrize(

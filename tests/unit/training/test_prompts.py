@@ -121,11 +121,16 @@ def test_no_prompt_left_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_the_alarm_rings_once_after_enough_low_batches_and_again_after_a_rest() -> None:
-    alarm = ToolAlarm(AlarmConfig(share=0.2, batches=2))
-    heard = [alarm.heard(rate) for rate in (0.1, 0.2, 0.1, 0.0, 0.0, 0.3, 0.1, 0.1)]
-    assert [line is not None for line in heard] == [False] * 3 + [True] + [False] * 3 + [True]
-    assert "tool use is 0.0% of trajectories" in str(heard[3])
-    assert str(heard[3]).count("\n") == 0
+    said: list[str] = []
+    alarm = ToolAlarm(AlarmConfig(share=0.2, batches=2), said.append)
+    rings, lines = [], []
+    for rate in (0.1, 0.2, 0.1, 0.0, 0.0, 0.3, 0.1, 0.1):
+        rings.append(alarm.hear(rate))
+        lines.append(len(said))
+    assert rings == [False] * 3 + [True, True] + [False] * 2 + [True]
+    assert lines == [0, 0, 0, 1, 1, 1, 1, 2]
+    assert "tool use is 0.0% of trajectories" in said[0]
+    assert said[0].count("\n") == 0
     assert alarm.rings
     other = ToolAlarm(AlarmConfig(share=0.2, batches=2))
     other.load_state_dict(alarm.state_dict())

@@ -19,7 +19,7 @@ from training.policy import policy_outputs
 from training.policy_loss import ObjectiveConfig, PolicyPart, Totals, policy_loss
 from training.rewards import RewardConfig, TrajectoryOutcome
 from training.rollout_groups import RewardedGroup, rewarded
-from training.rollout_numbers import rollout_numbers
+from training.rollout_numbers import measured, rollout_numbers
 from training.trajectories import Trajectory, TrajectoryGroup
 
 PROMPT = (10, 11, 12, 13)
@@ -150,7 +150,7 @@ def test_an_observation_is_read_and_not_learned(loaded: LoadedModel) -> None:
 
 
 def test_numbers_of_a_batch_by_hand() -> None:
-    numbers = rollout_numbers([group()])
+    numbers = rollout_numbers([measured(group())])
     assert numbers == pytest.approx(
         {
             "reward": 5.3 / 4,
@@ -192,7 +192,7 @@ def test_numbers_of_nothing_are_zero() -> None:
         (),
         3,
     )
-    numbers = rollout_numbers([rewarded(question("coarse", ()), empty, RewardConfig())])
+    numbers = rollout_numbers([measured(rewarded(question("coarse", ()), empty, RewardConfig()))])
     assert numbers["skipped"] == 1
     quiet = {"skipped", "rollout_positions", "rollout_tokens"}
     assert all(value == 0 for name, value in numbers.items() if name not in quiet)
