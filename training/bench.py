@@ -3,7 +3,8 @@
 Both sides of a ratio run in every round, in turning order, on one thread, timed by processor time
 (see `engine.bench`); a ratio is that of the fastest runs, and says how many times as fast ours
 is. Models have random weights: what they write does not matter, that both sides write as much
-does. What forks save is measured on a shipped agent (`training.fork_bench`).
+does. What forks save is measured on a shipped agent (`training.fork_bench`), and a whole step
+against one of TRL where that is installed (`training.trl_bench`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from engine.tiny import TinyShape, tiny_manifest, tiny_model
 from training.fork_bench import MEMBERS, fork_costs
 from training.packing import PackedGroup, packed_group
 from training.policy import chunked_log_probs, policy_outputs
+from training.trl_bench import interleaved_with_trl, policy_step, trl_version
 
 SHAPE: Final = TinyShape(
     hidden=256, layers=8, heads=8, key_value_heads=2, vocabulary=8192, tied=False
@@ -65,7 +67,7 @@ def benchmark(
     image_tokens: int = IMAGE_TOKENS,
     members: int = MEMBERS,
 ) -> dict[str, Any]:
-    """Measures every setting, and what forks save (`training.fork_bench`).
+    """Measures every setting, what forks save, and, where TRL is installed, a step of it.
 
     Args:
         settings: completion tokens R and branches G of each.
@@ -80,14 +82,16 @@ def benchmark(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        measured = [
-            measure(prepare(shape, image_tokens, tokens, branches), repeats)
-            for tokens, branches in settings
+        prepared_settings = [
+            prepare(shape, image_tokens, tokens, branches) for tokens, branches in settings
         ]
+        measured = [measure(setting, repeats) for setting in prepared_settings]
+        trl = against_trl(prepared_settings[0], repeats)
     finally:
         torch.set_num_threads(threads)
     return {
         "settings": measured,
+        "trl": trl,
         "forks": fork_costs(repeats=repeats, members=members),
         "machine": {
             "threads": 1,
@@ -145,6 +149,29 @@ def measure(setting: Setting, repeats: int) -> dict[str, Any]:
             "tokens": setting.tokens,
             "chunk": CHUNK,
         },
+    }
+
+
+def against_trl(setting: Setting, repeats: int) -> dict[str, Any] | None:
+    """A step of ours against one of TRL; None where TRL is not installed."""
+    version = trl_version()
+    if version is None:
+        return None
+    model = checkpointing(setting.sides.loaded.model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    step = policy_step(
+        lambda: packed_group(rolled_out(setting.sides, setting.branches)),
+        lambda packed: policy_outputs(model, packed, chunk=CHUNK).log_probs,
+        torch.optim.AdamW(trained, lr=1e-6),
+    )
+    prompt = setting.sequences[0].prompt
+    theirs, ours = interleaved_with_trl(setting.sides, prompt, setting.branches, step, repeats)
+    return {
+        "version": version,
+        "completion_tokens": setting.sides.new_tokens,
+        "branches": setting.branches,
+        "prompt_tokens": prompt,
+        "grpo_step_over_trl": _speed(theirs, ours),
     }
 
 
@@ -249,26 +276,32 @@ def readable(report: dict[str, Any]) -> str:
             f"{setting['branches']} branches of {setting['completion_tokens']} tokens, "
             f"{setting['prompt_tokens']} prompt tokens (CPU)"
         )
-        for name in ("group_rollout_over_generate", "packed_update_over_separate"):
-            low, high = setting[name]["spread"]
-            lines.append(
-                f"  {name:<30} {setting[name]['value']:7.2f} times as fast   "
-                f"rounds {low:.2f} to {high:.2f} ({setting[name]['repeats']})"
-            )
+        names = ("group_rollout_over_generate", "packed_update_over_separate")
+        lines += [_speed_line(name, setting[name]) for name in names]
         lines.append(f"  {'packed_token_ratio':<30} {setting['packed_token_ratio']:7.2f}")
         peak = setting["logprob_peak_bytes"]
         lines.append(
             f"  {'logprob_peak_bytes':<30} {peak['chunked']:,} in chunks of {peak['chunk']}, "
             f"{peak['all_at_once']:,} all at once"
         )
+    trl = report["trl"]
+    if trl is None:
+        lines.append("TRL is not installed: no step of it to compare (pip install trl datasets)")
+    else:
+        lines.append(f"a step of GRPO against TRL {trl['version']} (CPU)")
+        lines.append(_speed_line("grpo_step_over_trl", trl["grpo_step_over_trl"]))
     forks = report["forks"]
     lines.append(f"{forks['members']} trajectories, {forks['forks']} of them forks (CPU)")
-    for name in ("separate_over_forked", "grouped_over_forked"):
-        low, high = forks[name]["spread"]
-        lines.append(
-            f"  {name:<30} {forks[name]['value']:7.2f} times as fast   "
-            f"rounds {low:.2f} to {high:.2f} ({forks[name]['repeats']})"
-        )
+    names = ("separate_over_forked", "grouped_over_forked")
+    lines += [_speed_line(name, forks[name]) for name in names]
     written = ", ".join(f"{count:,} {name}" for name, count in forks["tokens"].items())
     lines.append(f"  {'tokens':<30} {written}")
     return "\n".join(lines)
+
+
+def _speed_line(name: str, speed: Ratio) -> str:
+    low, high = speed["spread"]
+    return (
+        f"  {name:<30} {speed['value']:7.2f} times as fast   "
+        f"rounds {low:.2f} to {high:.2f} ({speed['repeats']})"
+    )

@@ -9,9 +9,19 @@ import torch
 
 from engine.bench import BenchmarkError
 from engine.tiny import TinyShape
-from training.bench import benchmark, logprob_peak_bytes, peak_bytes, prepare, readable
+from training.bench import (
+    against_trl,
+    benchmark,
+    logprob_peak_bytes,
+    peak_bytes,
+    prepare,
+    readable,
+)
 from training.cli import main
+from training.trl_bench import policy_step
 
+# Where TRL is installed, it calls transformers by former names.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 SHAPE = TinyShape(vocabulary=2048, tied=False)
 
 
@@ -34,7 +44,39 @@ def test_every_setting_has_every_figure(report: dict) -> None:
         peak = setting["logprob_peak_bytes"]
         assert peak["tokens"] == tokens * branches
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert readable(report).count("times as fast") == 6
+    assert readable(report).count("times as fast") == 6 + (report["trl"] is not None)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_of_trl_is_as_long_as_ours() -> None:
+    """Its own warnings are not ours."""
+    pytest.importorskip("trl", reason="TRL is not installed: pip install trl datasets")
+    found = against_trl(prepare(SHAPE, 16, 4, 2), 2)
+    assert found is not None
+    assert (found["completion_tokens"], found["branches"]) == (4, 2)
+    assert found["grpo_step_over_trl"]["repeats"] == 2
+    assert 0 < found["grpo_step_over_trl"]["value"] < 100
+
+
+def test_without_trl_the_report_says_so(report: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.bench.trl_version", lambda: None)
+    assert against_trl(prepare(SHAPE, 16, 4, 2), 1) is None
+    assert "TRL is not installed" in readable(report | {"trl": None})
+
+
+def test_a_step_of_ours_moves_the_policy() -> None:
+    """Otherwise its time would be of nothing."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+    seen = []
+    step = policy_step(
+        lambda: seen.append(weight.detach().clone()) or weight,
+        lambda packed: packed * 1.0,
+        torch.optim.SGD([weight], lr=1.0),
+    )
+    step()
+    step()
+    assert len(seen) == 2
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_forks_write_less_than_as_many_independent_trajectories(report: dict) -> None:
