@@ -51,7 +51,7 @@ FORBIDDEN_IMPORTS = {"dill", "joblib", "marshal", "pickle", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec"}
 
 # Packages that an installation may lack, so that they are imported where they are used.
-OPTIONAL_PACKAGES = {"deepspeed", "peft", "playwright", "spaces"}
+OPTIONAL_PACKAGES = {"datasets", "deepspeed", "peft", "playwright", "spaces", "trl"}
 # Modules that parse a command line import late what a command runs: `engine show` opens a
 # trace where torch is not installed, and `--help` answers at once.
 COMMAND_LINES = {"app.py", "engine/__main__.py", "engine/cli.py", "training/cli.py"}

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from transformers import TrainerCallback
 
 if TYPE_CHECKING:
     from engine.bench import Sides
@@ -51,7 +52,6 @@ def interleaved_with_trl(
     """
     from datasets import Dataset
     from datasets.table import InMemoryTable
-    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     theirs, own = [], []
