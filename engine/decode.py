@@ -9,6 +9,7 @@ embeddings, positions and masks that the wrapper would make; tests hold the two 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -258,7 +259,7 @@ class Decoder:
         state: DecodeState,
         inputs: torch.Tensor,
         recorder: RowTaker | None = None,
-        blind: tuple[int, ...] = (),
+        blind: Mapping[int, int] | None = None,
     ) -> None:
         """Feeds one position to every branch.
 
@@ -266,7 +267,8 @@ class Decoder:
             state: updated in place.
             inputs: `(B, 1, D)` embeddings.
             recorder: takes attention rows.
-            blind: branches whose new position may not attend to any image.
+            blind: branches whose new position may not attend to any image, nor to what has read
+                one: by row, the first column behind these that it may attend to.
         """
         batch, length = len(state.next_positions), state.length
         if state.real is not None:
@@ -436,15 +438,16 @@ class Decoder:
         mask: torch.Tensor | None,
         state: DecodeState,
         length: int,
-        rows: tuple[int, ...],
+        rows: Mapping[int, int],
     ) -> torch.Tensor:
         batch = len(state.next_positions)
         blinded = torch.ones(batch, 1, 1, length, dtype=torch.bool, device=self.device)
         if mask is not None:
             blinded &= mask
-        for row in rows:
-            for span in state.images[row]:
-                blinded[row, ..., span.start : span.stop] = False
+        for row, sees_from in rows.items():
+            # What stands between the image and the slots has read the image.
+            first = min(span.start for span in state.images[row])
+            blinded[row, ..., first:sees_from] = False
         return blinded
 
     def _widened(

@@ -1,9 +1,9 @@
 """Changes to the evidence, named exactly, to ask whether what is shown matters.
 
 `zero`, `noise` and `shuffle` change what is fed into a latent slot; `blind` feeds zeros and
-also keeps the slot from attending to any image (a slot with a zeroed input still reads the
-image by itself); `skip` is a segment of no slots (K = 0). Regions are occluded before anything
-is encoded, so neither the view nor a crop can show them.
+also keeps the slot from attending to any image and to what has read one (a slot with a zeroed
+input still reads the image by itself); `skip` is a segment of no slots (K = 0). Regions are
+occluded before anything is encoded, so neither the view nor a crop can show them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LatentChange:
 
     @property
     def blind(self) -> bool:
-        """Whether slots are kept from attending to the images."""
+        """Whether slots are kept from attending to the images, and to what has read them."""
         return self.kind == "blind"
 
     def apply(self, latent: torch.Tensor, step: int) -> torch.Tensor:

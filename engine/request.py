@@ -110,8 +110,9 @@ class Interventions:
 
     Attributes:
         latents: `zero`, `noise` and `shuffle` change what is fed into each latent slot;
-            `blind` also keeps the slots from attending to the image; `skip` is K = 0: the
-            segment is opened and closed at once.
+            `blind` also keeps the slots from attending to the image and to what stands between
+            it and them, which has read it; `skip` is K = 0: the segment is opened and closed at
+            once.
         latent_donor: for `shuffle`, the latent vectors of another image's run, each the raw
             little-endian float32 bytes that `LatentStep.vector` carries.
         skip_crops: numbers (from 1) of the crops that are answered with no new pixels.

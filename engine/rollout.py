@@ -285,7 +285,9 @@ class Rollout:
         inputs = self.decoder.embed_step(tokens)
         for row, latent in latents.items():
             inputs[row, 0] = latent
-        blind = tuple(latents) if self._change.blind else ()
+        blind = {}
+        if self._change.blind:
+            blind = {row: self._rows[row].latent_column + 1 for row in latents}
         for row, branch in enumerate(self._rows):
             position = state.next_positions[row]
             sequence = self.sequences[branch.index]

@@ -33,6 +33,8 @@ from training.loop import Report, prefixed
 from training.metrics import METRICS_FILE
 from training.prompts import PromptConfig, PromptPool
 
+# Of donors, blind slots and pointing: what was asked by former ones is asked again.
+LATENT_RULES: Final = 2
 # Latents of this many questions are compared with each other.
 COMPARED: Final = 64
 
@@ -285,11 +287,13 @@ def _scored(
     # Asked greedily, what nothing was trained for answers the same under every seed.
     folder = _folder(config, row, seed) if row.stages or row.begins_with else config.out / row.name
     path = folder / f"asked-{asked.name or 'plainly'}.json"
-    how = {
+    how: dict[str, Any] = {
         "asked": asdict(asked),
         "questions": asdict(config.questions),
         "checkpoint": checkpoint_identity(checkpoint),
     }
+    if asked.method == "latent":
+        how["rules"] = LATENT_RULES
     settings = json.loads(json.dumps(how))
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))

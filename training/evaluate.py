@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
@@ -99,27 +98,64 @@ def asked_in_turn(
 ) -> Iterator[tuple[Outcome, Trace]]:
     """What came of every question, and its run.
 
-    For `shuffle` each question is first run as it is, and then with the latents of the one
-    before it (the first: of the last).
+    For `shuffle` each question is first run as it is, and then with the latents of another one
+    (`donors_of`). For `noise` every question has noise of its own.
 
     Raises:
         EvaluationError: latents are to be shuffled, and there is only one question; or a run
             failed.
     """
-    donors: Iterable[tuple[bytes, ...]] = repeat(())
+    donors: Sequence[int] = ()
+    own: list[tuple[bytes, ...]] = []
     if config.latents == "shuffle":
         asked = list(asked)
-        if len(asked) < 2:
-            raise EvaluationError("Shuffling latents across images needs at least two questions.")
+        donors = donors_of([question for _, question in asked], config.seed)
         plain = replace(config, latents="none")
         own = [
             tuple(step.vector for step in ask(engine, image, question, plain)[0].latents)
             for image, question in asked
         ]
-        donors = (own[-1], *own[:-1])
-    for (image, question), donor in zip(asked, donors, strict=False):
-        trace, seconds = ask(engine, image, question, config, donor)
-        yield outcome_of(question, trace, seconds), trace
+        answers = [question.answer for _, question in asked]
+    for number, (image, question) in enumerate(asked):
+        how = replace(config, seed=config.seed + number) if config.latents == "noise" else config
+        donor = own[donors[number]] if donors else ()
+        trace, seconds = ask(engine, image, question, how, donor)
+        outcome = outcome_of(question, trace, seconds)
+        if donors:
+            agrees = answers[donors[number]] == question.answer
+            outcome = replace(outcome, donor_agrees=agrees)
+        yield outcome, trace
+
+
+def donors_of(questions: Sequence[Question], seed: int) -> list[int]:
+    """Whose latents each question is given instead of its own.
+
+    Another question of its family, drawn at random and each taken once (Sattolo 1986), so that
+    the donor's answer tells nothing but chance about the right one; questions come in an order in
+    which their neighbours' answers are alike. A family's only question takes from any other.
+
+    Args:
+        questions: in the order in which they are asked.
+        seed: of the draw.
+
+    Raises:
+        EvaluationError: there is only one question.
+    """
+    if len(questions) < 2:
+        raise EvaluationError("Shuffling latents across images needs at least two questions.")
+    rng = np.random.default_rng([seed, 61])
+    donors = list(range(len(questions)))
+    families: dict[str, list[int]] = {}
+    for number, question in enumerate(questions):
+        families.setdefault(question.family, []).append(number)
+    for members in families.values():
+        if len(members) == 1:
+            others = [number for number in range(len(questions)) if number != members[0]]
+            donors[members[0]] = others[int(rng.integers(len(others)))]
+        for last in range(len(members) - 1, 0, -1):
+            one, other = members[last], members[int(rng.integers(last))]
+            donors[one], donors[other] = donors[other], donors[one]
+    return donors
 
 
 def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) -> str:

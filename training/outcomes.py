@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from engine.geometry import Box
+from engine.geometry import Box, PatchGrid
 from engine.tool_call import opens_coordinates
 from engine.trace import EvidenceMap, Failed, Reground, TokenStep, Trace
 from training.questions import Question
@@ -35,6 +35,18 @@ ANATOMY_FAMILIES: Final = (
 )
 # Families that ask for a zoom to a named part: without one nothing was found.
 _NAMED: Final = ("lung", "hemisphere")
+
+# Names in the table, and fields of outcomes of which they are means.
+_POINTING: Final = {
+    "pointing_game": "pointed",
+    "latent_attention_pointing_game": "latent_attended",
+    "latent_similarity_pointing_game": "latent_alike",
+    "pointing_game_ceiling": "reachable",
+    "touching": "touched",
+    "latent_attention_touching": "latent_attended_touching",
+    "latent_similarity_touching": "latent_alike_touching",
+    "touching_by_chance": "chance",
+}
 
 
 class EvaluationError(ValueError):
@@ -67,6 +79,12 @@ class Outcome:
             targets or latent steps.
         coordinates_nats: mean entropy of the tokens that write the box of the first zoom, nats;
             None without a zoom.
+        touched, latent_attended_touching, latent_alike_touching: the same, where the cell of the
+            peak need only touch a target. A target that is smaller than a cell may hold the
+            centre of none, so that no map could point into it.
+        reachable: whether a target holds the centre of any cell; None as `touched`.
+        chance: share of the cells that touch a target; None as `touched`.
+        donor_agrees: whether the latents came from a question with the same answer (`shuffle`).
     """
 
     family: str
@@ -80,6 +98,12 @@ class Outcome:
     zooms: int
     seconds: float
     coordinates_nats: float | None = None
+    touched: bool | None = None
+    latent_attended_touching: bool | None = None
+    latent_alike_touching: bool | None = None
+    reachable: bool | None = None
+    chance: float | None = None
+    donor_agrees: bool | None = None
 
 
 def outcome_of(question: Question, trace: Trace, seconds: float) -> Outcome:
@@ -93,20 +117,27 @@ def outcome_of(question: Question, trace: Trace, seconds: float) -> Outcome:
             raise EvaluationError(f"A run failed ({event.code}): {event.message}")
     answered = trace.answered
     targets = [Box(*box) for box in question.target_boxes]
+    reasoning = _peak(_reasoning_maps(trace))
+    attended = _peak([m for step in trace.latents for m in step.attention if m.image == 0])
+    alike = _peak([step.similarity for step in trace.latents])
+    grid = next((peak.grid for peak in (reasoning, attended, alike) if peak is not None), None)
     return Outcome(
         family=question.family,
         kind=question.kind,
         right=answered is not None and question.is_answered_by(answered),
         valid=answered is not None and answered.valid,
         overlap=_overlap(question, trace, targets),
-        pointed=_pointed(_reasoning_maps(trace), targets),
-        latent_attended=_pointed(
-            [m for step in trace.latents for m in step.attention if m.image == 0], targets
-        ),
-        latent_alike=_pointed([step.similarity for step in trace.latents], targets),
+        pointed=_pointed(reasoning, targets),
+        latent_attended=_pointed(attended, targets),
+        latent_alike=_pointed(alike, targets),
         zooms=len(trace.regrounds),
         seconds=seconds,
         coordinates_nats=coordinates_nats(trace),
+        touched=_touched(reasoning, targets),
+        latent_attended_touching=_touched(attended, targets),
+        latent_alike_touching=_touched(alike, targets),
+        reachable=any(_holds(grid, range(grid.cells), targets)) if grid and targets else None,
+        chance=len(_touching(grid, targets)) / grid.cells if grid and targets else None,
     )
 
 
@@ -157,20 +188,46 @@ def _reasoning_maps(trace: Trace) -> list[EvidenceMap]:
     ]
 
 
-def _pointed(maps: Sequence[EvidenceMap], targets: Sequence[Box]) -> bool | None:
-    """Pointing game (Zhang et al., arXiv 1608.00507): does the peak lie in a target?"""
-    if not maps or not targets:
+@dataclass(frozen=True, slots=True)
+class _Peak:
+    """Where the mean of some maps is highest."""
+
+    grid: PatchGrid
+    cell: int
+
+
+def _peak(maps: Sequence[EvidenceMap]) -> _Peak | None:
+    if not maps:
         return None
-    mean = sum(evidence.to_array() for evidence in maps)
-    return _peak_in(mean, maps[0], targets)
+    mean = np.asarray(sum(evidence.to_array() for evidence in maps))
+    return _Peak(PatchGrid(maps[0].rows, maps[0].columns), int(mean.argmax()))
 
 
-def _peak_in(
-    grid: np.ndarray[Any, np.dtype[np.float32]] | int, shape: EvidenceMap, targets: Sequence[Box]
-) -> bool:
-    row, column = divmod(int(np.asarray(grid).argmax()), shape.columns)
-    x, y = (column + 0.5) / shape.columns, (row + 0.5) / shape.rows
-    return any(target.contains(x, y) for target in targets)
+def _pointed(peak: _Peak | None, targets: Sequence[Box]) -> bool | None:
+    """Pointing game (Zhang et al., arXiv 1608.00507): is the peak's centre in a target?"""
+    if peak is None or not targets:
+        return None
+    return any(_holds(peak.grid, [peak.cell], targets))
+
+
+def _touched(peak: _Peak | None, targets: Sequence[Box]) -> bool | None:
+    if peak is None or not targets:
+        return None
+    return peak.cell in _touching(peak.grid, targets)
+
+
+def _holds(grid: PatchGrid, cells: Iterable[int], targets: Sequence[Box]) -> list[bool]:
+    """Whether a target holds the centre, cell by cell."""
+    found = []
+    for cell in cells:
+        row, column = divmod(cell, grid.columns)
+        x, y = (column + 0.5) / grid.columns, (row + 0.5) / grid.rows
+        found.append(any(target.contains(x, y) for target in targets))
+    return found
+
+
+def _touching(grid: PatchGrid, targets: Sequence[Box]) -> set[int]:
+    return {cell for target in targets for cell in grid.cells_of(target)}
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -178,6 +235,8 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
     `coarse_from_image` is `coarse` without the families that the question itself answers;
     `mean_iou` is over questions about findings, `anatomy_mean_iou` over lungs and hearts.
+    `pointing_game_ceiling` is what pointing games could reach at best, `touching_by_chance` what
+    a map that knows nothing would reach of `touching`. `shuffled` is None without donors.
     """
     groups: dict[str, list[Outcome]] = {"overall": list(outcomes)}
     for kind in ("coarse", "fine"):
@@ -191,7 +250,6 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     right = {name: sum(outcome.right for outcome in group) for name, group in groups.items()}
     overlaps = _overlaps(outcomes, of_anatomy=False)
     anatomy = _overlaps(outcomes, of_anatomy=True)
-    pointed = [outcome.pointed for outcome in outcomes if outcome.pointed is not None]
     return {
         "accuracy": {name: right[name] / len(group) for name, group in groups.items()},
         "ci95": {
@@ -205,17 +263,29 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "anatomy_mean_iou": _mean(anatomy),
         "anatomy_mean_iou_count": len(anatomy),
         "anatomy_mean_iou_ci95": _bootstrap(anatomy),
-        "pointing_game": _mean(pointed),
-        "latent_attention_pointing_game": _mean(
-            outcome.latent_attended for outcome in outcomes if outcome.latent_attended is not None
-        ),
-        "latent_similarity_pointing_game": _mean(
-            outcome.latent_alike for outcome in outcomes if outcome.latent_alike is not None
-        ),
+        **{
+            name: _mean(value for o in outcomes if (value := getattr(o, field)) is not None)
+            for name, field in _POINTING.items()
+        },
+        "shuffled": _by_donor(outcomes),
         "zoom_entropy": _entropy_and_overlap(outcomes),
         "zooms_per_question": _mean(outcome.zooms for outcome in outcomes),
         "seconds_per_question": _mean(outcome.seconds for outcome in outcomes),
     }
+
+
+def _by_donor(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
+    """Accuracy where the donor's answer is the right one, and where it is another."""
+    found = {}
+    for name, agrees in (("same_answer", True), ("other_answer", False)):
+        group = [outcome.right for outcome in outcomes if outcome.donor_agrees is agrees]
+        if group:
+            found[name] = {
+                "accuracy": sum(group) / len(group),
+                "ci95": list(wilson_interval(sum(group), len(group))),
+                "count": len(group),
+            }
+    return found or None
 
 
 def _overlaps(outcomes: Sequence[Outcome], *, of_anatomy: bool) -> list[float]:

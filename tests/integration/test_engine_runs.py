@@ -296,6 +296,23 @@ def test_zeroed_latents_still_look_at_the_image_and_blind_ones_do_not(
     assert after[0] != after[1] != after[2] != after[0]
 
 
+def test_an_answer_behind_blind_latents_alone_knows_nothing_of_the_image(
+    engine: Engine, make_request: MakeRequest
+) -> None:
+    """With the bottleneck: what stands between image and latents has read the image, too."""
+    logprobs = {
+        kind: [
+            run(engine, make_request(
+                method="latent", latents=kind, bottleneck=True, seed_of_image=seed, belief=False
+            )).tokens[2].logprob
+            for seed in (0, 1, 2)
+        ]
+        for kind in ("none", "blind")
+    }  # fmt: skip
+    assert logprobs["blind"] == pytest.approx([logprobs["blind"][0]] * 3, abs=1e-6)
+    assert max(logprobs["none"]) - min(logprobs["none"]) > 1e-4
+
+
 def test_blind_slots_are_those_of_a_forward_without_the_image(
     engine: Engine, loaded: LoadedModel, make_request: MakeRequest
 ) -> None:
@@ -313,7 +330,7 @@ def test_blind_slots_are_those_of_a_forward_without_the_image(
     added = torch.arange(slots + 2).expand(3, -1) + prompt.next_position
     total = length + slots + 2
     mask = torch.ones(total, total, dtype=torch.bool).tril()
-    mask[length + 1 : length + 1 + slots, span.start : span.stop] = False
+    mask[length + 1 : length + 1 + slots, span.start : length + 1] = False
     with torch.no_grad():
         hidden = loaded.model.model.language_model(
             inputs_embeds=embeddings,

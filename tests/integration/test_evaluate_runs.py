@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 from engine.engine import Engine
@@ -10,7 +13,7 @@ from engine.request import DisplayImage
 from engine.trace import Trace
 from tests.integration.conftest import picture
 from training.cli import main
-from training.evaluate import AskConfig, asked_in_turn
+from training.evaluate import AskConfig, asked_in_turn, donors_of
 from training.outcomes import EvaluationError
 from training.questions import Question
 
@@ -37,11 +40,40 @@ def vectors(trace: Trace) -> list[bytes]:
     return [step.vector for step in trace.latents]
 
 
-def test_shuffled_latents_are_those_of_the_question_before(loaded: LoadedModel) -> None:
+def test_shuffled_latents_are_those_of_another_question(loaded: LoadedModel) -> None:
     plain, shuffled = runs(loaded), runs(loaded, latents="shuffle")
     assert len({tuple(vectors(trace)) for trace in plain}) == 3
+    donors = donors_of([question for _, question in ASKED], 0)
     for number, trace in enumerate(shuffled):
-        assert vectors(trace) == vectors(plain[number - 1])
+        assert vectors(trace) == vectors(plain[donors[number]])
+        assert donors[number] != number
+
+
+def test_a_donor_tells_nothing_of_the_answer() -> None:
+    """Questions stand in turns of families, whose answers turn together."""
+    names = [f"family-{number}" for number in range(20)]
+    asked = [
+        dataclasses.replace(QUESTION, family=name, answer=("yes", "no")[turn % 2])
+        for turn in range(10)
+        for name in names
+    ]
+    alone = dataclasses.replace(QUESTION, family="alone")
+    donors = donors_of([*asked, alone], 3)
+    assert sorted(donors[:-1]) == list(range(200))
+    assert donors[-1] != 200
+    assert all(donors[n] != n and asked[donors[n]].family == asked[n].family for n in range(200))
+    # Of nine others in a family four have the same answer.
+    same = sum(asked[donors[n]].answer == asked[n].answer for n in range(200))
+    assert abs(same / 200 - 4 / 9) < 0.1
+    assert donors != donors_of([*asked, alone], 4)
+
+
+def test_every_question_has_noise_of_its_own(loaded: LoadedModel) -> None:
+    first, *_ = (vectors(trace)[0] for trace in runs(loaded, latents="noise"))
+    again, other, _ = (vectors(trace)[0] for trace in runs(loaded, latents="noise"))
+    assert first == again
+    directions = [np.frombuffer(v, dtype="<f4") for v in (first, other)]
+    assert abs(np.corrcoef(*directions)[0, 1]) < 0.6
 
 
 def test_interventions_reach_the_runs(loaded: LoadedModel) -> None:

@@ -35,7 +35,7 @@ class CountingDecoder(Decoder):
         self.appended += layout.embeddings.shape[1]
         super().append(state, row, layout)
 
-    def step(self, state, inputs, recorder=None, blind=()) -> None:
+    def step(self, state, inputs, recorder=None, blind=None) -> None:
         self.steps += 1
         super().step(state, inputs, recorder, blind)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from engine.geometry import Box, PatchGrid
 from engine.trace import TokenStep, Trace
 from tests import factories
 from training.evaluate import asked_families
@@ -11,6 +12,9 @@ from training.outcomes import (
     TEXT_ONLY_FAMILIES,
     Outcome,
     _bootstrap,
+    _Peak,
+    _pointed,
+    _touched,
     coordinates_nats,
     spearman,
     summary,
@@ -88,6 +92,33 @@ def test_table_counts_each_group() -> None:
     assert table["latent_similarity_pointing_game"] == 0.0
     assert table["zooms_per_question"] == pytest.approx(2 / 7)
     assert table["seconds_per_question"] == 1.0
+
+
+def test_a_small_target_may_hold_no_centre_and_is_still_touched() -> None:
+    """On a grid of 2 x 2 the box lies in the upper left cell, away from its centre."""
+    small, off = Box(0.3, 0.3, 0.4, 0.4), Box(0.6, 0.0, 1.0, 0.4)
+    peak = _Peak(PatchGrid(2, 2), 0)
+    assert _pointed(peak, [small]) is False
+    assert _touched(peak, [small]) is True
+    assert _touched(peak, [off]) is False
+    assert _pointed(_Peak(PatchGrid(2, 2), 1), [off]) is True
+    assert _touched(None, [small]) is _pointed(peak, []) is None
+
+
+def test_shuffles_are_told_apart_by_the_donors_answer() -> None:
+    table = summary(
+        [
+            outcome(donor_agrees=True),
+            outcome(donor_agrees=False),
+            outcome(donor_agrees=False, right=False, reachable=False, chance=0.25),
+            outcome(reachable=True, chance=0.75),
+        ]
+    )
+    assert table["shuffled"]["same_answer"]["accuracy"] == 1.0
+    assert table["shuffled"]["other_answer"]["accuracy"] == 0.5
+    assert table["shuffled"]["other_answer"]["count"] == 2
+    assert table["pointing_game_ceiling"] == table["touching_by_chance"] == 0.5
+    assert summary([outcome()])["shuffled"] is None
 
 
 def test_nothing_to_point_at_is_no_number() -> None:
