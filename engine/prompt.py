@@ -154,10 +154,14 @@ def prompt_text(
 
 
 def request_prompt(manifest: Manifest, request: Request) -> str:
-    """`prompt_text` of a request to a checkpoint."""
+    """`prompt_text` of a request to a checkpoint.
+
+    Under the evidence bottleneck the question stands before the image whatever the checkpoint: what
+    stands behind the image is hidden from the answer with it.
+    """
     return prompt_text(
         style=manifest.prompt_style,
-        question_first=manifest.question_first,
+        question_first=manifest.question_first or request.bottleneck,
         method=request.method,
         question=request.question,
         options=request.options,

@@ -49,8 +49,12 @@ def replayed_logprobs(decoder: Decoder, request: Request, trace: Trace) -> tuple
         request: the request of the run, image included.
         trace: its events.
 
-    Blinded latents are not supported: their mask is no part of a trace.
+    Raises:
+        ValueError: latents were blinded, or the bottleneck was on: a plain causal mask is not
+            what the run saw.
     """
+    if request.bottleneck or request.interventions.latents == "blind":
+        raise ValueError("A run under the bottleneck, or with blind latents, cannot be replayed.")
     replay = lay_out_trace(decoder, request, trace)
     logits = decoder.logits_at(replay.layout, list(replay.predictors))
     logprobs = torch.log_softmax(logits.float(), dim=-1)

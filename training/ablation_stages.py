@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
+from engine.loading import ADAPTER_WEIGHTS
 from training.checkpoints import write_whole
 from training.config import ConfigError, load_config
 from training.loop import Report
@@ -63,12 +64,13 @@ class TrainingStages:
 
 
 def checkpoint_identity(checkpoint: str) -> str:
-    """The weights of a folder by their digest, whatever it is called; else the name itself."""
-    weights = Path(checkpoint) / _WEIGHTS_FILE
-    if not weights.is_file():
-        return checkpoint
-    with weights.open("rb") as file:
-        return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    """The weights of a folder, or of an adapter, by their digest; else the name itself."""
+    for name in (_WEIGHTS_FILE, ADAPTER_WEIGHTS):
+        weights = Path(checkpoint) / name
+        if weights.is_file():
+            with weights.open("rb") as file:
+                return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return checkpoint
 
 
 def stage_checkpoint(

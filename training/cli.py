@@ -86,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, default=500)
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--split", choices=SPLITS, default="test")
-    evaluate.add_argument("--latent-steps", type=int, default=8, metavar="K")
+    evaluate.add_argument(
+        "--latent-steps", type=int, metavar="K", help="of --method latent (default: 8)"
+    )
     evaluate.add_argument(
         "--intervention",
         choices=("none", "zero", "noise", "shuffle", "blind", "skip"),
@@ -272,6 +274,7 @@ def _memory(options: argparse.Namespace) -> int:
             record_tokens=options.record_tokens,
             devices=options.devices,
             is_sharded=options.sharded,
+            is_relaxed=tuned.latents is not None and tuned.latents.relaxation > 0,
         )
     else:
         if options.sharded:

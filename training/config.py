@@ -1,20 +1,23 @@
 """Typed YAML configuration: a file and `key=value` overrides into a frozen dataclass.
 
 Unknown keys are refused with the nearest known name; types are checked; nothing is coerced
-silently except a whole number where a float is asked for.
+silently except a whole number, or one like 1e-5, where a float is asked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 
 ConfigT = TypeVar("ConfigT")
+
+_EXPONENT: Final = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?[eE][+-]?\d{1,2}")
 
 
 class ConfigError(ValueError):
@@ -120,6 +123,9 @@ def _checked_plain(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401
             raise ConfigError(f"{name!r} is too large.") from error
     if hint is Path and isinstance(value, str):
         return Path(value)
+    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
+        # YAML 1.1 takes 1e-5 for a text, for want of a point.
+        return float(value)
     if type(value) is not hint:
         raise ConfigError(f"{name!r} must be of type {hint.__name__}, not {value!r}.")
     return value

@@ -41,6 +41,7 @@ from training.questions import (
 from training.real_images import load_radiographs
 
 MAX_NEW_TOKENS: Final = 160
+LATENT_STEPS: Final = 8
 # What a file of each modality says of itself: modality, and the patient's side at its left edge.
 _SHOWN: Final[dict[str, tuple[str, PatientSide]]] = {
     "chest": ("DX", "right"),
@@ -62,7 +63,7 @@ class AskConfig:
     method: Method = "direct"
     seed: int = 0
     latents: LatentIntervention = "none"
-    latent_steps: int = 8
+    latent_steps: int = LATENT_STEPS
     bottleneck: bool = False
 
 
@@ -158,6 +159,29 @@ def donors_of(questions: Sequence[Question], seed: int) -> list[int]:
     return donors
 
 
+def asked_how(options: argparse.Namespace) -> AskConfig:
+    """How the command line wants questions to be asked.
+
+    Raises:
+        EvaluationError: something about latent steps is asked of another method.
+    """
+    for option, is_given in (
+        ("--intervention", options.intervention != "none"),
+        ("--bottleneck", options.bottleneck),
+        ("--latent-steps", options.latent_steps is not None),
+    ):
+        if is_given and options.method != "latent":
+            raise EvaluationError(f"{option} is about latent steps: it needs --method latent.")
+    steps = options.latent_steps
+    return AskConfig(
+        method=options.method,
+        seed=options.seed,
+        latents=options.intervention,
+        latent_steps=LATENT_STEPS if steps is None else steps,
+        bottleneck=options.bottleneck,
+    )
+
+
 def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) -> str:
     """Runs the benchmark that the command line names; returns what it prints.
 
@@ -178,15 +202,7 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
     if options.benchmark == "distribution":
         return _distribution(engine, options, report)
     asked = _BENCHMARKS[options.benchmark](options)
-    config = AskConfig(
-        method=options.method,
-        seed=options.seed,
-        latents=options.intervention,
-        latent_steps=options.latent_steps,
-        bottleneck=options.bottleneck,
-    )
-    if config.latents != "none" and config.method != "latent":
-        raise EvaluationError("--intervention changes latent steps: it needs --method latent.")
+    config = asked_how(options)
     outcomes = []
     runs = asked_in_turn(engine, asked, config)
     for number, (outcome, trace) in enumerate(runs, start=1):

@@ -7,7 +7,8 @@ Computed and not measured. Per device:
   autocast keeps. Spread over the devices where they are sharded, and then one layer is gathered
   in bfloat16 twice (the present one and the next);
 - activations: 2 x D bytes a layer and token where layers are computed again, and what one layer
-  keeps; without, what every layer keeps;
+  keeps; without, what every layer keeps; twice that in the relaxation of latent segments, where
+  the pass that makes the latents has gradients, too;
 - logits: three float32 copies of those held at a time;
 - the mask of packed rollouts, one number for every pair of tokens;
 - cache, of rollouts: keys and values of a whole group, each trajectory with its prompt;
@@ -81,7 +82,12 @@ def adapter_parameters(config: AdapterConfig) -> int:
 
 
 def memory_count(
-    tuning: TuningConfig, *, record_tokens: int, devices: int = 1, is_sharded: bool = False
+    tuning: TuningConfig,
+    *,
+    record_tokens: int,
+    devices: int = 1,
+    is_sharded: bool = False,
+    is_relaxed: bool = False,
 ) -> MemoryCount:
     """What one device needs.
 
@@ -90,6 +96,7 @@ def memory_count(
         record_tokens: longest record, image tokens included.
         devices: that train together.
         is_sharded: whether weights are spread over them (FSDP2, ZeRO-3), or each holds them all.
+        is_relaxed: whether the run has latent segments with a relaxation.
 
     Raises:
         ValueError: a count is below 1.
@@ -120,7 +127,7 @@ def memory_count(
     return MemoryCount(
         frozen=frozen_bytes,
         trained=weights,
-        activations=again if tuning.gradient_checkpointing else LAYERS * kept,
+        activations=(1 + is_relaxed) * (again if tuning.gradient_checkpointing else LAYERS * kept),
         logits=3 * 4 * VOCABULARY * held,
     )
 

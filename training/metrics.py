@@ -43,7 +43,8 @@ class Metrics:
         self._path = folder / METRICS_FILE
         self._writer = writer
         kept = _trimmed(self._path, start)
-        self.first_loss = next((record.get("loss") for record in kept), None)
+        # Scores may stand before it.
+        self.first_loss = next((record["loss"] for record in kept if "loss" in record), None)
         self.is_scored = any(r["step"] == start and "loss" not in r for r in kept)
 
     def write(self, record: Mapping[str, float]) -> None:

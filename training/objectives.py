@@ -99,7 +99,8 @@ class LatentPolicyConfig:
             VLPO, `exp(-|z - mu|^2 / 2 sigma^2)`, for latents that were not sampled; `gaussian`:
             the ratio of two Gaussians around the means, for latents drawn with that deviation;
             `spherical`: the same on directions, for latents of a fixed length.
-        sigma: deviation. For `spherical`, of unit vectors.
+        sigma: deviation of every number; for `spherical` the length of the noise beside a vector
+            of length 1, at most 1.
     """
 
     kind: LatentPolicy = "deterministic"
@@ -108,6 +109,11 @@ class LatentPolicyConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.sigma) and self.sigma > 0.0):
             raise ValueError(f"sigma must be a positive number, not {self.sigma}.")
+        if self.kind == "spherical" and self.sigma > 1.0:
+            raise ValueError(
+                "sigma of spherical latents is a share of their length: it must be at most 1, not "
+                f"{self.sigma}."
+            )
 
 
 def drawn_latents(
@@ -123,7 +129,9 @@ def drawn_latents(
     if policy.kind == "gaussian":
         return means + policy.sigma * noise
     lengths = means.norm(dim=-1, keepdim=True)
-    moved = torch.nn.functional.normalize(means, dim=-1) + policy.sigma * noise
+    # Noise of the length sigma, whatever the width.
+    noise = noise * policy.sigma / means.shape[-1] ** 0.5
+    moved = torch.nn.functional.normalize(means, dim=-1) + noise
     drawn: torch.Tensor = torch.nn.functional.normalize(moved, dim=-1) * lengths
     return drawn
 
@@ -150,7 +158,8 @@ def latent_log_ratios(
         `log N(z; mu) - log N(z; mu_old)`. At `deterministic` z is the old mean, and this is
         `-|z - mu|^2 / 2 sigma^2`: 0 with a gradient of 0 at the behaviour policy. For the drawn
         policies it is divided by D, or hundreds of dimensions would leave the clip's range at
-        the first step.
+        the first step (for `spherical`, whose deviation is `sigma / sqrt(D)`, that leaves the
+        squared distances of unit vectors over `2 sigma^2`).
     """
     if policy.kind == "none":
         return latents.new_zeros(len(latents))
@@ -163,9 +172,12 @@ def latent_log_ratios(
             torch.nn.functional.normalize(vectors, dim=-1)
             for vectors in (latents, means, old_means)
         )
-    now: torch.Tensor = ((latents - means) ** 2).mean(-1)
-    before: torch.Tensor = ((latents - old_means) ** 2).mean(-1)
-    return (before - now) / scale
+        width = 1
+    else:
+        width = latents.shape[-1]
+    now: torch.Tensor = ((latents - means) ** 2).sum(-1)
+    before: torch.Tensor = ((latents - old_means) ** 2).sum(-1)
+    return (before - now) / (scale * width)
 
 
 def mean_of(losses: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:

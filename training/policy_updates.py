@@ -172,9 +172,9 @@ class PolicyUpdates:
         if self._config.most_kl and kl > self._config.most_kl:
             raise DivergedError(
                 f"The policy is {kl:.3g} nats a token away from its reference at step {step}, "
-                f"more than update.most_kl: training stopped and keeps its last checkpoint; lower "
-                "steps.learning_rate or raise objective.kl_weight, and start the same command "
-                "again."
+                "more than update.most_kl: training stopped and keeps the checkpoint of an earlier "
+                "step, if one was due; lower steps.learning_rate or raise objective.kl_weight, and "
+                "start the same command again."
             )
 
     def _own_groups(self, batch: int) -> list[RewardedGroup]:

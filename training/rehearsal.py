@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 import torch
 
 from engine.memory import peak_memory_bytes
+from training.latents import LatentConfig
 from training.loop import Report, StepsConfig
 from training.metrics import METRICS_FILE, readable_seconds
 from training.pretrain import PretrainConfig, pretrain
@@ -97,6 +98,7 @@ def rehearse_finetune(config: FinetuneConfig, report: Report) -> str:
             train=few(config.train),
             validation=few(config.validation),
             language=three_steps(config.language),
+            latents=every_feeding(config.latents),
             tuning=replace(tuning, evaluate_every=STEPS if evaluates else 0),
         )
         finetune(small, report)
@@ -104,6 +106,16 @@ def rehearse_finetune(config: FinetuneConfig, report: Report) -> str:
     parts = {"language": config.language}
     worlds = (config.train, config.validation)
     return _rehearsed(run, parts, worlds, config.world, evaluation_steps(config), report)
+
+
+def every_feeding(latents: LatentConfig | None) -> LatentConfig | None:
+    """Latents that are fed by the teacher in the first of three steps, and in the last relaxed.
+
+    Which takes most memory and time of all: a run is not to find that out near its end.
+    """
+    if latents is None or not latents.relaxation:
+        return latents
+    return replace(latents, relaxation=max(latents.relaxation, 0.5))
 
 
 def evaluation_steps(config: FinetuneConfig) -> float:

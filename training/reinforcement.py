@@ -403,8 +403,8 @@ def gathered(
         except InvalidLogitsError as error:
             raise DivergedError(
                 f"The policy's logits are no numbers before step {batch * config.update.steps}: "
-                "training stopped and keeps its last checkpoint; lower steps.learning_rate, and "
-                "start the same command again."
+                "training stopped and keeps the checkpoint of an earlier step, if one was due; "
+                "lower steps.learning_rate, and start the same command again."
             ) from error
         if not place and saves_tree(config, batch):
             try:

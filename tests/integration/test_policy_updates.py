@@ -231,6 +231,29 @@ def test_the_first_update_of_a_batch_is_on_policy(
     assert second["latent_norm"] == pytest.approx(first["latent_norm"])
 
 
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_an_update_reads_rollouts_as_they_were_written(
+    tmp_path: Path, policies: dict[PolicyMethod, LoadedModel], bottleneck: bool
+) -> None:
+    """What it takes for the old log-probabilities is what the rollout recorded."""
+    model = policies["latent"]
+    config = dataclasses.replace(ROLLOUTS, bottleneck=bottleneck)
+    found = rolled_out(Engine(model), PROMPT, "latent", config, LatentPolicyConfig(), [5, 0])
+    sequences = [trajectory.sequence for trajectory in found.trajectories]
+    source = PolicyUpdates(
+        model.model,
+        None,
+        lambda _: [],
+        UpdateConfig(),
+        ObjectiveConfig(kl_weight=0.0),
+        bottleneck=bottleneck,
+    )
+    (part,) = source._parts_of(rewarded(PROMPT.question, found, REWARD))
+    written = torch.tensor([w.logprob for s in sequences for w in s.written if not w.forced])
+    old = part.old.log_probs[part.packed.learned]
+    torch.testing.assert_close(old, written, atol=3e-4, rtol=0)
+
+
 def test_layers_computed_again_change_memory_and_not_what_is_learned(
     tmp_path: Path, policies: dict[PolicyMethod, LoadedModel]
 ) -> None:

@@ -56,6 +56,17 @@ def test_an_interval_of_equal_runs_has_no_width_and_one_of_the_same_answers_no_d
     assert second["difference_ci95"] == [0.0, 0.0]
 
 
+def test_an_interval_over_questions_is_as_wide_as_theory_says() -> None:
+    """A share of 0.3 of 200 questions, and the mean of two such families."""
+    one = [outcome("a", number % 10 < 3) for number in range(200)]
+    two = [outcome("b", number % 10 < 3) for number in range(200)]
+    deviation = (0.3 * 0.7 / 200) ** 0.5
+    for questions, expected in (([*one], deviation), ([*one, *two], deviation / 2**0.5)):
+        (line,) = table({"line": [questions]}, {})
+        low, high = line["ci95"]
+        assert high - low == pytest.approx(2 * 1.96 * expected, rel=0.15)
+
+
 def test_seeds_that_differ_widen_the_interval() -> None:
     good, bad = run(True, True, True, True), run(False, False, False, False)
 

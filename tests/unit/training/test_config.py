@@ -47,6 +47,7 @@ def test_file_and_overrides_are_merged(tmp_path: Path) -> None:
         ("stepz: 3", [], "Did you mean 'steps'"),
         ("steps: 3\ninner: {rte: 1}", [], "Did you mean 'inner.rate'"),
         ("steps: many", [], "'steps' must be of type int"),
+        ("steps: 1e3", [], "'steps' must be of type int"),
         ("steps: 3.5", [], "'steps' must be of type int"),
         ("steps: true", [], "'steps' must be of type int"),
         ("steps: 3", ["mode=wild"], "must be one of fast, slow"),

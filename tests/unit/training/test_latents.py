@@ -22,6 +22,7 @@ from training.features import FeatureBank
 from training.language import Asked, MixConfig, drawn_record
 from training.language_loss import batch_loss, hidden_states, language_loss, self_fed, slot_means
 from training.latents import LatentConfig, bottleneck_mask
+from training.network import LanguageNetwork, part_losses, planned
 from training.records import ANSWER_WEIGHT, RecordWriter
 from training.roi import contrast_loss, roi_cells
 
@@ -222,6 +223,24 @@ def test_a_latent_competes_within_its_own_view(model, records, bank, tokenizer) 
     )
     assert loss.item() == pytest.approx(numbers["text"] + 2.0 * numbers["roi"], rel=1e-5)
     assert numbers["roi"] == pytest.approx(float(found.roi) / found.slots, rel=1e-4)
+
+
+def test_parts_add_up_to_the_step_however_slots_fall_into_them(
+    model, records, bank, tokenizer
+) -> None:
+    """Every slot of a step counts the same; one record has none."""
+    config = LatentConfig(steps=STEPS, weight=2.0, self_fed=0.0)
+    phase = config.at(0.0)
+    network = LanguageNetwork(model, bank, config)
+    totals, slots = [], []
+    for size in (1, 2, 3):
+        parts = planned(records, bank, tokenizer, np.random.default_rng(0), size, phase)
+        slots.append([int(part.layout.slots.sum()) for part in parts])
+        with torch.no_grad():
+            totals.append(sum(float(part()[0]) for part in part_losses(network, parts, phase)))
+    assert sorted(slots[0]) == [0, STEPS, STEPS]
+    whole, _ = batch_loss(model, records, bank, tokenizer, np.random.default_rng(0), latents=phase)
+    assert totals == pytest.approx([float(whole.detach())] * 3, rel=1e-5)
 
 
 # --- the bottleneck -----------------------------------------------------------------------

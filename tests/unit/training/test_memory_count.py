@@ -54,6 +54,9 @@ def test_every_saving_saves() -> None:
     assert total(head_chunk=64) < total()
     assert total(micro_batch=1) < total()
     assert total(lora=AdapterConfig()) < total() - 100e9
+    plain = memory_count(TuningConfig(), record_tokens=2000)
+    relaxed = memory_count(TuningConfig(), record_tokens=2000, is_relaxed=True)
+    assert relaxed.activations == 2 * plain.activations
     with pytest.raises(ValueError, match="at least 1"):
         memory_count(TuningConfig(), record_tokens=0)
 
@@ -63,9 +66,15 @@ def test_a_recipe_fits_its_card_and_says_its_count(name: str) -> None:
     path = CONFIGS / "recipes" / f"qwen2.5-vl-7b-{name}.yaml"
     config = load_config(FinetuneConfig, path, [])
     card, devices, is_sharded, tokens = RECIPES[name]
+    relaxed = config.latents is not None and config.latents.relaxation > 0
     count = memory_count(
-        config.tuning, record_tokens=tokens, devices=devices, is_sharded=is_sharded
+        config.tuning,
+        record_tokens=tokens,
+        devices=devices,
+        is_sharded=is_sharded,
+        is_relaxed=relaxed,
     )
+    assert relaxed == (name == "24gb-medlvr")
     assert count.total < 0.9 * card
     assert f"{count.total / 1e9:.1f} GB" in path.read_text(encoding="utf-8")
     assert not config.export.embedded

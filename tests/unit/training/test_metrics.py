@@ -50,6 +50,12 @@ def test_records_after_the_checkpoint_and_cut_lines_are_dropped(tmp_path: Path) 
     assert path.read_text() == ""
 
 
+def test_the_first_loss_may_stand_behind_scores(tmp_path: Path) -> None:
+    lines = '{"step": 0, "validation_accuracy": 0.5}\n{"step": 2, "loss": 3.0}\n'
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    assert Metrics(tmp_path, 2).first_loss == 3.0
+
+
 def test_tensorboard_is_asked_for_by_a_switch_and_named_where_it_is_missing(
     tmp_path: Path,
 ) -> None:

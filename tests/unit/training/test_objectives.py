@@ -144,6 +144,21 @@ def test_spherical_latents_keep_the_length_of_their_mean() -> None:
     torch.testing.assert_close(found, torch.zeros(6), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("width", [192, 3584])
+def test_spherical_latents_turn_by_as_much_whatever_the_width(width: int) -> None:
+    """tan of the angle is sigma, and a drift by as much is a ratio that a clip can feel."""
+    policy = LatentPolicyConfig(kind="spherical", sigma=0.2)
+    means = torch.randn(64, width, generator=torch.Generator().manual_seed(0))
+    latents = drawn_latents(means, policy, torch.Generator().manual_seed(1))
+    cosines = torch.cosine_similarity(means, latents, dim=-1)
+    assert float(cosines.mean()) == pytest.approx(1 / (1 + 0.2**2) ** 0.5, abs=0.01)
+    ratios = latent_log_ratios(latents, latents, means, policy)
+    # All the way to what was drawn: half of |noise|^2 / sigma^2.
+    assert float(ratios.mean()) == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(ValueError, match="a share of their length"):
+        LatentPolicyConfig(kind="spherical")
+
+
 @pytest.mark.parametrize("kind", ["none", "deterministic"])
 def test_latents_that_are_not_drawn_are_their_means(kind: str) -> None:
     means, latents = latents_of(kind)

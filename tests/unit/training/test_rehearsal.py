@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from training.language import LanguageConfig
-from training.rehearsal import Estimate, few, missing_phantoms, seconds_of_step, three_steps
+from training.latents import LatentConfig
+from training.rehearsal import (
+    STEPS,
+    Estimate,
+    every_feeding,
+    few,
+    missing_phantoms,
+    seconds_of_step,
+    three_steps,
+)
 from training.world import WorldConfig, claim_world
 
 
@@ -45,3 +54,13 @@ def test_one_sentence_says_what_is_needed() -> None:
         "this machine."
     )
     assert "unknown memory" in Estimate(1.0, 0, 0).sentence()
+
+
+def test_a_rehearsal_comes_to_the_relaxation() -> None:
+    """Which would take twice the memory near the end of the real run."""
+    short = every_feeding(LatentConfig(relaxation=0.15))
+    assert short is not None
+    assert [short.at(step / STEPS).relaxed for step in range(STEPS)] == [False, False, True]
+    plain = LatentConfig()
+    assert every_feeding(plain) is plain
+    assert every_feeding(None) is None
