@@ -145,11 +145,12 @@ def readable_rows(group: Group) -> list[str]:
     for number, member in enumerate(group.members):
         begins = "at the question"
         if member.parent is not None:
-            begins = f"off {member.parent} at token {member.shared_tokens}"
+            # Counted from 1, as on the page.
+            begins = f"off {member.parent + 1} at token {member.shared_tokens}"
         verdict = {True: "right", False: "wrong", None: ""}[member.correct]
         boxes = "  ".join(f"({', '.join(f'{edge:.3f}' for edge in box)})" for box in member.boxes)
         tokens = len(member.trace.tokens)
-        lines.append(row(number, begins, tokens, _answer(member), verdict, boxes or "no zoom"))
+        lines.append(row(number + 1, begins, tokens, _answer(member), verdict, boxes or "no zoom"))
         lines += [_branching(group, number, decision) for decision in member.decisions]
     return lines
 
@@ -161,7 +162,7 @@ def _answer(member: Member) -> str:
 def _branching(group: Group, number: int, decision: ForkDecision) -> str:
     children = group.children(number, decision.token_index)
     word = "member" if len(children) == 1 else "members"
-    came = f"{word} {', '.join(map(str, children))}" if children else "no branch"
+    came = f"{word} {', '.join(str(child + 1) for child in children)}" if children else "no branch"
     return (
         f"{'':>8}zoom at token {decision.token_index}: entropy {decision.baseline_nats:.3f} nats "
         f"in the opening, {decision.coordinates_nats:.3f} in the coordinates, "

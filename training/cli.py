@@ -78,14 +78,28 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--families", nargs="+", default=[], help="ask only these, in turn (phantoms)"
     )
-    evaluate.add_argument("--checkpoint", required=True)
+    evaluate.add_argument("--checkpoint", required=True, help="folder or hub id")
     evaluate.add_argument(
-        "--method", choices=("direct", "latent", "zoom", "auto"), default="direct"
+        "--method",
+        choices=("direct", "latent", "zoom", "auto"),
+        default="direct",
+        help="how it is asked (default: %(default)s)",
     )
     evaluate.add_argument("--data", type=Path, help="folder of real data, or JSONL file of records")
-    evaluate.add_argument("--limit", type=int, default=500)
-    evaluate.add_argument("--seed", type=int, default=0)
-    evaluate.add_argument("--split", choices=SPLITS, default="test")
+    evaluate.add_argument(
+        "--limit",
+        type=int,
+        default=500,
+        metavar="N",
+        help="questions; they take the families in turn, so that a few dozen miss some "
+        "(default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--seed", type=int, default=0, help="of the phantoms and of all that is drawn"
+    )
+    evaluate.add_argument(
+        "--split", choices=SPLITS, default="test", help="of the phantoms or records"
+    )
     evaluate.add_argument(
         "--latent-steps", type=int, metavar="K", help="of --method latent (default: 8)"
     )

@@ -125,12 +125,12 @@ def test_a_saved_group_is_shown_with_its_members_and_branches(call: Run, tmp_pat
     assert "question  'What is the margin of the nodule?'" in text
     assert "votes     'Spiculated' 3, 'Smooth' 2, 'Lobulated' 1" in text
     at = group.members[3].shared_tokens
-    fork = next(line for line in text.splitlines() if line.startswith("     3"))
-    assert f"off 0 at token {at}" in fork
+    fork = next(line for line in text.splitlines() if line.startswith("     4"))
+    assert f"off 1 at token {at}" in fork
     assert "'Spiculated'  right  (0.220, 0.500, 0.500, 0.780)" in fork
     assert (
         f"zoom at token {at}: entropy 0.310 nats in the opening, 0.960 in the coordinates, "
-        "chance 0.650: member 3\n"
+        "chance 0.650: member 4\n"
     ) in text
     assert "chance 0.000: no branch\n" in text
 

@@ -20,6 +20,7 @@ from tests.factories import chest
 from tests.integration.killing import killed_after_its_first_save
 from tests.integration.test_loading import save
 from tests.source_tree import ROOT
+from training.accelerated import parts_of_each
 from training.cli import main
 from training.config import ConfigError, load_config
 from training.sft import FinetuneConfig, finetune, tuned_model
@@ -295,3 +296,23 @@ def test_two_processes_have_the_loss_of_one(
     # Both took part: one alone would have said that it is the main of two only by mistake.
     assert done.stderr.count("2 processes") == 1
     assert load_checkpoint(folder / name / "checkpoint").facts.layers == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("sft-zoom", ["mix.letters=16"]),
+        ("sft-zoom", ["mix.letters=32"]),
+        ("medlvr-sft", ["tuning.micro_batch=11"]),
+        ("cold-start", ["tuning.micro_batch=11"]),
+    ],
+)
+def test_shipped_configurations_can_be_shared_by_two_as_the_docs_say(
+    name: str, overrides: list[str]
+) -> None:
+    config = load_config(FinetuneConfig, CONFIGS / f"{name}.yaml", overrides)
+    parts = -(-config.step_records // config.tuning.micro_batch)
+    assert parts_of_each(parts, 2) * 2 == parts
+    plain = load_config(FinetuneConfig, CONFIGS / f"{name}.yaml", [])
+    with pytest.raises(ValueError, match="cannot share evenly"):
+        parts_of_each(-(-plain.step_records // plain.tuning.micro_batch), 2)
