@@ -53,7 +53,6 @@ class CompareHandlers:
                 )
             if not session.lands(turn_sent(data)):
                 return self._tabs.overtaken(session)
-            session.before = None
             view = session.new_run(replay=False, model=comparison.model)
             session.take(view, trace)
             session.end_open_run(view)

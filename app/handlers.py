@@ -23,7 +23,6 @@ from app.texts import CROWDED, FAULT, GROUP_GONE
 from app.view import RunView
 from engine.group_io import is_group_file, read_group
 from engine.imaging import ImagingError, SourceImage, open_image
-from engine.request import Request
 from engine.trace import Trace
 from engine.trace_io import SUFFIX, TraceFileError, read_trace, to_zip
 
@@ -173,13 +172,8 @@ class Handlers:
 
     def _new_run(self, session: Session, asked: Asked) -> RunView:
         """The view of a new run; the caller holds the lock."""
-        # Beliefs compare only where the same model was asked the same about the same picture.
-        compare = asked.form.get("compare") is True
-        same_image = session.image is not None and session.run_image == session.image.id
-        same_model = session.run_model == asked.model.key
-        before = _summary(session.view) if compare and same_image and same_model else None
-        session.before = before if before and _asks_the_same(before, asked.request) else None
-        return session.new_run(replay=False, model=asked.model.key)
+        compares = asked.form.get("compare") is True
+        return session.new_run(replay=False, model=asked.model.key, compares=compares)
 
     def _model_of(self, trace: Trace) -> str:
         """Key of the model that made a saved run; empty if it is not on offer."""
@@ -218,7 +212,6 @@ class Handlers:
                 return self._tabs.overtaken(session)
             session.set_image(None)
             session.set_group(None)
-            session.before = None
             view = session.new_run(replay=True, model=self._model_of(trace))
             session.take(view, trace)
             session.end_open_run(view)
@@ -305,23 +298,3 @@ def _decoded(content: bytes | Path, frame: int) -> tuple[SourceImage, dict[str, 
     except Exception as error:  # noqa: BLE001 -- the page stays alive, whatever the file did
         logger.error("opening failed: %s", type(error).__name__)
         raise ImagingError(FAULT) from None
-
-
-def _summary(view: RunView | None) -> Json | None:
-    """The answer and the belief of a run, to stand beside those of the next."""
-    if view is None or view.run is None:
-        return None
-    answer = next((item for item in reversed(view.items) if item[0] == "a"), None)
-    belief = next((item for item in reversed(view.items) if item[0] == "b"), None)
-    probabilities = (answer[4] if answer else []) or (belief[3] if belief else [])
-    return {
-        "question": view.run["question"],
-        "options": view.run["options"],
-        "answer": answer[1] if answer else "",
-        "probabilities": probabilities,
-        "changes": view.run["changes"],
-    }
-
-
-def _asks_the_same(before: Json, wanted: Request) -> bool:
-    return (before["question"], before["options"]) == (wanted.question, list(wanted.options))

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from app.comparison import Comparison
 from app.view import RunView
+from app.what_if import MAX_BASELINES, Baseline, baseline_of
 from engine.group import Group
 from engine.imaging import SourceImage
 from engine.request import Request
@@ -77,6 +78,8 @@ class Session:
         closed: whether the tab is gone; nothing is done for it any more.
         comparison: of ways to look at the open image, if one was asked for.
         run_model: key of the model that made the run; empty if it is not on offer.
+        baselines: runs of the open image without a change, the newest last.
+        compares: whether the run is a changed one that is to stand beside one of these.
     """
 
     private: Path
@@ -92,7 +95,8 @@ class Session:
     run_image: str | None = None
     run_model: str = ""
     replay: bool = False
-    before: dict[str, Any] | None = None
+    baselines: list[Baseline] = field(default_factory=list)
+    compares: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
     comparison: Comparison | None = None
@@ -136,23 +140,31 @@ class Session:
         folder.mkdir(mode=0o700)
         return folder
 
-    def new_run(self, *, replay: bool, model: str = "") -> RunView:
+    def new_run(self, *, replay: bool, model: str = "", compares: bool = False) -> RunView:
         """Ends and forgets the run before and starts an empty one.
 
         Args:
             replay: whether it is a saved one.
             model: key of the one that makes it; empty if it is not on offer.
+            compares: whether it is to stand beside a run of the same request without a change.
         """
         self._renew_stop()
-        before = self.before
+        self._keep_baseline()
         self.forget_run()
-        self.before = before
+        self.compares = compares
         self.run_folder = self.new_folder()
         self.view = RunView()
         self.replay = replay
         self.run_model = model
         self.run_image = None if replay or self.image is None else self.image.id
         return self.view
+
+    def _keep_baseline(self) -> None:
+        if self.view is None or self.image is None or self.run_image != self.image.id:
+            return
+        baseline = baseline_of(self.view, self.run_model)
+        if baseline is not None:
+            self.baselines = [*self.baselines, baseline][-MAX_BASELINES:]
 
     def new_comparison(self, request: Request, model: str = "") -> Comparison:
         """Ends what runs, forgets the comparison before and starts an empty one."""
@@ -178,7 +190,7 @@ class Session:
         """Leaves no run behind."""
         if self.run_folder is not None:
             shutil.rmtree(self.run_folder, ignore_errors=True)
-        self.run_folder, self.view, self.before = None, None, None
+        self.run_folder, self.view, self.compares = None, None, False
         self.events = []
         self.replay, self.run_model = False, ""
 
@@ -223,6 +235,7 @@ class Session:
         """Replaces the image; the files of the one before are deleted."""
         old = self.image
         self.image = image
+        self.baselines = []
         self.forget_comparison()
         if old is not None:
             shutil.rmtree(old.facts["folder"], ignore_errors=True)

@@ -17,6 +17,7 @@ from app.models import Model, Models
 from app.pictures import display_image
 from app.session import CrowdedError, OpenImage, Session, Sessions
 from app.texts import CROWDED, IMAGE_GONE, LOOK_FIRST, NO_ENGINE, NO_TAB, OTHER_IMAGE, TAB_ENDED
+from app.what_if import compared
 from engine.request import Request, RequestError
 
 Json = dict[str, Any]
@@ -132,7 +133,11 @@ class Tabs:
                     "model": session.run_model,
                     **session.view.to_json(),
                 }
-                state["before"] = session.before
+                state["before"] = (
+                    compared(session.baselines, session.view, session.run_model)
+                    if session.compares
+                    else None
+                )
             comparison = session.comparison
             state["comparison"] = None if comparison is None else comparison.to_json()
         return state

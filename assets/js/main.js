@@ -471,6 +471,13 @@ class App {
     this.compare.hidden = !before || !answer;
     if (this.compare.hidden || this.comparedKey === run.key) return;
     this.comparedKey = run.key;
+    if (before.differs) {
+      clear(this.compare, el('p', { class: 'lb-quiet', text: 'Not compared with the run without '
+        + 'the change: ' + listed(before.differs) + (before.differs.length > 1 ? ' are' : ' is')
+        + ' different, too.' }));
+      this.cards.toBottom();
+      return;
+    }
     const options = run.facts.options;
     const now = answer[4];
     const rows = options.map((option, i) => bar(option, now[i] || 0,
@@ -484,11 +491,12 @@ class App {
     });
     const same = before.answer === answer[1];
     clear(this.compare,
-      el('p', {}, el('span', { class: 'lb-quiet', text: 'Before: ' }), el('b', {
-        text: before.answer || 'no answer' }), el('span', { class: 'lb-quiet', text: '  Now: ' }),
+      el('p', {}, el('span', { class: 'lb-quiet', text: 'Without the change: ' }), el('b', {
+        text: before.answer || 'no answer' }), el('span', { class: 'lb-quiet', text: '  With it: ' }),
       el('b', { text: answer[1] || 'no answer' })),
-      el('p', { class: 'lb-quiet', text: same ? 'The change left the answer as it was.'
-        : 'The change altered the answer.' }), ...rows);
+      el('p', { class: 'lb-quiet', text: (same ? 'The change left the answer as it was.'
+        : 'The change altered the answer.') + (run.facts.temperature > 0
+        ? ' At a temperature above 0, chance alone can do as much.' : '') }), ...rows);
     this.cards.toBottom();
   }
 
@@ -704,6 +712,12 @@ class App {
       toggleKeys(this.root);
     }
   }
+}
+
+// Names as a list in words.
+function listed(names) {
+  return names.length < 2 ? names.join('') : names.slice(0, -1).join(', ') + ' and '
+    + names[names.length - 1];
 }
 
 function pictureFacts(run) {

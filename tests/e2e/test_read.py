@@ -295,7 +295,9 @@ def test_a_what_if_stands_beside_the_run_before(page_server: Served, open_page: 
     page.select_option("#lb-latents", "zero")
     page.click("#lb-again")
 
-    expect(page.locator(".lb-compare")).to_contain_text("Before: Spiculated", timeout=60_000)
+    expect(page.locator(".lb-compare")).to_contain_text(
+        "Without the change: Spiculated", timeout=60_000
+    )
     expect(page.locator(".lb-banner-change")).to_contain_text("inner steps fed with zeros")
 
 

@@ -243,13 +243,53 @@ def test_a_what_if_remembers_the_run_before(bench: Bench) -> None:
     assert plain["before"] is None
 
 
-@pytest.mark.parametrize("changes", [{"question": "Is it large?"}, {"options": ["no", "yes"]}])
-def test_only_the_same_question_is_compared(bench: Bench, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"question": "Is it large?"}, ["the question"]),
+        ({"options": ["no", "yes"]}, ["the answer options"]),
+        ({"method": "zoom"}, ["the method"]),
+        ({"seed": 3, "temperature": 0.7}, ["the seed", "the temperature"]),
+        ({"max_crops": 1}, ["the number of closer looks"]),
+        ({"latent_steps": 2}, ["the number of inner steps"]),
+        ({"threshold": 0.9}, ["the limit from which it looks again"]),
+        ({"window": [100.0, 50.0, "LINEAR", "request"]}, ["the window"]),
+    ],
+)
+def test_only_the_same_request_is_compared(
+    bench: Bench, changes: dict[str, Any], differs: list[str]
+) -> None:
     page = bench.page()
     page.upload(png(chest(96)))
     page.explain()
 
-    assert page.explain(compare=True, **changes)[-1]["before"] is None
+    last = page.explain(compare=True, **{"changes": {"latents": "zero"}, **changes})[-1]
+
+    assert last["before"] == {"differs": differs}
+
+
+def test_every_what_if_is_compared_with_the_run_without_a_change(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(png(chest(96)))
+    unchanged = page.explain(changes={})[-1]["run"]
+    page.explain(compare=True, changes={"skip_crops": [1]})
+
+    second = page.explain(compare=True, changes={"latents": "zero"})[-1]
+
+    answer = next(json.loads(line) for line in unchanged["items"].splitlines() if '["a"' in line)
+    assert second["before"] == {"answer": answer[1], "probabilities": answer[4]}
+    assert second["before"]["probabilities"][0] == pytest.approx(0.91)
+
+
+def test_without_a_run_without_a_change_nothing_is_compared(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(png(chest(96)))
+    page.explain(changes={"latents": "zero"})
+
+    assert page.explain(compare=True, changes={"skip_crops": [1]})[-1]["before"] is None
+    page.explain()
+    page.upload(png(chest(64)))
+    assert page.explain(compare=True, changes={"skip_crops": [1]})[-1]["before"] is None
 
 
 def test_opening_an_image_ends_the_run_in_progress(bench: Bench) -> None:

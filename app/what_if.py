@@ -1,0 +1,99 @@
+"""What a changed run is compared with: the last run of the same request without a change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from app.view import RunView
+
+Json = dict[str, Any]
+
+# Runs without a change that a tab keeps for its open image.
+MAX_BASELINES: Final = 16
+
+# Facts of a run that must be equal for a change to be the only difference, in the words in which
+# the page names them.
+_NAMES: Final = {
+    "question": "the question",
+    "options": "the answer options",
+    "method": "the method",
+    "window": "the window",
+    "seed": "the seed",
+    "temperature": "the temperature",
+    "max_new_tokens": "the limit on steps",
+    "max_crops": "the number of closer looks",
+    "latent_steps": "the number of inner steps",
+    "threshold": "the limit from which it looks again",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A run of the open image without a change.
+
+    Attributes:
+        model: key of the one that made it.
+        asked: the facts that say what was asked.
+        answer: in words; empty if none could be read.
+        probabilities: of the options at its end.
+    """
+
+    model: str
+    asked: Json
+    answer: str
+    probabilities: Sequence[float]
+
+
+def baseline_of(view: RunView, model: str) -> Baseline | None:
+    """The run as something to compare with; None where it was changed or has not ended by itself.
+
+    Args:
+        view: of the run.
+        model: key of the one that made it.
+    """
+    if view.run is None or view.status in ("running", "stopped", "failed") or _changed(view.run):
+        return None
+    answer = next((item for item in reversed(view.items) if item[0] == "a"), None)
+    belief = next((item for item in reversed(view.items) if item[0] == "b"), None)
+    probabilities = (answer[4] if answer else []) or (belief[3] if belief else [])
+    return Baseline(model, _asked(view.run), answer[1] if answer else "", probabilities)
+
+
+def compared(baselines: Sequence[Baseline], view: RunView, model: str) -> Json | None:
+    """What the page shows beside a changed run.
+
+    Args:
+        baselines: of the same image, the newest last.
+        view: of the changed run.
+        model: key of the one that makes it.
+
+    Returns:
+        `answer` and `probabilities` of the newest run without a change that was asked the same;
+        where there is none, `differs` names what else is different from the newest one. None while
+        nothing is known of the run, or where there is nothing to compare it with.
+    """
+    if view.run is None or not baselines:
+        return None
+    asked = _asked(view.run)
+    for baseline in reversed(baselines):
+        if baseline.model == model and baseline.asked == asked:
+            return {"answer": baseline.answer, "probabilities": list(baseline.probabilities)}
+    last = baselines[-1]
+    differs = ["the model"] if last.model != model else []
+    differs += [name for key, name in _NAMES.items() if last.asked[key] != asked[key]]
+    return {"differs": differs}
+
+
+def _asked(run: Json) -> Json:
+    window = run["image"]["window"]
+    facts = {**run, "window": None if window is None else window[:2]}
+    return {key: facts[key] for key in _NAMES}
+
+
+def _changed(run: Json) -> bool:
+    changes = run["changes"]
+    return changes["latents"] != "none" or any(
+        changes[name] for name in ("skip_crops", "moved_crops", "occlude")
+    )
