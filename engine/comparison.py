@@ -32,6 +32,8 @@ Effect = Literal["nothing", "answer", "surer", "less_sure", "on_the_way", "unkno
 WAYS: Final[tuple[Way, ...]] = get_args(Way)
 # Beliefs that differ by less look the same in whole percentage points.
 NOTICEABLE: Final = 0.01
+# Characters of an invalid answer that a verdict quotes: what is longer is no answer but a text.
+QUOTED: Final = 60
 
 _UNLIKE: Final = (
     "This image is unlike what the checkpoint was trained on: expect a meaningless answer."
@@ -394,7 +396,11 @@ def _verdict(effect: Effect, trace: Trace, withheld: Withheld | None, gain: floa
     elif answered.valid:
         text = _same_answer(effect, gain, "Same answer without it", "it")
     else:
-        none = "No readable answer with it or without it"
+        none = (
+            "Neither with it nor without it is the answer one of the options"
+            if answered.options
+            else "No readable answer with it or without it"
+        )
         text = _same_answer(effect, gain, none, "the likeliest option")
     if temperature > 0:
         # After the crop, the same seed draws from other probabilities.
@@ -405,10 +411,18 @@ def _verdict(effect: Effect, trace: Trace, withheld: Withheld | None, gain: floa
 def _changed_answer(answered: Answered, withheld: Withheld, *, drawn: bool) -> str:
     says = "In this draw the answer is another" if drawn else "This zoom decided the answer"
     if not answered.valid:
-        return f"{says}: without it, it is “{withheld.answer}”; with it, none can be read."
+        read = _unread(answered.text, answered.options)
+        return f"{says}: without it, it is “{withheld.answer}”; with it, {read}."
     if not withheld.valid:
-        return f"{says}: without it, there is no readable answer."
+        return f"{says}: without it, {_unread(withheld.answer, answered.options)}."
     return f"{says}: without it, it is “{withheld.answer}”."
+
+
+def _unread(text: str, options: tuple[str, ...]) -> str:
+    """What is said of an answer that is invalid: it may well be one, but to no option."""
+    if not options or not text or len(text) > QUOTED:
+        return "there is no readable answer"
+    return f"it answered “{text}”, which is none of the options"
 
 
 def _same_answer(effect: Effect, gain: float | None, answers: str, followed: str) -> str:

@@ -295,11 +295,13 @@ def drawn(trace: Trace, temperature: float = 0.7) -> Trace:
 @pytest.mark.parametrize(
     ("whole", "without", "effect", "says"),
     [
-        (unreadable(run(), "a b"), unreadable(run(), "c"), "nothing", "No readable answer with"),
+        (unreadable(run(), "a b"), unreadable(run(), "c"), "nothing", "Neither with it nor"),
         (unreadable(run(end=0.6)), unreadable(run()), "surer", "likeliest option is 10"),
-        (unreadable(run(after=0.7)), unreadable(run()), "on_the_way", "No readable answer with"),
-        (run(), unreadable(run(), "smooth, no"), "answer", "there is no readable answer."),
-        (unreadable(run(), "x"), run(), "answer", "it is “spiculated”; with it, none can be read"),
+        (unreadable(run(after=0.7)), unreadable(run()), "on_the_way", "Neither with it nor"),
+        (run(), unreadable(run()), "answer", "without it, there is no readable answer."),
+        (run(), unreadable(run(), "a " * 40), "answer", "there is no readable answer."),
+        (run(), unreadable(run(), "left"), "answer", "“left”, which is none of the options."),
+        (unreadable(run(), "x"), run(), "answer", "“spiculated”; with it, it answered “x”, which"),
     ],
 )
 def test_what_cannot_be_read_is_no_answer(
