@@ -229,9 +229,10 @@ def _image_facts(request: Request, seen: SeenImage, loaded: LoadedModel) -> Imag
 def _notices(
     loaded: LoadedModel, request: Request, distance: OutOfDistribution | None
 ) -> tuple[str, ...]:
-    goes_latent = request.method in ("latent", "auto")
-    notices = [n for n in loaded.notices if goes_latent or n != NO_LATENT_NOTICE]
     known = loaded.manifest.trained_methods
+    # Left to decide, a checkpoint that learned to decide takes those steps only that it learned.
+    goes_latent = request.method == "latent" or (request.method == "auto" and "auto" not in known)
+    notices = [n for n in loaded.notices if goes_latent or n != NO_LATENT_NOTICE]
     if known and request.method not in known and request.method != "latent":
         notices.append(f"This checkpoint was not trained for the method {request.method}.")
     if distance is not None and distance.flagged:

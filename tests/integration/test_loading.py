@@ -23,6 +23,7 @@ from engine.loading import (
 )
 from engine.manifest import Manifest
 from engine.prompt import LATENT_TOKENS
+from engine.request import Method
 from engine.tiny import tiny_model
 from engine.trace import Failed, RunStarted, TokenStep
 from tests.integration.conftest import MakeRequest
@@ -118,6 +119,34 @@ def test_what_was_trained_for_latents_says_nothing(checkpoint: Path, tmp_path: P
     (folder / "lightbox.json").write_text(manifest.to_json(), encoding="utf-8")
 
     assert NO_LATENT_NOTICE not in load_checkpoint(folder).notices
+
+
+@pytest.mark.parametrize(
+    ("trained", "method", "warned"),
+    [
+        (("direct", "zoom", "auto"), "auto", False),
+        (("direct", "zoom", "auto"), "latent", True),
+        (("direct", "zoom"), "auto", True),
+        (("direct", "zoom"), "zoom", False),
+        ((), "auto", True),
+    ],
+)
+def test_untrained_latents_are_told_of_where_some_may_be_taken(
+    checkpoint: Path,
+    tmp_path: Path,
+    make_request: MakeRequest,
+    trained: tuple[Method, ...],
+    method: Method,
+    warned: bool,
+) -> None:
+    folder = copied(checkpoint, tmp_path / "trained")
+    manifest = Manifest(name="trained", trained_methods=trained)
+    (folder / "lightbox.json").write_text(manifest.to_json(), encoding="utf-8")
+
+    first = next(iter(Engine(load_checkpoint(folder)).stream(make_request(method=method))))
+
+    assert isinstance(first, RunStarted)
+    assert (NO_LATENT_NOTICE in first.notices) is warned
 
 
 # --- the hub, without a connection ---------------------------------------------------------
