@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, gather_object
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from training.checkpoints import (
     check_kind,
@@ -128,6 +129,11 @@ class Accelerated:
 
     def clipped(self, parameters: Iterable[nn.Parameter], most: float) -> float:
         """Scales the gradients; returns their norm."""
+        if self._accelerator.is_fsdp2:
+            # Accelerate compares lists of parameters, which fails unless they stand in the order
+            # of the model: ours stand in that of the optimiser.
+            norm: Any = torch.nn.utils.clip_grad_norm_(list(parameters), most)
+            return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         return float(self._accelerator.clip_grad_norm_(parameters, most))
 
     def added(self, numbers: Mapping[str, float]) -> dict[str, float]:

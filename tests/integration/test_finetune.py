@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -296,6 +297,49 @@ def test_two_processes_have_the_loss_of_one(
     # Both took part: one alone would have said that it is the main of two only by mistake.
     assert done.stderr.count("2 processes") == 1
     assert load_checkpoint(folder / name / "checkpoint").facts.layers == 3
+
+
+@pytest.mark.parametrize("vision", ["frozen", "trained"])
+def test_spread_weights_learn_what_whole_ones_learn(folder: Path, vision: str) -> None:
+    """FSDP2 in two processes: losses, norms, scores and weights; its state can be read again."""
+    tuning = {"vision": vision, "evaluate_every": 2, "evaluate_records": 4}
+    expected = run(folder, f"unspread-{vision}", **tuning)
+    name = f"spread-{vision}"
+    path = config_file(folder, name, **tuning)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = str(ROOT / "tests" / "integration" / "sharded_run.py")
+    exported = folder / name / "checkpoint" / "model.safetensors"
+
+    def launched() -> dict[str, torch.Tensor]:
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, script, "sft", str(path)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=800,
+        )
+        assert done.returncode == 0, done.stderr
+        weights: dict[str, torch.Tensor] = load_file(exported)
+        return weights
+
+    weights = launched()
+    found = logged(folder / name)
+    assert [record["step"] for record in found] == [1, 2, 2]
+    for record, whole in zip(found, expected, strict=True):
+        for key in whole.keys() - {"steps_per_second", "tokens_per_second"}:
+            assert record[key] == pytest.approx(whole[key], rel=1e-5, abs=1e-5), key
+    state = folder / name / "language" / "state"
+    assert (state / "pytorch_model_fsdp_0").is_dir()
+    one = load_file(folder / f"unspread-{vision}" / "checkpoint" / "model.safetensors")
+    for key, value in one.items():
+        torch.testing.assert_close(weights[key], value, rtol=1e-2, atol=1e-3)
+    if vision == "trained":
+        # A finished run that is started again reads its state and exports the same.
+        exported.unlink()
+        again = launched()
+        assert all(torch.equal(again[key], value) for key, value in weights.items())
 
 
 @pytest.mark.parametrize(
