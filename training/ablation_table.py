@@ -96,9 +96,10 @@ def table(
     Returns:
         For each name, as plain data: `accuracy` (mean of the families' accuracies over the
         seeds), `ci95`, `by_seed`, `families`, `kinds`, and means of what else was measured, of
-        `overlap` with `overlap_ci95`. Where a line is compared: `against`, `difference` and
-        `difference_ci95`, and where both have overlaps `overlap_difference` and
-        `overlap_difference_ci95`.
+        `overlap` with `overlap_ci95`; of shuffled latents `right_by_same_donors` and
+        `right_by_other_donors`, shares of right answers by the donor's answer. Where a line is
+        compared: `against`, `difference` and `difference_ci95`, and where both have overlaps
+        `overlap_difference` and `overlap_difference_ci95`.
 
     Raises:
         ValueError: two runs answered different questions.
@@ -166,10 +167,21 @@ def _by(right: Floats, labels: Sequence[str]) -> dict[str, float]:
 def _means(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float | None]:
     """Means over all runs and questions where a number says something."""
     found: dict[str, float | None] = {}
-    for name in ("overlap", "pointed", "latent_attended", "latent_alike", "zooms", "seconds"):
+    for name in _MEANS:
         values = [float(o[name]) for run in runs for o in run if o.get(name) is not None]
         found[name] = sum(values) / len(values) if values else None
+    for name, agrees in (("right_by_same_donors", True), ("right_by_other_donors", False)):
+        right = [float(o["right"]) for run in runs for o in run if o.get("donor_agrees") is agrees]
+        if right:
+            found[name] = sum(right) / len(right)
     return found
+
+
+# Numbers of an outcome that the table holds means of.
+_MEANS: Final = (
+    *("overlap", "pointed", "touched", "latent_attended", "latent_attended_touching"),
+    *("latent_alike", "latent_alike_touching", "reachable", "chance", "zooms", "seconds"),
+)
 
 
 def readable(lines: Sequence[Mapping[str, Any]], seeds: int) -> str:
@@ -193,5 +205,7 @@ def readable(lines: Sequence[Mapping[str, Any]], seeds: int) -> str:
             text += f"  zooms {line['zooms']:.2f}"
         if line["latent_attended"] is not None:
             text += f"  latents point {line['latent_attended']:.0%}"
+        if "right_by_other_donors" in line:
+            text += f"  other donors {line['right_by_other_donors']:.0%}"
         shown.append(text)
     return "\n".join(shown) + "\n"

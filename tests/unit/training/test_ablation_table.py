@@ -67,6 +67,19 @@ def test_an_interval_over_questions_is_as_wide_as_theory_says() -> None:
         assert high - low == pytest.approx(2 * 1.96 * expected, rel=0.15)
 
 
+def test_shuffled_lines_tell_donors_apart() -> None:
+    run_of = [
+        outcome("a", True, donor_agrees=True),
+        outcome("a", True, donor_agrees=False, latent_alike_touching=True),
+        outcome("b", False, donor_agrees=False, latent_alike_touching=False),
+    ]
+    (line,) = table({"shuffled": [run_of]}, {})
+    assert (line["right_by_same_donors"], line["right_by_other_donors"]) == (1.0, 0.5)
+    assert line["latent_alike_touching"] == 0.5
+    (plain,) = table({"plain": [[outcome("a", True)]]}, {})
+    assert "right_by_same_donors" not in plain
+
+
 def test_seeds_that_differ_widen_the_interval() -> None:
     good, bad = run(True, True, True, True), run(False, False, False, False)
 
