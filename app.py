@@ -66,8 +66,14 @@ if __name__ == "__main__":
     if threading.current_thread() is threading.main_thread():
         # Ends like Ctrl+C, so that the files of open tabs are deleted on the way out.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    demo.launch(
+    # Quiet, because Gradio would go on to advise the tunnel that is refused here.
+    address = demo.launch(
         server_port=options.port,
         auth=list(options.accounts) or None,
+        prevent_thread_lock=True,
+        quiet=True,
         **launch_options(options.host, on_space=on_space),
-    )
+    )[1]
+    sys.stdout.write(f"* Running on local URL:  {address}\n")
+    sys.stdout.flush()
+    demo.block_thread()

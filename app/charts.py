@@ -1,4 +1,4 @@
-"""The chart of a finished run: how unsure every word was, and what the model believed."""
+"""The chart of a finished run: how unsure every step was, and what the model believed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from app.view import UNSURE_NATS, is_unsure, unsure_above
-from engine.trace import Belief, Reground, Trace
+from engine.trace import (
+    Answered,
+    Belief,
+    Event,
+    LatentStep,
+    Reground,
+    TokenStep,
+    Trace,
+)
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 OPTION_COLORS: Final = (
@@ -27,7 +35,7 @@ _MOMENTS: Final = {
 
 
 def run_chart(trace: Trace) -> go.Figure:
-    """Entropy per word above belief per option, over the same axis of words written.
+    """Entropy per token above belief per option, over the steps as the timeline counts them.
 
     All text is the model's or the user's: Plotly reads a few HTML tags in labels, so angle
     brackets are replaced.
@@ -39,11 +47,13 @@ def run_chart(trace: Trace) -> go.Figure:
         shared_xaxes=True,
         vertical_spacing=0.17,
         row_heights=[0.55, 0.45][:rows] if rows == 2 else [1.0],
-        subplot_titles=("Entropy of each word, in nats", "Belief in each answer")[:rows],
+        subplot_titles=("Entropy of each step, in nats", "Belief in each answer")[:rows],
     )
-    _add_entropy(figure, trace)
+    steps = _steps(trace)
+    _add_entropy(figure, trace, steps)
     if trace.beliefs:
-        _add_belief(figure, trace.beliefs)
+        beliefs = [(step, event) for step, event in steps if isinstance(event, Belief)]
+        _add_belief(figure, beliefs)
     figure.update_layout(
         paper_bgcolor=_PANEL,
         plot_bgcolor=_PANEL,
@@ -57,7 +67,7 @@ def run_chart(trace: Trace) -> go.Figure:
     )
     figure.update_xaxes(gridcolor=_LINE, zeroline=False)
     figure.update_yaxes(gridcolor=_LINE, zeroline=False, rangemode="tozero")
-    figure.update_xaxes(title_text="Words written", row=rows, col=1)
+    figure.update_xaxes(title_text="Step", row=rows, col=1)
     if rows == 2:
         figure.update_yaxes(range=[0, 1.02], tickformat=".0%", row=2, col=1)
     return figure
@@ -69,14 +79,26 @@ def plain(text: str, limit: int = 60) -> str:
     return safe if len(text) <= limit else plain(text[: limit - 1], limit) + "…"
 
 
-def _add_entropy(figure: go.Figure, trace: Trace) -> None:
+def _steps(trace: Trace) -> list[tuple[float, Event]]:
+    """Every event with its step on the timeline; what is no step itself lies between two."""
+    placed: list[tuple[float, Event]] = []
+    done = 0
+    for event in trace:
+        if isinstance(event, TokenStep | LatentStep | Reground | Answered):
+            done += 1
+            placed.append((done, event))
+        else:
+            placed.append((done + 0.5, event))
+    return placed
+
+
+def _add_entropy(figure: go.Figure, trace: Trace, steps: list[tuple[float, Event]]) -> None:
     tokens = trace.tokens
     started = trace.started
-    threshold = started.request.entropy_threshold if started else None
     limit = unsure_above(started) if started else UNSURE_NATS
     figure.add_trace(
         go.Bar(
-            x=[token.index for token in tokens],
+            x=[step for step, event in steps if isinstance(event, TokenStep)],
             y=[token.entropy_nats for token in tokens],
             marker_color=[_ABOVE if is_unsure(token, limit) else _BELOW for token in tokens],
             hovertext=[plain(token.text) for token in tokens],
@@ -86,17 +108,16 @@ def _add_entropy(figure: go.Figure, trace: Trace) -> None:
         row=1,
         col=1,
     )
-    if threshold is not None:
-        figure.add_hline(
-            y=threshold, line={"dash": "dash", "color": _MUTED, "width": 1}, row=1, col=1
-        )
-    for crop in trace.regrounds:
-        _add_pin(figure, crop)
+    if started is not None:
+        figure.add_hline(y=limit, line={"dash": "dash", "color": _MUTED, "width": 1}, row=1, col=1)
+    for step, event in steps:
+        if isinstance(event, Reground):
+            _add_pin(figure, step, event)
 
 
-def _add_pin(figure: go.Figure, crop: Reground) -> None:
+def _add_pin(figure: go.Figure, step: float, crop: Reground) -> None:
     figure.add_vline(
-        x=crop.trigger.token_index + 0.5,
+        x=step,
         line={"color": _CROP, "width": 1, "dash": "dot"},
         annotation={"text": f"crop {crop.number}", "font": {"color": _CROP, "size": 12}},
         row=1,
@@ -104,18 +125,18 @@ def _add_pin(figure: go.Figure, crop: Reground) -> None:
     )
 
 
-def _add_belief(figure: go.Figure, beliefs: tuple[Belief, ...]) -> None:
-    names = beliefs[-1].options
+def _add_belief(figure: go.Figure, beliefs: list[tuple[float, Belief]]) -> None:
+    names = beliefs[-1][1].options
     for rank, name in enumerate(names):
-        points = [belief for belief in beliefs if rank < len(belief.probabilities)]
+        points = [(step, one) for step, one in beliefs if rank < len(one.probabilities)]
         figure.add_trace(
             go.Scatter(
-                x=[belief.token_index for belief in points],
-                y=[belief.probabilities[rank] for belief in points],
+                x=[step for step, _ in points],
+                y=[belief.probabilities[rank] for _, belief in points],
                 mode="lines+markers",
                 name=plain(name, 40),
                 line={"color": OPTION_COLORS[rank % len(OPTION_COLORS)], "width": 2},
-                hovertext=[_MOMENTS[belief.moment] for belief in points],
+                hovertext=[_MOMENTS[belief.moment] for _, belief in points],
                 hovertemplate="%{y:.0%} %{hovertext}",
             ),
             row=2,

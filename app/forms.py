@@ -20,6 +20,15 @@ from engine.request import (
 )
 
 MAX_BOXES: Final = 8
+# Least and largest value of each number, and whether it is a whole one; the page says the same
+# before it asks. The engine takes more, which would only surprise whoever typed it.
+LIMITS: Final[Mapping[str, tuple[float, float | None, bool]]] = {
+    "threshold": (0, 20, False),
+    "max_crops": (0, 8, True),
+    "latent_steps": (0, 32, True),
+    "temperature": (0, 2, False),
+    "seed": (0, None, True),
+}
 
 
 def request_from(form: Mapping[str, Any], image: DisplayImage) -> Request:
@@ -103,7 +112,16 @@ def _optional_number(form: Mapping[str, Any], name: str) -> float | None:
     # Integers can be too large for a float at all.
     if abs(value) > 2**63 or not math.isfinite(value):
         raise RequestError(f"{name.replace('_', ' ').capitalize()} is out of range.")
+    _check_limits(name, value)
     return value
+
+
+def _check_limits(name: str, value: float) -> None:
+    low, high, whole = LIMITS.get(name, (value, value, False))
+    if value < low or (high is not None and value > high) or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a number"
+        span = f"from {low:g}" if high is None else f"from {low:g} to {high:g}"
+        raise RequestError(f"{name.replace('_', ' ').capitalize()} must be {kind} {span}.")
 
 
 def _interventions(changes: object) -> Interventions:

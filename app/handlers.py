@@ -85,7 +85,13 @@ class Handlers:
         content = sample.path.read_bytes()
         if sample.kind == "recorded":
             return self._open_trace(session, turn_sent(data), content)
-        return self._open_image(session, turn_sent(data), content, form=stamped(sample.form()))
+        return self._open_image(
+            session,
+            turn_sent(data),
+            content,
+            form=stamped(sample.form()),
+            looked_at=sample.burned_in,
+        )
 
     def open_member(self, data: gr.EventData, request: gr.Request) -> Json:
         """A member of the open group as a run; without a number, back to the tree."""
@@ -118,7 +124,9 @@ class Handlers:
         frame, image = field_sent(data, "frame"), session.image
         if image is None or type(frame) is not int:
             return self._tabs.page(session)
-        return self._open_image(session, turn_sent(data), image.file, frame=frame)
+        return self._open_image(
+            session, turn_sent(data), image.file, frame=frame, looked_at=image.looked_at
+        )
 
     def explain(self, data: gr.EventData, request: gr.Request) -> Iterator[Json]:
         """Runs the model on the image that the page shows and streams what it does."""
@@ -255,6 +263,7 @@ class Handlers:
         *,
         frame: int = 0,
         form: Json | None = None,
+        looked_at: str = "",
     ) -> Json:
         """Opens an image, or with the path of the one that is open, another frame of it."""
         try:
@@ -279,7 +288,11 @@ class Handlers:
             for name, data in files.items():
                 (folder / name).write_bytes(data)
             facts = {"id": folder.name, "folder": str(folder), **facts}
-            session.set_image(OpenImage(folder.name, file, source, facts))
+            image = OpenImage(folder.name, file, source, facts, looked_at)
+            facts["burned_in"] = image.must_be_looked_at
+            if looked_at:
+                facts["warnings"] = [*facts["warnings"], looked_at]
+            session.set_image(image)
             return self._tabs.page(session, {"form": form} if form else None)
 
 

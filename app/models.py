@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.live import StreamEngine
-from app.texts import REPLACED
+from app.texts import MODEL_TEXTS, REPLACED
 from engine.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
 from engine.request import RequestError
 from engine.trace import ModelFacts
@@ -35,6 +35,7 @@ class Checkpoint:
         name: what a user reads.
         stage: of its training.
         methods: that it was trained for; empty if unknown.
+        embedded: whether it is one of the small models that come with the program.
     """
 
     key: str
@@ -42,6 +43,7 @@ class Checkpoint:
     name: str
     stage: str = UNKNOWN_STAGE
     methods: tuple[str, ...] = ()
+    embedded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +111,16 @@ class Models:
         return same[0] if len(same) == 1 else ""
 
     def to_json(self) -> list[dict[str, Any]]:
-        """What the page offers: of each model its key, its name and its methods."""
+        """What the page offers: of each model its key, name and methods, and what it is."""
         names = Counter(model.checkpoint.name for model in self._models.values())
         return [
             {
                 "key": key,
                 "name": name if names[name] == 1 else f"{name} ({key})",
                 "methods": list(model.checkpoint.methods),
+                "text": MODEL_TEXTS.get(model.checkpoint.stage, "")
+                if model.checkpoint.embedded
+                else "",
             }
             for key, model in self._models.items()
             for name in (model.checkpoint.name,)
@@ -196,5 +201,10 @@ def _has_weights(folder: Path) -> bool:
 
 def _checkpoint(key: str, source: str, manifest: Manifest) -> Checkpoint:
     return Checkpoint(
-        key, source, manifest.name.strip() or key, manifest.stage, manifest.trained_methods
+        key,
+        source,
+        manifest.name.strip() or key,
+        manifest.stage,
+        manifest.trained_methods,
+        manifest.embedded,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from app.texts import BURNED_IN_SAMPLE
 from engine.request import METHODS, Method
 
 INDEX: Final = "samples.json"
@@ -33,6 +34,8 @@ class Sample:
     Attributes:
         kind: `phantom` (drawn, with truth), `real` or `recorded` (a saved run).
         truth: what is in the picture, in words; empty when nothing is known.
+        burned_in: what text is burned into the picture, for one that somebody has looked at;
+            empty for one that holds none.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class Sample:
     options: tuple[str, ...] = ()
     method: Method = "auto"
     truth: str = ""
+    burned_in: str = ""
 
     def to_json(self, index: int) -> dict[str, Any]:
         """What the page shows of it; no path."""
@@ -121,6 +125,7 @@ def _real_samples() -> list[Sample]:
                     kind="real",
                     modality=modality,
                     question=question,
+                    burned_in=BURNED_IN_SAMPLE if modality == "US" else "",
                 )
             )
     return samples

@@ -54,12 +54,20 @@ class OpenImage:
         id: changes with every image and frame, so that the page never shows an old one.
         file: the uploaded bytes, in a folder that is not served.
         facts: see `app.pictures.describe`, with the folder of its files.
+        looked_at: what text is burned into a sample, so that its user need not look for it;
+            empty for every other image.
     """
 
     id: str
     file: Path
     source: SourceImage
     facts: dict[str, Any]
+    looked_at: str = ""
+
+    @property
+    def must_be_looked_at(self) -> bool:
+        """Whether somebody must have looked for burned-in text before it is run."""
+        return self.source.burned_in_risk and not self.looked_at
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,11 +74,28 @@ def read_options(arguments: Sequence[str], *, on_space: bool = False) -> Options
         parser.error(f"--host {host} lets other machines in: it needs --auth-file.")
     if given.port is not None and not 1 <= given.port <= 65_535:
         parser.error("--port must lie in 1 to 65535.")
+    if given.port is not None and not _is_free(host or "127.0.0.1", given.port):
+        parser.error(f"--port {given.port} cannot be used, as by another program: choose another.")
     options = Options(given.checkpoint, host, given.port, accounts)
     checkpoint = options.checkpoint
     if checkpoint is not None and _looks_like_path(checkpoint) and not Path(checkpoint).is_dir():
         parser.error(f"--checkpoint: there is no folder {checkpoint}.")
     return options
+
+
+def _is_free(host: str, port: int) -> bool:
+    """Whether the port can be listened on; an address that is none is left to the server."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except OSError:
+        return True
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

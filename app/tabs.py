@@ -199,7 +199,7 @@ def _asked(session: Session, data: gr.EventData, models: Models) -> Asked:
     image, form = session.image, field_sent(data, "form")
     if image is None or not isinstance(form, Mapping):
         raise RequestError(IMAGE_GONE if field_sent(data, "image") else "Open an image first.")
-    if image.source.burned_in_risk and form.get("looked") is not True:
+    if image.must_be_looked_at and form.get("looked") is not True:
         raise RequestError(LOOK_FIRST)
     model = models.chosen(form.get("model"))
     window, source = window_from(form)

@@ -27,6 +27,8 @@ CHECKING_ON_SPACE: Final = (
     "Checking file... it is uploaded to this Space and deleted when you close the tab, or after "
     "30 min without use."
 )
+RECORDED: Final = "This is a recorded run: open an image to ask again."
+NO_IMAGE: Final = "Open an image or a sample first."
 READY: Final = "Ask one question. Example: Is there a pleural effusion?"
 NO_ENGINE: Final = "No GPU/engine: live runs are off. Recorded sessions play normally."
 REPLACED: Final = "The usual model cannot be used here: {name} reads the images in its place."
@@ -38,6 +40,10 @@ UNLIKE: Final = "Unlike its training images: expect a meaningless answer."
 BURNED_IN: Final = (
     "This kind of image often has text burned into the picture. I have looked at all of it: it "
     "shows no name, date or number of a patient."
+)
+BURNED_IN_SAMPLE: Final = (
+    "Text is burned into this public sample: the name of a hospital and numbers of the scanner. "
+    "Images of your own must not show a name, date or number of a patient."
 )
 LOOK_FIRST: Final = "First look for burned-in text and tick the box that says so."
 LOOK_FIRST_API: Final = (
@@ -65,6 +71,15 @@ METHOD_TEXTS: Final = {
     ),
 }
 
+# What the models that come with the program are, by the stage of their training.
+MODEL_TEXTS: Final = {
+    "base": "The best all-round of these models: it can answer at once, look closer, or choose.",
+    "cold-start": "Knows only the form of a closer look, and not where to look: MedVR began here.",
+    "medvr": "Trained to look closer without ever being shown where to look.",
+    "medlvr-sft": "Trained to take inner steps without words (latent steps) before it answers.",
+    "medlvr": "Takes inner steps without words (latent steps); trained further by reward, which "
+    "did not make it better.",
+}
 MODEL_NOTE: Final = "Trained for"
 MODEL_UNKNOWN: Final = "What it was trained for is not known."
 NOT_TRAINED: Final = "was not trained for this: its answer will mean little."

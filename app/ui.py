@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 
 from app.api import Api
 from app.compare_handlers import CompareHandlers
+from app.forms import LIMITS
 from app.frontend import page_script, style_sheet
 from app.handlers import Handlers
 from app.live import Turns
@@ -46,12 +47,15 @@ from app.texts import (
     MODEL_NOTE,
     MODEL_UNKNOWN,
     NO_ENGINE,
+    NO_IMAGE,
     NOT_TRAINED,
     OUT_OF_DISTRIBUTION,
     READY,
+    RECORDED,
     SIMILARITY_NOTE,
     UNLIKE,
 )
+from engine.request import MAX_OPTIONS
 
 VERSION: Final = "0.1.0"
 ASSETS: Final = Path(__file__).resolve().parent.parent / "assets"
@@ -204,6 +208,8 @@ def _constants(samples: tuple[Sample, ...], models: Models, *, on_space: bool) -
         "methods": METHOD_TEXTS,
         "models": models.to_json(),
         "latents": LATENT_TEXTS,
+        "limits": LIMITS,
+        "most_options": MAX_OPTIONS,
         "text": {
             "gate": GATE,
             "accept": GATE_ACCEPT,
@@ -215,6 +221,8 @@ def _constants(samples: tuple[Sample, ...], models: Models, *, on_space: bool) -
             "checking": CHECKING_ON_SPACE if on_space else CHECKING,
             "ready": READY,
             "no_engine": NO_ENGINE,
+            "no_image": NO_IMAGE,
+            "recorded": RECORDED,
             "replaced": models.notice,
             "trained_for": MODEL_NOTE,
             "training_unknown": MODEL_UNKNOWN,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.charts import plain, run_chart
+from app.view import RunView
 from engine.trace import Trace
 from tests.factories import request, started, trace
 
@@ -28,11 +29,20 @@ def test_words_above_the_threshold_stand_out() -> None:
     assert [color == colors[above.index(True)] for color in colors] == above
 
 
-def test_crops_and_the_threshold_are_marked() -> None:
-    figure = run_chart(trace())
+@pytest.mark.parametrize("limit", [1.5, None])
+def test_crops_and_the_limit_are_marked_where_the_timeline_has_them(limit: float | None) -> None:
+    events = trace(entropy_threshold=limit)
+    figure = run_chart(events)
+    strip = [item[0] for item in RunView.from_events(events).items if item[0] in "tlca"]
 
-    assert len(figure.layout.shapes) == 2
+    line, pin = figure.layout.shapes
+    assert line.y0 == line.y1 == (limit or 0.4)
+    assert pin.x0 == pin.x1 == strip.index("c") + 1
     assert any(note.text == "crop 1" for note in figure.layout.annotations)
+    bars, *beliefs = figure.data
+    assert list(bars.x) == [at + 1 for at, kind in enumerate(strip) if kind == "t"]
+    assert list(beliefs[0].x) == sorted(beliefs[0].x)
+    assert beliefs[0].x[0] == 0.5
 
 
 def test_a_run_without_belief_has_one_row() -> None:

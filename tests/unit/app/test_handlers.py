@@ -81,7 +81,7 @@ class Page:
 class Bench:
     """All listeners around an engine, in a folder of their own."""
 
-    def __init__(self, folder: Path, *engines: StreamEngine) -> None:
+    def __init__(self, folder: Path, *engines: StreamEngine, more: tuple[Sample, ...] = ()) -> None:
         self.upload_root = folder / "gradio"
         self.upload_root.mkdir()
         served = self.upload_root / "served"
@@ -97,6 +97,7 @@ class Bench:
             (
                 Sample(path=sample, title="Drawn", kind="phantom", question="Where?", truth="left"),
                 Sample(path=recorded, title="Recorded", kind="recorded"),
+                *more,
             ),
             self.turns,
             upload_root=self.upload_root,
@@ -167,6 +168,24 @@ def test_a_picture_with_burned_in_text_is_run_once_somebody_has_looked(
         (refused,) = page.explain(looked=looked)
         assert refused["error"]["message"] == LOOK_FIRST
     assert page.explain(looked=True)[-1]["run"]["status"] == "answered"
+
+
+def test_a_sample_whose_burned_in_text_is_known_says_so_and_asks_for_no_tick(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "sample.dcm"
+    file.write_bytes(to_file(chest(64).astype(np.uint16), Modality="US"))
+    known = Sample(path=file, title="Ultrasound", kind="real", burned_in="A hospital is named.")
+    page = Bench(tmp_path, FakeEngine(), more=(known,)).page()
+
+    state = page.handlers.open_sample(page.event(turn=page.next(), index=2), page.request)
+    page.shown = state["image"]["id"]
+
+    assert state["image"]["burned_in"] is False
+    assert "A hospital is named." in state["image"]["warnings"]
+    assert page.explain()[-1]["run"]["status"] == "answered"
+    assert page.frame(0)["image"]["burned_in"] is False
+    assert page.upload(file.read_bytes())["image"]["burned_in"] is True
 
 
 def test_without_an_engine_runs_are_refused_and_replays_work(tmp_path: Path) -> None:

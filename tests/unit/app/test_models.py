@@ -20,6 +20,7 @@ from app.models import (
     given_checkpoint,
     models_of,
 )
+from app.startup import CHECKPOINTS
 from engine.manifest import Manifest
 from engine.request import Request, RequestError
 from engine.trace import Event
@@ -61,6 +62,16 @@ def test_every_folder_is_offered_and_base_comes_first(tmp_path: Path) -> None:
     assert found[0] == Checkpoint(
         "base", str(tmp_path / "base"), "Lightbox base", "base", ("direct", "zoom")
     )
+
+
+def test_each_model_that_comes_with_the_program_is_described() -> None:
+    shipped = embedded_checkpoints(CHECKPOINTS)
+    texts = [one["text"] for one in models_of(shipped, lambda _: FakeEngine()).to_json()]
+
+    assert len(set(texts)) == len(shipped) > 1
+    assert all(text.endswith(".") for text in texts)
+    foreign = (replace(one, embedded=False) for one in shipped)
+    assert {one["text"] for one in models_of(foreign, lambda _: FakeEngine()).to_json()} == {""}
 
 
 @pytest.mark.parametrize(
@@ -178,6 +189,7 @@ def test_the_page_tells_models_of_the_same_name_apart() -> None:
         "key": "other-1",
         "name": "Lightbox other",
         "methods": ["direct", "zoom"],
+        "text": "",
     }
 
 

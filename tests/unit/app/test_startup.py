@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,20 @@ def test_bad_input_ends_with_status_2_and_one_line(
 
     assert caught.value.code == 2
     assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as caught:
+            read_options(["--port", str(port)])
+
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"--port {port} cannot be used, as by another program: choose another.")
+    assert read_options(["--port", str(port)]).port == port
 
 
 @pytest.mark.parametrize("content", ["", "no colon", "ada:", ":secret"])
