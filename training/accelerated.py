@@ -92,6 +92,27 @@ class Accelerated:
         """Until all processes have come here."""
         self._accelerator.wait_for_everyone()
 
+    @property
+    def index(self) -> int:
+        """Of this process, from 0."""
+        return int(self._accelerator.process_index)
+
+    def own(self, items: Sequence[ItemT]) -> Sequence[ItemT]:
+        """This process's share: every `count`-th, from its own number on."""
+        return items[self.index :: self.count]
+
+    def gathered(self, items: Sequence[ItemT]) -> list[ItemT]:
+        """The items of all processes, one process after the other; called by all of them."""
+        return list(items) if self.count == 1 else list(gather_object(list(items)))
+
+    def interleaved(self, own: Sequence[ItemT]) -> list[ItemT]:
+        """The whole, of which every process has taken its `own` share; called by all of them."""
+        shares = self.gathered([list(own)])
+        whole: list[ItemT | None] = [None] * sum(map(len, shares))
+        for index, share in enumerate(shares):
+            whole[index :: self.count] = share
+        return whole  # type: ignore[return-value]
+
     def expect(self, parts: int) -> None:
         """Says how many parts a step has, over all processes.
 

@@ -28,10 +28,12 @@ from engine.request import (
 )
 from engine.trace import OutOfDistribution, RunStarted, Trace
 from engine.trace_io import write_trace
+from training.accelerated import Accelerated
 from training.out_of_distribution import area_under_curve
 from training.outcomes import EvaluationError, Outcome, outcome_of, summary, wilson_interval
 from training.own_records import read_records
 from training.phantoms import to_view8
+from training.prompts import Prompt
 from training.questions import (
     FAMILIES_OF,
     Question,
@@ -126,6 +128,27 @@ def asked_in_turn(
             agrees = answers[donors[number]] == question.answer
             outcome = replace(outcome, donor_agrees=agrees)
         yield outcome, trace
+
+
+def greedy_scores(
+    engine: Engine, pool: Sequence[Prompt], how: AskConfig, processes: Accelerated
+) -> dict[str, float]:
+    """Accuracy, overlap of zooms with the true boxes, zooms and seconds a question, all greedy.
+
+    Each process asks its share of the questions, and all know all outcomes.
+
+    Returns:
+        Numbers to log, whose names begin with `validation_`.
+    """
+    prompts = (pool[number] for number in processes.own(range(len(pool))))
+    asked = ((prompt.image, prompt.question) for prompt in prompts)
+    own = [outcome for outcome, _ in asked_in_turn(engine, asked, how)]
+    table = summary(processes.interleaved(own))
+    found = {f"accuracy_{kind}": table["accuracy"].get(kind) for kind in ("coarse", "fine")}
+    found |= {"accuracy": table["accuracy"]["overall"]}
+    found |= {name: table[name] for name in ("mean_iou", "zooms_per_question", "invalid_rate")}
+    found |= {"seconds": table["seconds_per_question"]}
+    return {f"validation_{name}": value for name, value in found.items() if value is not None}
 
 
 def donors_of(questions: Sequence[Question], seed: int) -> list[int]:

@@ -24,7 +24,7 @@ from training.metrics import METRICS_FILE, readable_seconds
 from training.pretrain import PretrainConfig, pretrain
 from training.prompts import PromptPool
 from training.reinforcement import ReinforcementConfig
-from training.sft import FinetuneConfig, finetune
+from training.sft import FinetuneConfig, QuestionsConfig, finetune
 from training.world import WorldConfig, check_world, load_world, shard_path
 
 StepsT = TypeVar("StepsT", bound=StepsConfig)
@@ -99,6 +99,7 @@ def rehearse_finetune(config: FinetuneConfig, report: Report) -> str:
             validation=few(config.validation),
             language=three_steps(config.language),
             latents=every_feeding(config.latents),
+            questions=few_questions(config, out),
             tuning=replace(tuning, evaluate_every=STEPS if evaluates else 0),
         )
         finetune(small, report)
@@ -116,6 +117,18 @@ def every_feeding(latents: LatentConfig | None) -> LatentConfig | None:
     if latents is None or not latents.relaxation:
         return latents
     return replace(latents, relaxation=max(latents.relaxation, 0.5))
+
+
+def few_questions(config: FinetuneConfig, out: Path) -> QuestionsConfig | None:
+    """The same questions, but few, in a folder of the rehearsal."""
+    if config.questions is None:
+        return None
+    prompts = config.questions.prompts
+    return replace(
+        config.questions,
+        phantoms=out / "phantoms",
+        prompts=replace(prompts, count=min(prompts.count, PROMPTS)),
+    )
 
 
 def evaluation_steps(config: FinetuneConfig) -> float:

@@ -32,12 +32,11 @@ from training.alarm import AlarmConfig, ToolAlarm
 from training.calibration import entropy_threshold
 from training.checkpoints import STATE_FILE
 from training.config import ConfigError
-from training.evaluate import AskConfig, asked_in_turn
+from training.evaluate import AskConfig, greedy_scores
 from training.export import ExportConfig, Thresholds, export_adapter, export_checkpoint
 from training.loop import Report, Stage, StepsConfig, prefixed, run_stage
 from training.metrics import Metrics
 from training.out_of_distribution import Detector
-from training.outcomes import summary
 from training.own_records import OwnPrompts, OwnPromptsConfig
 from training.packing import PackedGroup
 from training.pass_rates import PassRateConfig, kept_prompts
@@ -456,24 +455,13 @@ def pass_rate(engine: Engine, prompt: Prompt, config: ReinforcementConfig, numbe
 def validation_scores(
     engine: Engine, pool: Sequence[Prompt], config: ReinforcementConfig, replicas: Replicas
 ) -> dict[str, float]:
-    """Accuracy, overlap of zooms with the true boxes, zooms and seconds a question, all greedy.
-
-    Each process asks its share of the questions, and all know all outcomes.
-    """
-    prompts = (pool[number] for number in replicas.own(range(len(pool))))
-    asked = ((prompt.image, prompt.question) for prompt in prompts)
+    """`greedy_scores` of the policy, asked as it is rolled out."""
     how = AskConfig(
         method=config.method,
         latent_steps=config.rollouts.latent_steps,
         bottleneck=config.rollouts.bottleneck,
     )
-    own = [outcome for outcome, _ in asked_in_turn(engine, asked, how)]
-    table = summary(replicas.interleaved(own))
-    found = {f"accuracy_{kind}": table["accuracy"].get(kind) for kind in ("coarse", "fine")}
-    found |= {"accuracy": table["accuracy"]["overall"]}
-    found |= {name: table[name] for name in ("mean_iou", "zooms_per_question", "invalid_rate")}
-    found |= {"seconds": table["seconds_per_question"]}
-    return {f"validation_{name}": value for name, value in found.items() if value is not None}
+    return greedy_scores(engine, pool, how, replicas)
 
 
 def score_the_beginning(

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed
-from accelerate.utils import gather_object
 from torch import nn
 
 from training.accelerated import Accelerated
@@ -38,27 +37,6 @@ class Replicas(Accelerated):
                 "Every process rolls out the policy, and needs all of its weights: launch this "
                 "stage with ddp.yaml, not with FSDP or DeepSpeed."
             )
-
-    @property
-    def index(self) -> int:
-        """Of this process, from 0."""
-        return int(self._accelerator.process_index)
-
-    def own(self, items: Sequence[ItemT]) -> Sequence[ItemT]:
-        """This process's share: every `count`-th, from its own number on."""
-        return items[self.index :: self.count]
-
-    def gathered(self, items: Sequence[ItemT]) -> list[ItemT]:
-        """The items of all processes, one process after the other; called by all of them."""
-        return list(items) if self.count == 1 else list(gather_object(list(items)))
-
-    def interleaved(self, own: Sequence[ItemT]) -> list[ItemT]:
-        """The whole, of which every process has taken its `own` share; called by all of them."""
-        shares = self.gathered([list(own)])
-        whole: list[ItemT | None] = [None] * sum(map(len, shares))
-        for index, share in enumerate(shares):
-            whole[index :: self.count] = share
-        return whole  # type: ignore[return-value]
 
     def shared(self, items: Sequence[ItemT]) -> Sequence[ItemT]:
         """All: the parts of a step are those of this process already."""

@@ -19,13 +19,16 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from engine.loading import load_checkpoint
-from engine.manifest import CheckpointError
+from engine.engine import Engine
+from engine.loading import LoadedModel, load_checkpoint
+from engine.manifest import CheckpointError, Manifest
+from engine.request import Method
 from training.accelerated import Accelerated
 from training.adapters import AdapterConfig, add_adapter
 from training.cold_start import check_boxes
 from training.config import ConfigError
 from training.dense_warmup import HEAD_RATE
+from training.evaluate import LATENT_STEPS, AskConfig, greedy_scores
 from training.export import AS_TRAINED, ExportConfig, export_adapter, export_checkpoint
 from training.features import FeatureBank, TrainedTower
 from training.language import LanguageConfig, MixConfig
@@ -35,6 +38,7 @@ from training.materials import Materials, load_materials
 from training.network import LanguageNetwork, part_losses, planned
 from training.own_records import RecordsConfig, asked_of_records, read_records
 from training.pretrain import FeatureConfig, calibrated, place_terms
+from training.prompts import PromptConfig, PromptPool
 from training.record_draw import RecordDraw
 from training.world import WorldConfig
 
@@ -78,6 +82,25 @@ class TuningConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionsConfig:
+    """Questions that are asked greedily at every evaluation, through the engine.
+
+    Attributes:
+        prompts: about phantoms that are not trained on.
+        phantoms: folder of drawn prompts, which runs may share.
+        method: how they are asked; latent segments have as many steps as in training.
+    """
+
+    prompts: PromptConfig
+    phantoms: Path = Path("runs/phantoms")
+    method: Method = "direct"
+
+    def __post_init__(self) -> None:
+        if self.prompts.split == "train":
+            raise ValueError("questions.prompts.split must not be train.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneConfig:
     """Everything of a fine-tuning run.
 
@@ -90,6 +113,8 @@ class FinetuneConfig:
         records: records of one's own, as often as `mix.own` says.
         latents: how latent segments are trained; needed when the mix holds any.
         tuning: what is trained, and in which precision.
+        questions: asked at every evaluation (`tuning.evaluate_every`); None: none, and records
+            alone are scored.
     """
 
     out: Path
@@ -109,8 +134,11 @@ class FinetuneConfig:
     tuning: TuningConfig = field(default_factory=TuningConfig)
     threads: int = 2
     export: ExportConfig = field(default_factory=ExportConfig)
+    questions: QuestionsConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.questions is not None and not self.tuning.evaluate_every:
+            raise ValueError("questions are asked at evaluations: give tuning.evaluate_every.")
         if (self.mix.latent > 0) != (self.latents is not None):
             raise ValueError("The section latents and a share mix.latent above 0 go together.")
         if self.language.grounding and self.tuning.gradient_checkpointing:
@@ -158,14 +186,22 @@ class Tuned:
     """A checkpoint that is being fine-tuned.
 
     Attributes:
-        model: called as ever, with its adapter inside where it has one.
-        tokenizer: its own.
+        loaded: the checkpoint, with its adapter inside where it has one.
         adapter: None when all weights are trained.
     """
 
-    model: Qwen2_5_VLForConditionalGeneration
-    tokenizer: PreTrainedTokenizerBase
+    loaded: LoadedModel
     adapter: PeftModel | None
+
+    @property
+    def model(self) -> Qwen2_5_VLForConditionalGeneration:
+        """Called as ever."""
+        return self.loaded.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its own."""
+        return self.loaded.tokenizer
 
     @property
     def trained(self) -> dict[str, nn.Module]:
@@ -206,7 +242,7 @@ def tuned_model(base: str, tuning: TuningConfig) -> Tuned:
         model.activation_checkpointing_enable({"use_reentrant": False})
         # Layers are only computed again in training mode; there is no dropout to switch on.
         model.train()
-    return Tuned(model, loaded.tokenizer, adapter)
+    return Tuned(loaded, adapter)
 
 
 def finetune(config: FinetuneConfig, report: Report) -> Path:
@@ -301,6 +337,8 @@ def train(
         parts = planned(records, bank, tuned.tokenizer, rng, tuning.micro_batch, phase)
         return part_losses(wrapped, parts, phase, places)
 
+    answered = question_scores(config, tuned, processes)
+
     def evaluate(done: int) -> dict[str, float]:
         """Mean loss of the words on the same records each time, latents fed by the teacher.
 
@@ -317,7 +355,8 @@ def train(
                 for name, number in {**numbers, "loss": float(loss)}.items():
                     sums[name] = sums.get(name, 0.0) + number
         sums.pop("tokens")
-        return {f"validation_{name}": number for name, number in sums.items()}
+        found = {f"validation_{name}": number for name, number in sums.items()}
+        return found | (answered() if answered is not None else {})
 
     stage = Stage(
         folder=config.out / "language",
@@ -332,6 +371,40 @@ def train(
     )
     run_stage(stage, prefixed(report, "language"), processes)
     return network
+
+
+def question_scores(
+    config: FinetuneConfig, tuned: Tuned, processes: Accelerated
+) -> Callable[[], dict[str, float]] | None:
+    """What asks the questions of an evaluation; None where there are none.
+
+    Raises:
+        ConfigError: the weights are spread, so that no process can answer by itself.
+    """
+    if config.questions is None:
+        return None
+    if processes.is_sharded:
+        raise ConfigError(
+            "Questions are answered by each process alone, which needs all weights: leave out "
+            "questions where weights are spread."
+        )
+    # As the records of training are written, whatever the base was spoken to like.
+    engine = Engine(replace(tuned.loaded, manifest=spoken_as_trained(config)))
+    pool = PromptPool(config.questions.phantoms, config.questions.prompts)
+    steps = config.latents.steps if config.latents else LATENT_STEPS
+    how = AskConfig(method=config.questions.method, latent_steps=steps)
+    model: Any = tuned.model
+
+    def scores() -> dict[str, float]:
+        # With layers that are computed again there is no cache in training.
+        training = model.training
+        model.train(False)
+        try:
+            return greedy_scores(engine, pool, how, processes)
+        finally:
+            model.train(training)
+
+    return scores
 
 
 def draws(
@@ -377,6 +450,13 @@ def whole_model(config: FinetuneConfig, weights: dict[str, torch.Tensor]) -> Tun
     return tuned
 
 
+def spoken_as_trained(config: FinetuneConfig) -> Manifest:
+    """How the records of a run are written and their pictures made."""
+    if config.records is None:
+        return AS_TRAINED
+    return replace(AS_TRAINED, view=config.records.budget, crop=config.records.budget)
+
+
 def export(config: FinetuneConfig, tuned: Tuned, materials: Materials) -> Path:
     """Writes the checkpoint folder: weights, or the adapter alone."""
     model: Any = tuned.model
@@ -385,9 +465,7 @@ def export(config: FinetuneConfig, tuned: Tuned, materials: Materials) -> Path:
     if config.export.embedded:
         thresholds = calibrated(model.to("cpu"), tuned.tokenizer, materials)
     folder = config.out / "checkpoint"
-    spoken = AS_TRAINED
-    if config.records is not None:
-        spoken = replace(spoken, view=config.records.budget, crop=config.records.budget)
+    spoken = spoken_as_trained(config)
     if tuned.adapter is not None:
         return export_adapter(folder, tuned.adapter, config.export, thresholds, spoken)
     return export_checkpoint(folder, model, tuned.tokenizer, config.export, thresholds, spoken)

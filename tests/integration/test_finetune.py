@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from engine.engine import Engine
 from engine.loading import load_checkpoint
 from engine.manifest import PixelBudget
 from engine.tiny import tiny_model
@@ -21,9 +22,11 @@ from tests.factories import chest
 from tests.integration.killing import killed_after_its_first_save
 from tests.integration.test_loading import save
 from tests.source_tree import ROOT
-from training.accelerated import parts_of_each
+from training.accelerated import Accelerated, parts_of_each
 from training.cli import main
 from training.config import ConfigError, load_config
+from training.evaluate import AskConfig, greedy_scores
+from training.prompts import PromptPool
 from training.sft import FinetuneConfig, finetune, tuned_model
 from training.world import WorldConfig, balanced_case, build_case, claim_world, save_cases
 
@@ -51,7 +54,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config_file(folder: Path, name: str, **tuning: object) -> Path:
+CLOCKS = {"steps_per_second", "tokens_per_second", "validation_seconds"}
+QUESTIONS = {
+    "prompts": {"count": 3, "seed": 3, "split": "validation", "families": ["nodule_side"]},
+    "method": "latent",
+}
+
+
+def config_file(
+    folder: Path, name: str, *, questions: dict[str, object] | None = None, **tuning: object
+) -> Path:
     world = {"count": CASES, "seed": 3, "crops_per_target": 1, "shard": CASES, "workers": 1}
     raw = {
         "out": str(folder / name),
@@ -74,14 +86,18 @@ def config_file(folder: Path, name: str, **tuning: object) -> Path:
         "tuning": {"micro_batch": 2, **tuning},
         "export": {"name": name, "embedded": False, "notices": []},
     }
+    if questions is not None:
+        raw["questions"] = {**questions, "phantoms": str(folder / "phantoms")}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(raw), encoding="utf-8")
     return path
 
 
-def run(folder: Path, name: str, **tuning: object) -> list[dict[str, float]]:
+def run(
+    folder: Path, name: str, *, questions: dict[str, object] | None = None, **tuning: object
+) -> list[dict[str, float]]:
     """Fine-tunes in this process; returns what was logged."""
-    path = config_file(folder, name, **tuning)
+    path = config_file(folder, name, questions=questions, **tuning)
     finetune(load_config(FinetuneConfig, path, []), lambda _: None)
     return logged(folder / name)
 
@@ -94,7 +110,7 @@ def logged(out: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> list[dict[str, float]]:
     """Metrics of a run of all weights of the language model, evaluated at the end."""
-    return run(folder, "whole", evaluate_every=2, evaluate_records=4)
+    return run(folder, "whole", questions=QUESTIONS, evaluate_every=2, evaluate_records=4)
 
 
 def test_all_weights_of_the_language_model_are_trained_and_the_tower_is_not(
@@ -115,6 +131,56 @@ def test_all_weights_of_the_language_model_are_trained_and_the_tower_is_not(
     assert {"roi", "text", "loss", "gradient_norm"} <= whole[0].keys()
     assert 0 <= whole[2]["validation_answer_tokens_right"] <= 1
     assert whole[2]["validation_loss"] > 0
+
+
+def test_questions_are_asked_as_training_goes_on_and_change_nothing(
+    folder: Path, whole: list[dict[str, float]]
+) -> None:
+    """Layers are computed again in training mode alone, where an answer has no cache."""
+    path = config_file(
+        folder,
+        "asked",
+        questions=QUESTIONS,
+        evaluate_every=1,
+        evaluate_records=4,
+        gradient_checkpointing=True,
+    )
+    finetune(load_config(FinetuneConfig, path, []), lambda _: None)
+    found = logged(folder / "asked")
+    assert [record["step"] for record in found] == [1, 1, 2, 2]
+    for scores in found[1::2]:
+        assert 0.0 <= scores["validation_accuracy"] <= 1.0
+        assert {"validation_loss", "validation_invalid_rate"} <= scores.keys()
+    for record, expected in zip(found[::2], whole[:2], strict=True):
+        assert record["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    config = load_config(FinetuneConfig, path, [])
+    assert config.questions is not None
+    pool = PromptPool(config.questions.phantoms, config.questions.prompts)
+    engine = Engine.load(folder / "asked" / "checkpoint")
+    how = AskConfig(method="latent", latent_steps=4)
+    again = greedy_scores(engine, pool, how, Accelerated())
+    assert again["validation_accuracy"] == found[-1]["validation_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"evaluate_every": 0}, "give tuning.evaluate_every"),
+        ({"split": "train"}, "split must not be train"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused(
+    folder: Path, changes: dict[str, object], said: str
+) -> None:
+    questions = {
+        **QUESTIONS,
+        "prompts": {**QUESTIONS["prompts"], "split": changes.get("split", "validation")},
+    }
+    path = config_file(
+        folder, "refused", questions=questions, evaluate_every=changes.get("evaluate_every", 1)
+    )
+    with pytest.raises(ConfigError, match=said):
+        load_config(FinetuneConfig, path, [])
 
 
 def test_an_adapter_is_trained_alone_and_opens_on_its_base(folder: Path) -> None:
@@ -283,7 +349,7 @@ def test_two_processes_have_the_loss_of_one(
 ) -> None:
     """The same global batch, gloo on the CPU; `evaluate` and latents included."""
     name = launcher[0].split(".")[0]
-    path = config_file(folder, name, evaluate_every=2, evaluate_records=4)
+    path = config_file(folder, name, questions=QUESTIONS, evaluate_every=2, evaluate_records=4)
     command = [sys.executable, "-m", *launcher, "-m", "training", "sft", str(path)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=800
@@ -292,8 +358,9 @@ def test_two_processes_have_the_loss_of_one(
     found = logged(folder / name)
     assert [record["step"] for record in found] == [1, 2, 2]
     for record, expected in zip(found, whole, strict=True):
-        for key in expected.keys() - {"steps_per_second", "tokens_per_second"}:
+        for key in expected.keys() - CLOCKS:
             assert record[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-5), key
+    assert "validation_accuracy" in found[-1]
     # Both took part: one alone would have said that it is the main of two only by mistake.
     assert done.stderr.count("2 processes") == 1
     assert load_checkpoint(folder / name / "checkpoint").facts.layers == 3
@@ -328,7 +395,7 @@ def test_spread_weights_learn_what_whole_ones_learn(folder: Path, vision: str) -
     found = logged(folder / name)
     assert [record["step"] for record in found] == [1, 2, 2]
     for record, whole in zip(found, expected, strict=True):
-        for key in whole.keys() - {"steps_per_second", "tokens_per_second"}:
+        for key in whole.keys() - CLOCKS:
             assert record[key] == pytest.approx(whole[key], rel=1e-5, abs=1e-5), key
     state = folder / name / "language" / "state"
     assert (state / "pytorch_model_fsdp_0").is_dir()
