@@ -21,6 +21,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from engine.bench import BenchmarkError, Ratio, Sides, interleaved, prepared, ratio, rollout
+from engine.decode import Decoder, DecodeState
 from engine.request import Budgets, Sampling, Tracing
 from engine.sequence import FedSequence
 from engine.tiny import TinyShape, tiny_manifest, tiny_model
@@ -36,6 +37,7 @@ IMAGE_TOKENS: Final = 576
 SETTINGS: Final = ((24, 8), (48, 16))
 """Completion tokens R and branches G."""
 CHUNK: Final = 64
+LATENT_STEPS: Final = 8
 MOST_SEEDS: Final = 20
 
 
@@ -136,10 +138,19 @@ def measure(setting: Setting, repeats: int) -> dict[str, Any]:
         },
         repeats,
     )
+    prefilled = Decoder(sides.loaded).prefill(sides.start.prompt)
+    latents = interleaved(
+        {
+            "one_by_one": lambda: [latent_steps(sides, prefilled, branches, together=False)],
+            "batched": lambda: [latent_steps(sides, prefilled, branches, together=True)],
+        },
+        repeats,
+    )
     return {
         "completion_tokens": sides.new_tokens,
         "branches": branches,
         "prompt_tokens": setting.sequences[0].prompt,
+        "latent_batch_over_one_by_one": _speed(latents["one_by_one"], latents["batched"]),
         "group_rollout_over_generate": _speed(rollouts["generate"], rollouts["group"]),
         "packed_update_over_separate": _speed(updates["separate"], updates["packed"]),
         "packed_token_ratio": round(group.separate / group.columns, 4),
@@ -218,6 +229,20 @@ def generated(sides: Sides, branches: int) -> int:
     return int(out[:, ids.shape[1] :].numel())
 
 
+def latent_steps(sides: Sides, prefilled: DecodeState, branches: int, *, together: bool) -> int:
+    """Latent steps of all branches behind one prefill; how many there were."""
+    decoder, fed = Decoder(sides.loaded), 0
+    if together:
+        states = [decoder.expanded(prefilled, branches)]
+    else:
+        states = [decoder.branched(prefilled, 0) for _ in range(branches)]
+    for state in states:
+        for _ in range(LATENT_STEPS):
+            decoder.step(state, state.hidden[:, None])
+            fed += len(state.next_positions)
+    return fed
+
+
 def checkpointing(model: Any) -> Any:  # noqa: ANN401
     """A copy that computes its layers again in the backward pass, as large models must."""
     own = copy.deepcopy(model)
@@ -276,7 +301,11 @@ def readable(report: dict[str, Any]) -> str:
             f"{setting['branches']} branches of {setting['completion_tokens']} tokens, "
             f"{setting['prompt_tokens']} prompt tokens (CPU)"
         )
-        names = ("group_rollout_over_generate", "packed_update_over_separate")
+        names = (
+            "group_rollout_over_generate",
+            "latent_batch_over_one_by_one",
+            "packed_update_over_separate",
+        )
         lines += [_speed_line(name, setting[name]) for name in names]
         lines.append(f"  {'packed_token_ratio':<30} {setting['packed_token_ratio']:7.2f}")
         peak = setting["logprob_peak_bytes"]
@@ -292,8 +321,9 @@ def readable(report: dict[str, Any]) -> str:
         lines.append(_speed_line("grpo_step_over_trl", trl["grpo_step_over_trl"]))
     forks = report["forks"]
     lines.append(f"{forks['members']} trajectories, {forks['forks']} of them forks (CPU)")
-    names = ("separate_over_forked", "grouped_over_forked")
-    lines += [_speed_line(name, forks[name]) for name in names]
+    lines += [
+        _speed_line(name, forks[name]) for name in ("separate_over_forked", "grouped_over_forked")
+    ]
     written = ", ".join(f"{count:,} {name}" for name, count in forks["tokens"].items())
     lines.append(f"  {'tokens':<30} {written}")
     return "\n".join(lines)

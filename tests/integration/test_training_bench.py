@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from engine.bench import BenchmarkError
+from engine.decode import Decoder
 from engine.tiny import TinyShape
 from training.bench import (
+    LATENT_STEPS,
     against_trl,
     benchmark,
+    latent_steps,
     logprob_peak_bytes,
     peak_bytes,
     prepare,
@@ -33,7 +36,11 @@ def report() -> dict:
 def test_every_setting_has_every_figure(report: dict) -> None:
     for setting, (tokens, branches) in zip(report["settings"], [(4, 2), (6, 3)], strict=True):
         assert (setting["completion_tokens"], setting["branches"]) == (tokens, branches)
-        for name in ("group_rollout_over_generate", "packed_update_over_separate"):
+        for name in (
+            "group_rollout_over_generate",
+            "latent_batch_over_one_by_one",
+            "packed_update_over_separate",
+        ):
             low, high = setting[name]["spread"]
             assert 0 < low <= setting[name]["value"] <= high
             assert setting[name]["repeats"] == 1
@@ -44,7 +51,7 @@ def test_every_setting_has_every_figure(report: dict) -> None:
         peak = setting["logprob_peak_bytes"]
         assert peak["tokens"] == tokens * branches
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert readable(report).count("times as fast") == 6 + (report["trl"] is not None)
+    assert readable(report).count("times as fast") == 8 + (report["trl"] is not None)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -77,6 +84,18 @@ def test_a_step_of_ours_moves_the_policy() -> None:
     step()
     assert len(seen) == 2
     assert not torch.equal(seen[0], seen[1])
+
+
+def test_latent_steps_in_a_batch_are_those_of_each_alone() -> None:
+    """Otherwise their times could not be compared; and the prefill is as it was before."""
+    sides = prepare(SHAPE, 16, 4, 3).sides
+    decoder = Decoder(sides.loaded)
+    prefilled = decoder.prefill(sides.start.prompt)
+    before = prefilled.hidden.clone(), prefilled.length
+    for together in (False, True):
+        assert latent_steps(sides, prefilled, 3, together=together) == 3 * LATENT_STEPS
+    assert torch.equal(prefilled.hidden, before[0])
+    assert prefilled.length == before[1]
 
 
 def test_forks_write_less_than_as_many_independent_trajectories(report: dict) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ from engine.loading import load_checkpoint
 from engine.positions import PositionCursor
 from engine.tiny import BENCH_SHAPE, EMBEDDED_SHAPE, tiny_manifest
 from engine.trace import Belief, RunStarted, TokenStep
+from training.bench import IMAGE_TOKENS, SHAPE, measure, prepare
 
 pytestmark = [pytest.mark.perf, pytest.mark.timeout(1800)]
 
@@ -172,3 +174,22 @@ def test_the_embedded_model_gives_its_first_event_at_once() -> None:
     begun = time.perf_counter()
     next(Engine(embedded.loaded).stream(embedded.start.request))
     assert time.perf_counter() - begun < 1.0
+
+
+@pytest.fixture(scope="module")
+def rollouts() -> dict[str, Any]:
+    """Eight branches of 24 tokens behind 600, random weights (goals B)."""
+    return measure(prepare(SHAPE, IMAGE_TOKENS, 24, 8), REPEATS)
+
+
+def test_a_group_rollout_is_faster_than_generate(rollouts: dict[str, Any]) -> None:
+    assert rollouts["group_rollout_over_generate"]["value"] >= 1.4
+
+
+def test_a_packed_update_is_as_fast_as_its_tokens_let_it_be(rollouts: dict[str, Any]) -> None:
+    speed = rollouts["packed_update_over_separate"]["value"]
+    assert speed >= 0.6 * rollouts["packed_token_ratio"]
+
+
+def test_latent_steps_in_a_batch_are_faster_than_one_by_one(rollouts: dict[str, Any]) -> None:
+    assert rollouts["latent_batch_over_one_by_one"]["value"] >= 2.0
