@@ -31,6 +31,19 @@ function describeChanges(changes) {
   return parts.join(', ');
 }
 
+const MARKUP = /<\/?(?:think|answer|tool_call|tool_response)>|<\|[a-z_]+\|>/g;
+
+// Draws the text of a token with its tags apart.
+function redraw({ span, text, tags }) {
+  const nodes = [];
+  let at = 0;
+  for (const [from, to] of tags) {
+    nodes.push(text.slice(at, from), el('span', { class: 'lb-markup', text: text.slice(from, to) }));
+    at = to;
+  }
+  clear(span, ...nodes, text.slice(at));
+}
+
 class Cards {
   constructor(app) {
     this.app = app;
@@ -43,6 +56,8 @@ class Cards {
     clear(this.list);
     this.nodes = [];
     this.spans = new Map();
+    // Results, each with the item that it came with.
+    this.results = [];
     this.drawn = 0;
   }
 
@@ -129,6 +144,30 @@ class Cards {
       span.textContent = item[1].slice(space.length);
     }
     card.text.append(span);
+    this.hideMarkup(card, span);
+  }
+
+  // Tags are no prose: they are shown only in what the model wrote as it wrote it. One may be
+  // spread over several tokens, or follow other characters in one.
+  hideMarkup(card, span) {
+    card.written = card.written || '';
+    card.pieces = card.pieces || [];
+    card.pieces.push({ span, from: card.written.length, text: span.textContent, tags: [] });
+    card.written += span.textContent;
+    MARKUP.lastIndex = card.checked || 0;
+    for (let found = MARKUP.exec(card.written); found; found = MARKUP.exec(card.written)) {
+      const [start, end] = [found.index, found.index + found[0].length];
+      card.checked = end;
+      for (let p = card.pieces.length - 1; p >= 0; p -= 1) {
+        const piece = card.pieces[p];
+        const from = clamp(start - piece.from, 0, piece.text.length);
+        const to = clamp(end - piece.from, 0, piece.text.length);
+        if (from < to) piece.tags.push([from, to]);
+        if (piece.from <= start) break;
+      }
+      card.pieces.filter((piece) => piece.tags.length && piece.from + piece.text.length > start)
+        .forEach(redraw);
+    }
   }
 
   unsure(card) {
@@ -139,7 +178,7 @@ class Cards {
     const limit = this.app.run.facts.threshold;
     card.meta.textContent = number(item[2], 2) + ' nats, limit ' + number(limit, 2);
     card.body.append(el('p', { class: 'lb-quiet' },
-      'The next word “', el('button', {
+      'The step “', el('button', {
         type: 'button', class: 'lb-link', 'data-item': last, text: item[1].trim() || '…',
       }), '” was spread over several choices, so it takes a closer look.'));
   }
@@ -165,28 +204,39 @@ class Cards {
   crop(card, index, item) {
     const [, n, box, source, , [clamped, skipped], trigger] = item;
     card.number = n;
+    card.skipped = skipped;
     card.heading.textContent = skipped ? 'A closer look, withheld' : 'A closer look';
     card.meta.textContent = 'crop ' + n;
     const picture = el('img', {
       class: 'lb-crop-picture', alt: 'Crop ' + n, loading: 'lazy',
       src: fileUrl(this.app.run.folder, 'crop-' + n + '.png'),
     });
+    const { run } = this.app;
+    const moved = Boolean(run.facts) && run.facts.changes.moved_crops.includes(n);
     const why = trigger[0] === 'entropy'
       ? 'Because it was unsure (' + number(trigger[2], 2) + ' nats, above '
         + number(trigger[3], 2) + ').'
-      : trigger[0] === 'request' ? 'Because you asked for it.' : 'Its own decision.';
+      : trigger[0] === 'request' ? 'Because you asked for it.'
+        : moved ? 'That it looked closer was its own decision.' : 'Its own decision.';
     const size = (source[2] - source[0]) + ' × ' + (source[3] - source[1])
       + ' pixels of the original';
     const notes = [why, size + '.'];
     if (clamped) notes.push('The box reached outside the image and was cut.');
-    if (skipped) notes.push('You withheld these pixels: the model got no new picture.');
+    if (moved) {
+      notes.push(run.replay ? 'It was cut at this place on purpose, not where the model chose.'
+        : 'You moved it to this place.');
+    }
+    // Also the runs of a comparison withhold crops, so that it need not have been the reader.
+    if (skipped) notes.push('Withheld on purpose: the model got no new picture.');
     const text = el('div', { class: 'lb-crop-text' },
       ...notes.map((line) => el('p', { class: 'lb-quiet', text: line })));
     const figure = el('button', {
       type: 'button', class: 'lb-crop', 'data-item': index, 'data-fly': 'true',
       title: 'Show this region on the image', 'aria-label': 'Show crop ' + n + ' on the image',
     }, picture);
-    card.status.replaceWith(el('div', { class: 'lb-crop-row' }, figure, text));
+    const row = el('div', { class: 'lb-crop-row' }, figure, text);
+    card.status.replaceWith(row);
+    this.results.push([index, row]);
     card.node.dataset.crop = n;
     this.spans.set(index, figure);
   }
@@ -194,6 +244,7 @@ class Cards {
   belief(card, index, item) {
     const options = this.app.run.facts.options;
     const node = el('div', { class: 'lb-belief' });
+    this.results.push([index, node]);
     if (!options.length) {
       if (item[6]) {
         node.append(el('p', { class: 'lb-quiet' },
@@ -211,7 +262,7 @@ class Cards {
     if (item[1] === 'end') return;
     const before = item[1] === 'after_crop' ? card.before : null;
     this.bars(node, options, item[3], before);
-    if (before) node.prepend(el('p', { class: 'lb-quiet', text: effectOf(before, item[3]) }));
+    if (before) node.prepend(el('p', { class: 'lb-quiet', text: effectOf(before, item[3], card.skipped) }));
     if (item[4] > 0.2) {
       node.append(el('p', { class: 'lb-quiet',
         text: percent(item[4]) + ' went to something that is none of the options.' }));
@@ -220,9 +271,11 @@ class Cards {
   }
 
   bars(node, options, values, before) {
+    const shares = percents(options.map((_, i) => values[i] || 0));
+    const former = before && percents(options.map((_, i) => before[i] || 0));
     options.forEach((option, i) => {
       const now = values[i] || 0;
-      const text = before ? percent(before[i] || 0) + ' → ' + percent(now) : percent(now);
+      const text = before ? former[i] + ' → ' + shares[i] : shares[i];
       const row = bar(option, now, text, OPTION_COLORS[i % OPTION_COLORS.length]);
       if (before) {
         const mark = el('span', { class: 'lb-bar-before' });
@@ -248,16 +301,20 @@ class Cards {
     });
     const node = el('div', { class: 'lb-belief' });
     if (item[4].length && facts.options.length) this.bars(node, facts.options, item[4], null);
-    card.body.prepend(big, ...(item[3] ? [] : [el('p', { class: 'lb-quiet',
-      text: 'This names none of the options.' })]), node);
+    const result = el('div', { class: 'lb-result' }, big, ...(item[3] ? [] : [el('p', {
+      class: 'lb-quiet', text: 'This names none of the options.' })]), node);
+    const rest = el('div', { class: 'lb-result' });
+    card.body.prepend(result);
+    card.body.append(rest);
+    this.results.push([index, result], [index, rest]);
     if (this.app.truth) {
-      card.body.append(el('p', { class: 'lb-truth' }, el('b', { text: 'What was drawn: ' }),
+      rest.append(el('p', { class: 'lb-truth' }, el('b', { text: 'What was drawn: ' }),
         this.app.truth));
     }
     if (facts.distance && facts.distance.flagged) {
-      card.body.append(el('p', { class: 'lb-foot lb-unlike', text: LB.text.unlike }));
+      rest.append(el('p', { class: 'lb-foot lb-unlike', text: LB.text.unlike }));
     }
-    card.body.append(el('p', { class: 'lb-foot', text: LB.text.answer }));
+    rest.append(el('p', { class: 'lb-foot', text: LB.text.answer }));
     this.spans.set(index, big);
   }
 
@@ -287,6 +344,7 @@ class Cards {
       span.classList.toggle('lb-later', index >= cursor);
       span.classList.toggle('lb-selected', index === selected);
     }
+    for (const [index, node] of this.results) node.classList.toggle('lb-later', index >= cursor);
   }
 
   toBottom() {
@@ -320,12 +378,16 @@ class Cards {
   }
 }
 
-// One sentence on what a crop changed.
-function effectOf(before, after) {
+// One sentence on what stands between the beliefs before and right after a crop. The model is
+// asked before it has written what it sees there, so that little change says little.
+function effectOf(before, after, skipped) {
+  if (skipped) {
+    return 'It saw nothing new here: what its belief does is not due to the crop.';
+  }
   const change = Math.max(...after.map((value, i) => Math.abs(value - (before[i] || 0))));
   const best = (values) => values.indexOf(Math.max(...values));
-  if (best(before) !== best(after)) return 'The closer look changed its mind.';
-  if (change < 0.03) return 'The closer look changed almost nothing.';
-  return after[best(after)] > before[best(after)]
-    ? 'The closer look made it surer.' : 'The closer look made it less sure.';
+  const says = best(before) !== best(after) ? 'another answer is the likeliest'
+    : change < 0.03 ? 'its belief is nearly as it was'
+      : after[best(after)] > before[best(after)] ? 'it is surer' : 'it is less sure';
+  return 'Right after the crop, before it is described, ' + says + '.';
 }

@@ -27,7 +27,7 @@ class Inspector {
 
   empty() {
     clear(this.step, el('p', { class: 'lb-quiet',
-      text: 'Click a word, a crop or an inner step to see what lies behind it.' }));
+      text: 'Click a step, a crop or an inner step to see what lies behind it.' }));
   }
 
   // Shows an item; the heat map follows it. A newer call overtakes an older one.
@@ -53,7 +53,7 @@ class Inspector {
   token(index, item, detail) {
     const nodes = [
       el('p', { class: 'lb-picked' }, el('span', { class: 'lb-picked-word',
-        text: item[1].trim() || '(space)' }),
+        text: tokenText(item[1]) }),
       el('span', { class: 'lb-quiet',
         text: item[5] & FORCED ? 'written by the program, not drawn'
           : ['reasoning', 'asking for a crop', 'answer'][item[4]] })),
@@ -64,7 +64,7 @@ class Inspector {
     if (detail && detail.alternatives && detail.alternatives.length) {
       nodes.push(el('h3', { class: 'lb-sub', text: 'It could have written' }),
         ...detail.alternatives.map(([text, p]) =>
-          bar(text.trim() || '(space)', p, percent(p), text === item[1] ? '#F0E442' : '#66727E')));
+          bar(tokenText(text), p, percent(p), text === item[1] ? '#F0E442' : '#66727E')));
     } else if (!detail && this.step.dataset.kind === 't') {
       return this.keepSize(nodes);
     }
@@ -242,7 +242,7 @@ class Inspector {
     if (end && end[0] === 'f') {
       const facts = end[3];
       rows.push(['Time', number(end[2], 1) + ' s (first look ' + number(facts.prefill, 1) + ' s)'],
-        ['Words', facts.generated + ' tokens'],
+        ['Written', plural(facts.generated, 'token')],
         ['Memory', Math.round(facts.memory / 2 ** 20) + ' MB at most']);
     }
     clear(this.factsBody, ...rows.flatMap(([name, text]) => facts(name, text)));
@@ -253,6 +253,13 @@ const WINDOW_SOURCES = {
   file: 'from the file', percentile: 'computed from the image', preset: 'a preset',
   request: 'set by hand', identity: 'as stored',
 };
+
+// What a step wrote, also where nothing of it can be seen.
+function tokenText(text) {
+  // The sign that ends what the model writes has no text of its own.
+  if (text === '') return '(end of the text)';
+  return text.trim() || (text.includes('\n') ? '(new line)' : '(space)');
+}
 
 function facts(name, text) {
   return [el('dt', { text: name }), el('dd', { text })];

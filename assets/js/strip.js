@@ -15,7 +15,7 @@ class Strip {
       this.controls,
       el('div', { class: 'lb-strip-row' },
         el('div', { class: 'lb-strip-box' }, this.canvas, el('p', { class: 'lb-strip-empty',
-          text: 'Here a run shows word by word how unsure the model was, where it looked closer, '
+          text: 'Here a run shows step by step how unsure the model was, where it looked closer, '
             + 'and what it believed.' })), this.legend));
     this.canvas.addEventListener('pointerdown', (event) => {
       this.canvas.setPointerCapture(event.pointerId);
@@ -56,7 +56,7 @@ class Strip {
         act('end', 'To the end (End)', () => this.app.go(Infinity))),
       this.speed, this.where,
       el('span', { class: 'lb-key-legend' },
-        el('span', { class: 'lb-key-unsure', text: 'unsure word' }),
+        el('span', { class: 'lb-key-unsure', text: 'unsure step' }),
         el('span', { class: 'lb-key-tool', text: 'asking for a crop' }),
         el('span', { class: 'lb-key-answer', text: 'answer' }),
         this.limitKey = el('span', { class: 'lb-key-limit', text: 'limit', hidden: true }),
@@ -80,7 +80,7 @@ class Strip {
     const { items, facts } = this.app.run;
     for (; this.known < items.length; this.known += 1) {
       const kind = items[this.known][0];
-      if (kind === 't' || kind === 'l' || kind === 'c') this.columns.push(this.known);
+      if ('tlca'.includes(kind)) this.columns.push(this.known);
       if (kind === 't') this.highest = Math.max(this.highest, items[this.known][2]);
     }
     this.limitKey.hidden = !facts;
@@ -144,7 +144,7 @@ class Strip {
     if (!item) return 'start';
     if (item[0] === 't') {
       const above = this.app.above(item) ? ', unsure' : '';
-      return 'word “' + item[1].trim() + '”, entropy ' + number(item[2], 2) + ' nats' + above;
+      return 'step “' + tokenText(item[1]) + '”, entropy ' + number(item[2], 2) + ' nats' + above;
     }
     if (item[0] === 'l') return 'inner step ' + item[1] + ' of ' + item[2];
     if (item[0] === 'c') return 'crop ' + item[1];
@@ -214,6 +214,9 @@ class Strip {
         context.beginPath();
         context.arc(x, base - 6, clamp(each * 0.36, 1.5, 4.5), 0, 2 * Math.PI);
         context.fill();
+      } else if (item[0] === 'a') {
+        context.fillStyle = '#F0E442';
+        context.fillRect(x - 4, base - 9, 8, 8);
       } else {
         this.paintPin(context, x, base, item);
       }
@@ -258,7 +261,25 @@ class Strip {
     const top = STRIP.top + STRIP.entropy + STRIP.gap;
     const y = (p) => top + (1 - clamp(p, 0, 1)) * STRIP.belief;
     const end = this.x(this.columns.length - 0.5, width);
-    facts.options.forEach((_, i) => {
+    // What lies after the cursor is drawn dim, as it is above.
+    const seen = this.app.cursor >= items.length ? width
+      : this.x(this.columnOf(this.app.cursor) - 0.5, width);
+    for (const [from, to, alpha] of [[0, seen, 1], [seen, width, 0.28]]) {
+      context.save();
+      context.beginPath();
+      context.rect(from, 0, to - from, top + STRIP.belief + STRIP.bottom);
+      context.clip();
+      context.globalAlpha = alpha;
+      this.paintLines(context, points, facts.options, y, end);
+      context.restore();
+    }
+    const now = [...points].reverse().find(([, , index]) => index < this.app.cursor) || points[0];
+    const shares = percents(facts.options.map((_, i) => now[1][i] || 0));
+    this.legendNodes.forEach((node, i) => { node.textContent = shares[i]; });
+  }
+
+  paintLines(context, points, options, y, end) {
+    options.forEach((_, i) => {
       context.strokeStyle = OPTION_COLORS[i % OPTION_COLORS.length];
       context.fillStyle = context.strokeStyle;
       context.lineWidth = 2;
@@ -275,8 +296,6 @@ class Strip {
         context.fill();
       }
     });
-    const now = [...points].reverse().find(([, , index]) => index < this.app.cursor) || points[0];
-    this.legendNodes.forEach((node, i) => { node.textContent = percent(now[1][i] || 0); });
   }
 
   paintCursor(context, width, height) {
@@ -298,7 +317,7 @@ class Strip {
     this.canvas.setAttribute('aria-valuemax', String(this.columns.length));
     this.canvas.setAttribute('aria-valuenow', String(done));
     this.canvas.setAttribute('aria-valuetext',
-      'step ' + done + ', ' + this.describe(items[this.app.cursor - 1]));
+      'step ' + done + ', ' + this.describe(items[this.columns[done - 1]]));
     this.where.textContent = 'step ' + done + ' of ' + this.columns.length;
     const sign = this.app.playing ? 'pause' : 'play';
     if (this.play.dataset.sign !== sign) {

@@ -50,5 +50,5 @@ def test_dragging_over_the_strip_goes_through_the_run(
     page.mouse.up()
     move(25, middle)
     # Only the tooltip goes with the mouse now.
-    expect(strip).to_have_attribute("title", re.compile("word “a”"))
+    expect(strip).to_have_attribute("title", re.compile("step “a”"))
     expect(strip).to_have_attribute("aria-valuenow", "10")
