@@ -18,7 +18,7 @@ SIMILARITY_NOTE: Final = (
     "model answered."
 )
 ENTROPY_NOTE: Final = (
-    "Entropy is the model's own spread over next words, not the chance that it is right."
+    "Entropy is the model's own spread over possible next steps, not the chance that it is right."
 )
 ANSWER_NOTE: Final = "Model's answer - may be wrong. Check the image yourself."
 EMPTY: Final = "Drop a PNG, JPEG or DICOM image, or start with a sample. De-identified images only."
@@ -95,14 +95,14 @@ LATENT_TEXTS: Final = {
 ABOUT: Final = f"""
 ### What this is
 Lightbox shows, step by step, how a vision-language model reads a medical image: how unsure it is
-at every word, where it looks again and why, and what each step does to its answer.
+at every step, where it looks again and why, and what each step does to its answer.
 
 ### What it is not
 {GATE}
 
 ### How to read the page
-- **Entropy strip.** One bar per word. A tall bar means that the model hesitated between several
-  next words. {ENTROPY_NOTE}
+- **Entropy strip.** One bar per step, which is a word or a part of one. A tall bar means that
+  the model hesitated between several next ones. {ENTROPY_NOTE}
 - **Heat map.** {HEAT_NOTE} Border patches often collect attention for no visual reason: the
   inspector prints how much lies at the border.
 - **Crops.** The model may cut out a part of the *original* pixels and look again. Each crop card
@@ -110,7 +110,7 @@ at every word, where it looks again and why, and what each step does to its answ
 - **Inner steps.** Steps without words. Published studies found that they often hardly matter:
   use *What if* to leave them out and compare.
 - **Ways to look again.** *Compare ways to look again* runs the question without a closer look, with
-  those that the model asks for, and with one after every unsure word as long as closer looks are
+  those that the model asks for, and with one after every unsure step as long as closer looks are
   left; then once more without each of them. It shows what every closer look cost, and what it
   changed.
 - **Belief.** How probable each answer option would be if the model had to answer at that point.
@@ -141,7 +141,7 @@ them as a tree with every place they looked at; an attempt that you choose opens
 | | `Page Up` `Page Down` former and next frame |
 | Drawing a box | arrows move it, with `shift` they change its size, `Enter` done, `Esc` cancel |
 | Timeline | `space` play or pause, `left` `right` step (with `shift`: ten steps) |
-| | `up` `down` previous or next event, `n` next unsure word, `1`-`9` crop, `Home` `End` |
+| | `up` `down` previous or next event, `n` next unsure step, `1`-`9` crop, `Home` `End` |
 | Attempts | `up` `down` former and next, `Home` `End`, `Enter` open |
 | Everywhere | `Esc` stop, `Ctrl+Enter` explain, `/` question, `?` keys |
 

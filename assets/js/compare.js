@@ -3,11 +3,11 @@
 const WAYS = {
   direct: ['One look', 'No zoom: it answers from the whole image alone.'],
   own_calls: ['When it asks', 'It zooms where it asks for a closer look itself.'],
-  entropy_rule: ['When it is unsure', 'The program makes it zoom after an unsure word, too, while '
+  entropy_rule: ['When it is unsure', 'The program makes it zoom after an unsure step, too, while '
     + 'closer looks are left.'],
 };
 
-const TOKEN_HINT = 'A token is a word, or a part of one, that the model writes; it reads a picture '
+const TOKEN_HINT = 'A token is a word, or a part of one, that a step writes; the model reads a picture '
   + 'as tokens, too. Seconds are of this machine. For a closer look they leave out the time that '
   + 'measuring the belief took, which is part of the seconds of a whole run.';
 const BELIEF_HINT = 'How probable the answer would be if the model had to answer at that moment.';
@@ -92,11 +92,12 @@ class Ways {
     return this.running();
   }
 
-  // Called whenever the form has changed; `ready` is whether a run could begin.
-  update(ready) {
+  // Called whenever the form has changed; `ready` is whether a run could begin, and `obstacle`
+  // what it is that keeps it from it.
+  update(ready, obstacle) {
     this.start.disabled = !ready;
-    this.start.title = 'Without a zoom, with those that the model asks for, and with one after '
-      + 'every unsure word, as long as closer looks are left; then once more without each of them.';
+    this.start.title = obstacle || 'Without a zoom, with those that the model asks for, and with one after '
+      + 'every unsure step, as long as closer looks are left; then once more without each of them.';
     this.show.hidden = !this.comparison;
   }
 
@@ -169,7 +170,7 @@ class Ways {
     if (comparison.running && state.queued) {
       more = ' ' + state.queued + (state.queued === 1 ? ' run' : ' runs') + ' ahead of you.';
     } else if (comparison.running && state.loading) more = ' The model is loading…';
-    else if (comparison.running && comparison.words) more = ' Word ' + comparison.words + '.';
+    else if (comparison.running && comparison.words) more = ' Step ' + comparison.words + '.';
     if (state.error) more = ' ' + state.error.message;
     this.now.textContent = text + more;
     this.sayAside();
@@ -209,7 +210,7 @@ class Ways {
     }
     const direct = report.ways.find((one) => one.way === 'direct' && !one.failure);
     const none = { own_calls: 'It did not ask for a closer look.',
-      entropy_rule: 'No word was unsure enough for a closer look.' }[way.way];
+      entropy_rule: 'No step was unsure enough for a closer look.' }[way.way];
     return [
       this.picture(way),
       el('p', { class: 'lb-way-answer' }, el('b', { text: way.answer || 'No answer' }),
@@ -259,7 +260,7 @@ class Ways {
     const followed = followedOption(way, options);
     const rows = moments.map(([label, standing]) => bar(label,
       standing ? standing.probabilities[followed] : 0,
-      standing ? percent(standing.probabilities[followed]) : '–',
+      standing ? percents(standing.probabilities)[followed] : '–',
       OPTION_COLORS[followed % OPTION_COLORS.length]));
     return el('div', { class: 'lb-belief' },
       el('p', { class: 'lb-quiet' }, 'Belief in “' + options[followed] + '”', hint(BELIEF_HINT)),

@@ -7,8 +7,10 @@ class Composer {
     this.moved = [];
     this.drawing = null;
     this.build();
+    // What was filled in from a sample, as long as nobody has changed it.
+    this.sample = null;
     this.setMethod(prefs.read().method || 'auto');
-    this.setModel(LB.models.length ? LB.models[0].key : '');
+    this.setModel(LB.models.length ? LB.models[0].key : '', false);
     this.update();
   }
 
@@ -25,11 +27,12 @@ class Composer {
     for (const [name, [label, text]] of Object.entries(LB.methods)) {
       const node = button(label, {
         role: 'radio', class: 'lb-method', 'data-method': name, title: text,
-      }, () => this.setMethod(name));
+      }, () => this.chooseMethod(name));
       this.methods.append(node);
     }
     this.methods.addEventListener('keydown', (event) => this.methodKey(event));
     this.methodText = el('p', { class: 'lb-quiet lb-method-text' });
+    this.why = el('p', { class: 'lb-why', id: 'lb-why', hidden: true });
     this.explain = button('Explain', { class: 'lb-primary', id: 'lb-explain' },
       () => this.app.explain(false));
     this.stop = button('Stop', { class: 'lb-stop', id: 'lb-stop', hidden: true,
@@ -38,6 +41,9 @@ class Composer {
       () => this.app.save());
     this.open = button('Open…', { class: 'lb-small', id: 'lb-open',
       title: 'Open an image or a saved trace' }, () => this.app.pickFile());
+    this.samples = button('Samples', { class: 'lb-small', id: 'lb-samples', hidden: true,
+      title: 'Show the samples', 'aria-expanded': 'false' },
+    () => this.app.browse(!this.app.browsing));
     this.settings = this.buildSettings();
     this.whatIf = this.buildWhatIf();
     this.looked = el('input', { type: 'checkbox', id: 'lb-looked' });
@@ -48,29 +54,30 @@ class Composer {
       el('div', { class: 'lb-ask' }, this.question, this.options), this.lookRow,
       el('div', { class: 'lb-row' }, this.methods,
         el('div', { class: 'lb-go' }, this.explain, this.stop)),
-      this.methodText,
+      this.methodText, this.why,
       el('div', { class: 'lb-row lb-more' }, this.settings, this.whatIf,
-        el('span', { class: 'lb-files' }, this.open, this.save)));
+        el('span', { class: 'lb-files' }, this.samples, this.open, this.save)));
     this.root.addEventListener('input', () => this.update());
   }
 
   field(label, attributes, help) {
     const input = el('input', { class: 'lb-input lb-number', type: 'number', ...attributes });
-    return { input, node: el('label', { class: 'lb-field' },
+    return { input, label, node: el('label', { class: 'lb-field' },
       el('span', {}, label, help ? hint(help) : null), input) };
   }
 
   buildSettings() {
+    const limits = (name) => ({ min: LB.limits[name][0], max: LB.limits[name][1] });
     this.fields = {
-      threshold: this.field('Look again above', { step: '0.1', min: '0', max: '20',
-        placeholder: 'off' }, 'Entropy in nats. When a word is less certain than this, the model '
+      threshold: this.field('Look again above', { step: '0.1', ...limits('threshold'),
+        placeholder: 'off' }, 'Entropy in nats. When a step is less certain than this, the model '
         + 'must take a closer look. Empty: only when it asks itself.'),
-      max_crops: this.field('Closer looks, at most', { min: '0', max: '8', value: '2' }),
-      latent_steps: this.field('Inner steps', { min: '0', max: '32', value: '8' },
+      max_crops: this.field('Closer looks, at most', { ...limits('max_crops'), value: '2' }),
+      latent_steps: this.field('Inner steps', { ...limits('latent_steps'), value: '8' },
         'Steps without words that the model takes before it answers.'),
-      temperature: this.field('Temperature', { step: '0.1', min: '0', max: '2', value: '0' },
-        '0 always takes the likeliest word; higher values draw at random.'),
-      seed: this.field('Seed', { min: '0', step: '1', value: '0' },
+      temperature: this.field('Temperature', { step: '0.1', ...limits('temperature'), value: '0' },
+        '0 always takes the likeliest step; higher values draw at random.'),
+      seed: this.field('Seed', { ...limits('seed'), step: '1', value: '0' },
         'The same seed gives the same run again.'),
     };
     // Checked, the limit is the checkpoint's own and no number is asked for.
@@ -84,7 +91,7 @@ class Composer {
         el('p', { class: 'lb-quiet', text: 'Applies to the next run.' }),
         this.buildModels(),
         el('label', { class: 'lb-check' }, this.ownLimit,
-          'Look again at every unsure word (limit of the model)'),
+          'Look again at every unsure step (limit of the model)'),
         el('div', { class: 'lb-fields' }, ...Object.values(this.fields).map((f) => f.node))));
   }
 
@@ -93,7 +100,7 @@ class Composer {
     this.models = el('select', { class: 'lb-select', id: 'lb-model',
       'aria-describedby': 'lb-model-text' },
     ...LB.models.map(({ key, name }) => el('option', { value: key, text: name })));
-    this.models.addEventListener('change', () => this.setModel(this.models.value));
+    this.models.addEventListener('change', () => this.setModel(this.models.value, true));
     this.modelText = el('p', { class: 'lb-quiet', id: 'lb-model-text' });
     return el('div', { class: 'lb-models', hidden: LB.models.length < 2 },
       el('label', { class: 'lb-field' }, el('span', { text: 'Model' }), this.models),
@@ -145,7 +152,7 @@ class Composer {
     if (!step) return;
     event.preventDefault();
     const at = names.indexOf(this.method);
-    this.setMethod(names[(at + step + names.length) % names.length]);
+    this.chooseMethod(names[(at + step + names.length) % names.length]);
     this.methods.querySelector('[aria-checked="true"]').focus();
   }
 
@@ -160,14 +167,27 @@ class Composer {
     this.describeMethods();
   }
 
-  // A model that is not on offer changes nothing.
-  setModel(key) {
+  chooseMethod(name) {
+    this.setMethod(name);
+    // A sample that is opened later does not undo it.
+    this.chosen = true;
+  }
+
+  // A model that is not on offer changes nothing; with `adapt`, a method that it was not trained
+  // for gives way to one that it was.
+  setModel(key, adapt) {
     const model = modelOf(key);
     if (!model) return;
+    const trained = model.methods.filter((name) => LB.methods[name]);
+    // The last one is what sets a model apart: each can just answer, which comes first.
+    if (adapt && trained.length && !trained.includes(this.method)) {
+      this.setMethod(trained[trained.length - 1]);
+    }
     this.models.value = key;
-    const ways = model.methods.filter((name) => LB.methods[name]).map((name) => LB.methods[name][0]);
-    this.modelText.textContent = ways.length ? LB.text.trained_for + ': ' + ways.join(', ') + '.'
+    const ways = trained.map((name) => LB.methods[name][0]);
+    const training = ways.length ? LB.text.trained_for + ': ' + ways.join(', ') + '.'
       : LB.text.training_unknown;
+    this.modelText.textContent = model.text ? model.text + ' ' + training : training;
     this.describeMethods();
   }
 
@@ -221,9 +241,30 @@ class Composer {
   fill(form) {
     this.question.value = form.question || '';
     this.options.value = (form.options || []).join('\n');
-    this.setMethod(form.method);
-    this.setModel(form.model);
+    // A saved run names its model and shows how it was asked; a sample only makes a proposal.
+    const saved = form.model !== undefined;
+    if (saved || !(this.chosen || this.keeps(form.method))) this.setMethod(form.method);
+    if (saved) this.setModel(form.model, false);
+    this.sample = saved ? null : this.asked();
     this.update();
+  }
+
+  // Whether the model was trained for the method that is set, and not for the one proposed.
+  keeps(method) {
+    const model = modelOf(this.models.value);
+    return Boolean(model) && model.methods.includes(this.method) && !model.methods.includes(method);
+  }
+
+  asked() {
+    return this.question.value + '\n' + this.options.value;
+  }
+
+  // Takes out what came from a sample, unless it was changed.
+  clearSample() {
+    if (this.sample === null || this.sample !== this.asked()) return;
+    this.question.value = '';
+    this.options.value = '';
+    this.sample = null;
   }
 
   clearChanges() {
@@ -263,9 +304,36 @@ class Composer {
 
   // What still keeps a run of the open image from starting; '' when nothing does.
   missing() {
+    const wrong = this.problem();
+    if (wrong) return wrong;
     if (this.question.value.trim() === '') return LB.text.ready;
     const risky = this.app.state.image.burned_in;
     return risky && !this.looked.checked ? LB.text.look_first : '';
+  }
+
+  // What is wrong with what was filled in; '' when nothing is.
+  problem() {
+    const options = this.options.value.split('\n').map((line) => line.split(/\s+/).join(' ').trim())
+      .filter(Boolean);
+    if (options.length === 1) return 'Give at least two answer options, or none.';
+    if (options.length > LB.most_options) {
+      return 'Give at most ' + LB.most_options + ' answer options.';
+    }
+    if (new Set(options).size < options.length) return 'Two answer options are the same.';
+    for (const [name, { input, label }] of Object.entries(this.fields)) {
+      if (!input.disabled && !within(input, LB.limits[name])) {
+        return label + ': ' + rangeText(LB.limits[name]);
+      }
+    }
+    return '';
+  }
+
+  // Why nothing can be asked; '' where something can.
+  obstacle() {
+    const { app } = this;
+    if (!app.live) return LB.text.no_engine;
+    if (app.hasImage()) return this.missing();
+    return app.run && app.run.replay ? LB.text.recorded : LB.text.no_image;
   }
 
   update() {
@@ -284,8 +352,19 @@ class Composer {
       || changes.move_crops.length || changes.occlude.length;
     this.whatIf.classList.toggle('lb-marked', Boolean(some));
     this.again.disabled = !ready || !some || !app.finished();
-    this.explain.title = app.live ? missing || 'Run the model (Ctrl+Enter)' : LB.text.no_engine;
-    if (app.ways) app.ways.update(ready);
+    const obstacle = this.obstacle();
+    this.explain.title = obstacle || 'Run the model (Ctrl+Enter)';
+    this.again.title = obstacle || (!app.finished() ? 'Explain first, then change something.'
+      : some ? '' : 'Change something first.');
+    // What is only missing yet, the status and the form itself say.
+    const why = this.problem() || (app.live && !app.hasImage() && app.run ? obstacle : '');
+    this.why.textContent = why;
+    this.why.hidden = !why;
+    for (const [name, { input }] of Object.entries(this.fields)) {
+      input.setAttribute('aria-invalid',
+        String(!input.disabled && !within(input, LB.limits[name])));
+    }
+    if (app.ways) app.ways.update(ready, obstacle);
     this.updateCrops();
     clear(this.coverList, ...this.covered.map((box, i) => button('Region ' + (i + 1) + ' ×', {
       class: 'lb-small', 'aria-label': 'Remove region ' + (i + 1),
@@ -313,6 +392,18 @@ class Composer {
       this.update();
     })));
   }
+}
+
+// Whether a number lies in its limits; an empty field takes its default.
+function within(input, [low, high, whole]) {
+  if (input.value === '') return !input.validity.badInput;
+  const value = Number(input.value);
+  return value >= low && (high === null || value <= high) && (!whole || Number.isInteger(value));
+}
+
+function rangeText([low, high, whole]) {
+  return (whole ? 'a whole number' : 'a number') + (high === null ? ' from ' + low
+    : ' from ' + low + ' to ' + high) + '.';
 }
 
 // The model on offer with that key.

@@ -44,7 +44,7 @@ const KEYS_HELP = [
     + '[ ] its limit'],
   ['Drawing a box', 'arrows move it · shift with them: its size · Enter done · Esc cancel'],
   ['Timeline', 'space play or pause · ← → step · shift with them: ten · ↑ ↓ event · '
-    + 'Home End · n next unsure word · 1–9 crop'],
+    + 'Home End · n next unsure step · 1–9 crop'],
   ['Attempts', '↑ ↓ former and next · Home End · Enter open'],
   ['Everywhere', 'Esc stop · Ctrl+Enter explain · / question · ? this list'],
 ];

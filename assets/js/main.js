@@ -7,7 +7,7 @@ const UNSURE = 2;
 const END_TEXTS = {
   answered: 'Done.',
   stopped: 'Stopped. The partial trace is kept.',
-  token_budget: 'Ended: the limit on words was reached.',
+  token_budget: 'Ended: the limit on steps was reached.',
   no_answer: 'Ended without an answer.',
   failed: 'The run broke off.',
 };
@@ -54,7 +54,7 @@ class App {
     this.compare = el('div', { class: 'lb-compare', hidden: true });
     this.stale = el('p', { class: 'lb-stale', hidden: true });
     this.ghosts = el('ol', { class: 'lb-ghosts', 'aria-label': 'How it works' },
-      ...[['Look', 'The model describes what it sees, word by word. You see how sure it is.'],
+      ...[['Look', 'The model describes what it sees, step by step. You see how sure it is.'],
         ['A closer look', 'Where it is unsure it may cut out a part of the original picture.'],
         ['Answer', 'You see what each step did to its belief in every answer.']].map(
         ([title, text], i) => el('li', {}, el('span', { class: 'lb-ghost-number',
@@ -116,6 +116,9 @@ class App {
     const samples = LB.samples.length
       ? [el('p', { class: 'lb-quiet lb-samples-title', text: 'Samples' }),
         el('div', { class: 'lb-samples' }, ...LB.samples.map(card))] : [];
+    this.unbrowse = button('Back', { class: 'lb-small', id: 'lb-unbrowse', hidden: true,
+      title: 'Back to what is open (Esc)' }, () => this.browse(false));
+    samples.push(this.unbrowse);
     return el('div', { class: 'lb-empty' },
       el('div', { class: 'lb-empty-icon', 'aria-hidden': 'true' }),
       el('p', { class: 'lb-empty-text', text: LB.text.empty }), open, ...samples);
@@ -157,6 +160,8 @@ class App {
     }
     this.say(LB.text.checking);
     this.wait('checking');
+    this.browsing = false;
+    this.uploading = true;
     const turn = this.next();
     try {
       // The name stays here: it may be a patient's.
@@ -171,7 +176,26 @@ class App {
     }
   }
 
+  // Shows the samples over what is open, or what is open again.
+  browse(on) {
+    this.browsing = on;
+    this.showEmpty();
+    this.composer.samples.focus();
+    if (on) this.empty.querySelector('.lb-sample').focus();
+  }
+
+  showEmpty() {
+    const opened = Boolean(this.state && (this.state.image || this.state.group
+      || (this.state.run && this.state.run.replay)));
+    this.empty.hidden = opened && !this.browsing;
+    this.unbrowse.hidden = !opened;
+    this.composer.samples.hidden = !opened || !LB.samples.length;
+    this.composer.samples.setAttribute('aria-expanded', String(opened && Boolean(this.browsing)));
+  }
+
   openSample(index) {
+    this.browsing = false;
+    this.uploading = false;
     this.say(LB.text.checking);
     this.wait('checking');
     this.send('open_sample', { turn: this.next(), index });
@@ -192,7 +216,7 @@ class App {
     this.composer.settings.open = false;
     this.composer.whatIf.open = false;
     // With another model, the change would not be the only difference.
-    if (compare) this.composer.setModel(this.run.model);
+    if (compare) this.composer.setModel(this.run.model, false);
     else this.composer.clearChanges();
     this.say('Starting…');
     this.wait('running');
@@ -241,6 +265,7 @@ class App {
     if (state.error || state.turn >= this.turn) this.pending = null;
     this.once(state.form, (form) => {
       this.truth = form.truth || '';
+      this.uploading = false;
       this.composer.fill(form);
     });
     this.takeImage(state);
@@ -278,7 +303,8 @@ class App {
     const run = state.run && state.run.replay && state.run.facts ? state.run : null;
     // All attempts of a group are about the picture of the group.
     const replay = state.group || run;
-    this.empty.hidden = Boolean(facts || replay);
+    if (state.error) this.uploading = false;
+    this.showEmpty();
     if (replay) {
       if (this.shownImage !== replay.key) {
         this.shownImage = replay.key;
@@ -287,9 +313,11 @@ class App {
     } else if (facts && this.shownImage !== facts.id) {
       this.shownImage = facts.id;
       if (!state.form && !state.run) this.truth = '';
+      // The question of a sample is not about an image of one's own.
+      if (this.uploading && !state.form) this.composer.clearSample();
+      this.uploading = false;
       this.viewer.setImage(facts);
-      this.composer.covered = [];
-      this.composer.moved = [];
+      this.composer.clearChanges();
       this.composer.looked.checked = false;
     }
   }
@@ -361,18 +389,18 @@ class App {
     if (run && !error && !state.error) {
       if (run.status === 'running') {
         const ahead = state.queued;
-        const words = run.items.filter((item) => item[0] === 't').length;
+        const done = stepsOf(run);
         const kind = run.cards.length ? run.cards[run.cards.length - 1][0] : '';
         if (loading) this.sayLoading();
         else this.say(ahead ? ahead + (ahead === 1 ? ' run' : ' runs') + ' ahead of you.'
           : kind === 'crop' ? 'Unsure here - taking a closer look.'
             : kind === 'latent' ? 'Taking inner steps…'
-              : words ? 'Reading… word ' + words : 'Looking at the image…', 'busy');
+              : done ? 'Reading… step ' + done : 'Looking at the image…', 'busy');
       } else {
-        const words = run.items.filter((item) => item[0] === 't').length;
+        const done = stepsOf(run);
         const end = run.status === 'stopped' && !run.facts ? 'Stopped before it began.'
-          : run.status === 'stopped' && words
-            ? 'Stopped at word ' + words + '. The partial trace is kept.'
+          : run.status === 'stopped' && done
+            ? 'Stopped at step ' + done + '. The partial trace is kept.'
             : END_TEXTS[run.status] || 'Done.';
         this.say((run.replay ? 'Recorded run. ' : '') + end,
           run.status === 'failed' ? 'error' : '');
@@ -480,8 +508,9 @@ class App {
     }
     const options = run.facts.options;
     const now = answer[4];
-    const rows = options.map((option, i) => bar(option, now[i] || 0,
-      percent(before.probabilities[i] || 0) + ' → ' + percent(now[i] || 0),
+    const former = percents(options.map((_, i) => before.probabilities[i] || 0));
+    const shares = percents(options.map((_, i) => now[i] || 0));
+    const rows = options.map((option, i) => bar(option, now[i] || 0, former[i] + ' → ' + shares[i],
       OPTION_COLORS[i % OPTION_COLORS.length]));
     rows.forEach((row, i) => {
       const mark = el('span', { class: 'lb-bar-before' });
@@ -580,6 +609,7 @@ class App {
 
   mark() {
     this.cards.show(this.cursor, this.selected);
+    this.compare.classList.toggle('lb-later', this.cursor < this.run.items.length);
     this.strip.draw();
     this.boxes();
   }
@@ -594,8 +624,9 @@ class App {
   pick(index, { fly, stay }) {
     this.follow = index >= this.run.items.length - 1 && this.run.status === 'running';
     this.selected = index;
-    const last = index >= this.answerIndex() && this.run.items[index][0] === 'a';
-    this.cursor = last ? this.run.items.length : index + 1;
+    // What follows the last step, as the belief at the end, is no step of its own.
+    const over = this.run.status !== 'running' && index >= this.lastStep(Infinity);
+    this.cursor = over ? this.run.items.length : index + 1;
     this.mark();
     if (!stay) this.cards.reveal(index, true);
     this.inspector.show(index);
@@ -698,6 +729,7 @@ class App {
     if (event.key === 'Escape') {
       const keys = this.root.querySelector('.lb-keys');
       if (keys) toggleKeys(this.root);
+      else if (this.browsing) this.browse(false);
       else if (this.viewer.tool === 'draw') this.composer.undraw();
       else if (this.busy()) this.stop();
       else this.viewer.setTool('window');
@@ -712,6 +744,11 @@ class App {
       toggleKeys(this.root);
     }
   }
+}
+
+// Steps that a run has taken, as the timeline counts them.
+function stepsOf(run) {
+  return run.items.filter((item) => 'tlca'.includes(item[0])).length;
 }
 
 // Names as a list in words.

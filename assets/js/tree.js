@@ -23,7 +23,7 @@ class Tree {
       el('span', { class: 'lb-tree-key lb-tree-key-fork',
         text: 'another branched off here, with the chance of it' }),
       el('span', { class: 'lb-tree-key', text: 'looked closer, none branched off' }),
-      hint('A line runs from the first word of an attempt to its last. Just before an attempt '
+      hint('A line runs from the first step of an attempt to its last. Just before an attempt '
         + 'writes where to look closer, it is measured how unsure it is: the spread over its next '
         + 'words, in nats, against that of its first words. The larger the rise, the larger the '
         + 'chance that another attempt branches off there and looks elsewhere.'));
@@ -140,8 +140,8 @@ class Tree {
   origin(member) {
     if (member.parent === null) return 'Began at the question.';
     const { branch } = member;
-    return 'Branched off ' + (member.parent + 1) + ' at word ' + member.shared + ': '
-      + number(branch.nats, 2) + ' nats, first words ' + number(branch.before, 2) + '. Chance '
+    return 'Branched off ' + (member.parent + 1) + ' at step ' + member.shared + ': '
+      + number(branch.nats, 2) + ' nats, first steps ' + number(branch.before, 2) + '. Chance '
       + percent(branch.chance) + '.';
   }
 
@@ -159,7 +159,7 @@ class Tree {
       + ' from the left, ' + percent(y0) + ' to ' + percent(y1) + ' from the top');
     const looked = 'Attempt ' + (number + 1) + (places.length
       ? ' looked closer at ' + places.join(' and at ') + '.' : ' did not look closer.');
-    const weighed = member.decisions.map((decision) => 'Before it wrote where to look, at word '
+    const weighed = member.decisions.map((decision) => 'Before it wrote where to look, at step '
       + decision.word + ', it was unsure by ' + nats(decision.nats) + ' against '
       + nats(decision.before) + ' in its first words. The chance that another attempt branches off '
       + 'was ' + percent(decision.chance) + '; ' + branched(decision.children));
@@ -280,10 +280,6 @@ function branched(children) {
 
 function nats(value) {
   return number(value, 2) + ' nats';
-}
-
-function plural(count, word) {
-  return count + ' ' + word + (count === 1 ? '' : 's');
 }
 
 function times(count) {

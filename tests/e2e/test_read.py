@@ -139,7 +139,7 @@ def test_stop_ends_the_run_at_once_and_keeps_the_partial_trace(
 
         assert appears(marker, within=1.0)
         expect(page.locator(".lb-status")).to_have_text(
-            re.compile(r"Stopped at word \d+\. The partial trace is kept\.")
+            re.compile(r"Stopped at step \d+\. The partial trace is kept\.")
         )
         expect(page.locator("#lb-save")).to_be_enabled()
         kept = read_trace(saved_trace(page, tmp_path))

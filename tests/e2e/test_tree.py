@@ -50,7 +50,7 @@ def test_a_group_opens_as_a_tree_and_a_member_as_a_run_and_back(
     numbers = page.locator(".lb-tree-row .lb-tree-dot")
     expect(numbers).to_have_text(["1", "4", "6", "2", "3", "5"])
     fork = page.locator('[data-member="3"]')
-    expect(fork).to_contain_text(re.compile(r"Branched off 1 at word \d+: 0\.96 nats"))
+    expect(fork).to_contain_text(re.compile(r"Branched off 1 at step \d+: 0\.96 nats"))
     expect(fork).to_contain_text("Chance 65%")
     expect(page.locator(".lb-tree-lines path")).to_have_count(6)
     expect(page.locator(".lb-tree-fork")).to_have_count(3)
