@@ -117,7 +117,8 @@ def _curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Fi
     shown = [
         name
         for name in CURVES
-        if any(name in record for runs in curves.values() for run in runs for record in run)
+        # A row that never zooms logs zeros of its zooms: a panel of nothing else is left out.
+        if any(record.get(name) for runs in curves.values() for run in runs for record in run)
     ]
     if not shown:
         return None
@@ -154,7 +155,6 @@ def _curve(axes: Axes, row: str, runs: Sequence[Mapping[float, float]], colour: 
     steps = sorted(set[float]().union(*runs))
     steps = [step for step in steps if all(step in run for run in runs if run)]
     values = np.array([[run[step] for step in steps] for run in runs if run], dtype=np.float64)
-    # A row that never zooms has logged nothing but zeros of its zooms.
     if not values.any():
         return
     if len(steps) > 4 * _SMOOTHED:
@@ -178,7 +178,9 @@ def smoothed(values: Floats, width: int) -> Floats:
 
 def _latents(latents: Mapping[str, Sequence[Mapping[str, Any] | None]]) -> Figure | None:
     """Cosines of the steps of one input, as a matrix, and of the same step of two inputs."""
-    known = {name: kept for name, runs in latents.items() if (kept := [one for one in runs if one])}
+    # Interventions feed what they feed: what a row makes of itself is in the line of its name.
+    plain = {name: runs for name, runs in latents.items() if ", " not in name}
+    known = {name: kept for name, runs in plain.items() if (kept := [one for one in runs if one])}
     if not known:
         return None
     figure, panels = _panels(len(known), 4, (2.5, 2.7))

@@ -26,7 +26,7 @@ def found(**changes: Any) -> dict[str, Any]:
     return {
         "lines": [line("plain"), line("zoomed", **boxes)],
         "curves": {"plain": [], "zoomed": [CURVE, CURVE]},
-        "latents": {"plain": [None], "zoomed": [LATENTS]},
+        "latents": {"plain": [None], "zoomed": [LATENTS], "zoomed, blinded": [LATENTS]},
         **changes,
     }
 
@@ -42,6 +42,9 @@ def test_every_figure_names_its_rows(tmp_path: Path) -> None:
     assert "entropy of the policy" in texts["curves"]
     # Logged, but never by these rows.
     assert "drift of the latents" not in texts["curves"]
+    # Logged as zeros alone.
+    assert "share of rollouts that zoom" not in texts["curves"]
+    assert "blinded" not in texts["latents"]
     assert "between inputs 0.80" in texts["latents"]
 
 
