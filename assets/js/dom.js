@@ -27,17 +27,14 @@ function percent(value) {
   return Math.round(value * 100) + '%';
 }
 
-// Shares of a whole as percentages that add up to 100, as the shares do: what is left after
-// rounding down goes to the largest remainders.
+// Shares as percentages. Those of two options add up to 100, as the shares do; of more, equal
+// ones would then have to look different.
 function percents(values) {
-  const whole = values.map((value) => Math.floor(value * 100 + 1e-9));
-  const sum = Math.round(values.reduce((total, value) => total + value, 0) * 100);
-  const rest = values.map((value, i) => [value * 100 - whole[i], i])
-    .sort((a, b) => b[0] - a[0] || a[1] - b[1]);
-  let left = sum - whole.reduce((total, value) => total + value, 0);
-  for (let k = 0; k < rest.length && left > 0; k += 1, left -= 1) whole[rest[k][1]] += 1;
+  const [first, second] = values;
+  if (values.length !== 2 || Math.abs(first + second - 1) > 0.002) return values.map(percent);
+  const shown = Math.min(100, Math.round(first * 100));
   return values.map((value, i) => (value > 0 && value < 0.01) || (value > 0.99 && value < 1)
-    ? percent(value) : whole[i] + '%');
+    ? percent(value) : (i ? 100 - shown : shown) + '%');
 }
 
 function number(value, digits) {

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from engine.geometry import Box
 from engine.request import Interventions
-from engine.trace import Event, TokenStep, Trace
+from engine.trace import Belief, Event, TokenStep, Trace
 from engine.trace_io import to_zip
 from tests.e2e.conftest import OpenPage, Served
 from tests.e2e.test_read import upload, wait_for
@@ -90,3 +90,18 @@ def test_tags_are_no_prose(page_server: Served, open_page: OpenPage) -> None:
     for _ in range(9):
         strip.press("ArrowRight")
     expect(page.locator(".lb-picked-word")).to_have_text("(end of the text)")
+
+
+def test_the_shares_of_two_options_add_up(page_server: Served, open_page: OpenPage) -> None:
+    def half(event: Event) -> Event:
+        if isinstance(event, Belief) and event.moment == "prefill":
+            return replace(event, probabilities=(0.455, 0.545))
+        return event
+
+    run = Trace(tuple(half(event) for event in trace(options=("left", "right"))))
+    page = replayed(open_page(page_server), run)
+    page.locator(".lb-strip").press("Home")
+
+    # Each by itself, they would be rounded to 46% and 55%.
+    for shown in (".lb-card-first .lb-bar-value", ".lb-strip-value"):
+        expect(page.locator(shown)).to_have_text(["46%", "54%"])

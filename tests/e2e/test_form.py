@@ -100,20 +100,6 @@ def test_a_recorded_run_says_why_nothing_can_be_asked(
     expect(page.locator("#lb-question")).to_have_value(QUESTION)
 
 
-def test_shares_of_a_whole_add_up_to_it(page_server: Served, open_page: OpenPage) -> None:
-    # Each by itself, 91%, 4.5% and 4.5% are rounded to 101% in all.
-    page = open_page(page_server)
-    open_image(page)
-    page.fill("#lb-question", QUESTION)
-    page.fill("#lb-options", "left\nright\nneither")
-    page.click("#lb-explain")
-    wait_for(page, "done")
-
-    for card in page.locator(".lb-card-first, .lb-card-answer").all():
-        shown = [int(text.strip("%")) for text in card.locator(".lb-bar-value").all_inner_texts()]
-        assert sum(shown) == 100
-
-
 def test_a_model_that_is_chosen_brings_a_method_that_it_learned(
     open_page: OpenPage, tmp_path: Path
 ) -> None:

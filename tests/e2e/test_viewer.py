@@ -240,7 +240,7 @@ def test_a_crop_can_be_put_elsewhere_by_keys_alone(
     page.locator("#lb-again").press("Enter")
 
     expect(page.locator(".lb-banner-change")).to_contain_text("crop 1 cut elsewhere")
-    expect(page.locator(".lb-compare")).to_contain_text("Before: Spiculated")
+    expect(page.locator(".lb-compare")).to_contain_text("Without the change: Spiculated")
 
 
 def padded_run(margin_px: int) -> list[Event]:
