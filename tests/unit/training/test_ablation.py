@@ -212,7 +212,8 @@ def test_every_stage_of_the_shipped_ablations_is_a_configuration(name: str) -> N
     assert len(stages) > 8
     for stage in stages:
         kind = FinetuneConfig if stage.kind == "sft" else ReinforcementConfig
-        made = load_config(kind, stage.config, list(stage.overrides))
+        given = [*shipped.common.of(stage.kind), *stage.overrides]
+        made = load_config(kind, stage.config, given)
         assert stage.kind != "vlpo" or made.method == "latent"  # type: ignore[union-attr]
         assert stage.kind != "medvr" or made.method != "latent"  # type: ignore[union-attr]
 
