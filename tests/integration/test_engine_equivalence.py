@@ -347,6 +347,17 @@ def test_latents_matter_to_a_replay(
     assert np.abs(np.array(replayed) - [t.logprob for t in trace.tokens]).max() > 1e-3
 
 
+@pytest.mark.parametrize("changes", [{"bottleneck": True}, {"latents": "blind"}])
+def test_a_run_under_a_mask_of_its_own_is_not_replayed(
+    engine: Engine, loaded: LoadedModel, make_request: MakeRequest, changes: dict[str, object]
+) -> None:
+    """A causal mask would give other numbers, without a word."""
+    request = make_request(method="latent", **changes)
+    trace = run(engine, request)
+    with pytest.raises(ValueError, match="cannot be replayed"):
+        replayed_logprobs(Decoder(loaded), request, trace)
+
+
 def test_two_runs_interleaved_on_one_model_are_independent(
     engine: Engine, make_request: MakeRequest
 ) -> None:

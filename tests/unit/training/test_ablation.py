@@ -10,7 +10,7 @@ import pytest
 
 from training import ablation
 from training.ablation import AblationConfig, ablate, chosen, latent_cosines
-from training.ablation_stages import TrainingStages
+from training.ablation_stages import TrainingStages, checkpoint_identity
 from training.config import ConfigError, load_config
 from training.loop import Report
 
@@ -216,6 +216,19 @@ def test_every_stage_of_the_shipped_ablations_is_a_configuration(name: str) -> N
         made = load_config(kind, stage.config, given)
         assert stage.kind != "vlpo" or made.method == "latent"  # type: ignore[union-attr]
         assert stage.kind != "medvr" or made.method != "latent"  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_is_known_by_its_weights_or_those_of_its_adapter(tmp_path: Path) -> None:
+    assert checkpoint_identity("some/hub-id") == "some/hub-id"
+    seen = set()
+    for name in ("model.safetensors", "adapter_model.safetensors"):
+        folder = tmp_path / name.partition("_")[0].partition(".")[0]
+        folder.mkdir()
+        for content in (b"one", b"two"):
+            (folder / name).write_bytes(content)
+            seen.add((name, checkpoint_identity(str(folder))))
+    assert len({identity for _, identity in seen}) == 2
+    assert all(identity.startswith("sha256 ") for _, identity in seen)
 
 
 def test_cosines_of_latents_by_hand() -> None:

@@ -41,6 +41,16 @@ def test_file_and_overrides_are_merged(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), ("2E3", 2000.0), ("-1.5e+2", -150.0)])
+def test_numbers_that_yaml_takes_for_texts_are_numbers(
+    tmp_path: Path, text: str, value: float
+) -> None:
+    path = written(tmp_path, f"steps: 3\ninner: {{rate: {text}}}\n")
+    assert load_config(Outer, path, []).inner.rate == value
+    with pytest.raises(ConfigError, match="must be of type float"):
+        load_config(Outer, path, ["inner.rate=1e-5x"])
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "said"),
     [
