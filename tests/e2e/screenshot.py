@@ -1,7 +1,7 @@
 """Takes the picture of the README from the real page: `python -m tests.e2e.screenshot`.
 
-It starts the app with the shipped model, opens a sample, runs it and selects the last
-word before the answer.
+It starts the app with the shipped model, opens a sample, runs it and selects the first
+coordinate of the crop.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def take(page: Page, url: str, sample: int, target: Path) -> None:
     expect(page.locator(".lb-stage")).to_have_attribute("data-busy", "false")
     page.click("#lb-explain")
     expect(page.locator(".lb")).to_have_attribute("data-state", "done")
-    page.locator(
-        ".lb-card-look .lb-token:not(.lb-tag)", has_text=re.compile("[a-z]{3}")
-    ).last.click()
+    page.locator(".lb-raw summary").first.click()
+    # A coordinate of the crop: while it is written, the model attends to where it will look.
+    page.locator(".lb-token", has_text=re.compile(r"^\s*[0-9]{2,3}$")).first.click()
     expect(page.locator(".lb-inspect .lb-bar").first).to_be_visible()
     page.locator(".lb-strip").focus()
     page.mouse.move(0, 0)
