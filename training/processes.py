@@ -84,10 +84,8 @@ class Processes(Protocol):
         """Reads the state of the run; see `training.checkpoints.load_state`."""
 
 
-class OneProcess:
-    """A run in this process alone, on the device where its modules lie."""
-
-    is_main = True
+class Unwrapped:
+    """Modules that are called as they are, in a process that owns all the parts it is given."""
 
     def shared(self, items: Sequence[ItemT]) -> Sequence[ItemT]:
         """All of them."""
@@ -105,8 +103,14 @@ class OneProcess:
         return contextlib.nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradients of a part."""
+        """Adds the gradients of a part, in this process."""
         loss.backward()  # type: ignore[no-untyped-call]
+
+
+class OneProcess(Unwrapped):
+    """A run in this process alone, on the device where its modules lie."""
+
+    is_main = True
 
     def clipped(self, parameters: Iterable[nn.Parameter], most: float) -> float:
         """Scales the gradients; returns their norm."""

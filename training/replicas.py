@@ -8,7 +8,6 @@ numbers and gradients are exchanged; trajectories stay where they were written.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -17,10 +16,10 @@ from torch import nn
 
 from training.accelerated import Accelerated
 from training.config import ConfigError
-from training.processes import ItemT
+from training.processes import Unwrapped
 
 
-class Replicas(Accelerated):
+class Replicas(Unwrapped, Accelerated):
     """The processes of a reinforcement run; without a launcher, this one alone.
 
     The policy is called as it is, by the engine as by the update: nothing wraps it, and the
@@ -37,25 +36,6 @@ class Replicas(Accelerated):
                 "Every process rolls out the policy, and needs all of its weights: launch this "
                 "stage with ddp.yaml, not with FSDP or DeepSpeed."
             )
-
-    def shared(self, items: Sequence[ItemT]) -> Sequence[ItemT]:
-        """All: the parts of a step are those of this process already."""
-        return items
-
-    def prepared(
-        self, network: nn.Module | None, optimizer: torch.optim.Optimizer
-    ) -> tuple[nn.Module | None, torch.optim.Optimizer]:
-        """As they are."""
-        return network, optimizer
-
-    def part(self, network: nn.Module | None) -> contextlib.AbstractContextManager[None]:
-        """Nothing to do."""
-        del network
-        return contextlib.nullcontext()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradients of a part in this process."""
-        loss.backward()  # type: ignore[no-untyped-call]
 
     def clipped(self, parameters: Iterable[nn.Parameter], most: float) -> float:
         """Adds the gradients of all processes up, and scales them; returns their norm.
