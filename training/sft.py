@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
+from engine.attention import register_row_attention
 from engine.engine import Engine
 from engine.loading import LoadedModel, load_checkpoint
 from engine.manifest import CheckpointError, Manifest
@@ -399,9 +400,13 @@ def question_scores(
         # With layers that are computed again there is no cache in training.
         training = model.training
         model.train(False)
+        # What the engine traces is taken by its own attention, and training has plain SDPA.
+        language = model.model.language_model
+        language.set_attn_implementation(register_row_attention())
         try:
             return greedy_scores(engine, pool, how, processes)
         finally:
+            language.set_attn_implementation("sdpa")
             model.train(training)
 
     return scores
