@@ -155,6 +155,12 @@ class Decoder:
         self._embedding = loaded.model.get_input_embeddings()
         self._rotation = Rotation(self._language, self.device)
 
+    @property
+    def attention(self) -> str:
+        """Name of the attention function that the language model runs."""
+        name: str = self._language.config._attn_implementation
+        return name
+
     @torch.inference_mode()
     def encode(self, seen: SeenImage) -> torch.Tensor:
         """Merged visual tokens of one image: `(rows * columns, D)`."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from engine.answers import read_answer
-from engine.attention import AttentionRecorder, BatchRecorder, traced_layers
+from engine.attention import ATTENTION_NAME, AttentionRecorder, BatchRecorder, traced_layers
 from engine.belief import Distribution, feed, leading_text, probe
 from engine.branch import Branch, Opening, Written
 from engine.decode import Decoder, DecodeState, ForkPoint, Layout
@@ -101,7 +101,8 @@ class Rollout:
             stop: ends the run within one token when set.
 
         Raises:
-            ValueError: attention is to be traced while branches may fork.
+            ValueError: attention is to be traced while branches may fork, or by a model whose
+                attention function keeps no rows.
         """
         self.decoder = decoder
         self.start = start
@@ -123,6 +124,12 @@ class Rollout:
         self._traces = bool(layers)
         if forking is not None and self._traces:
             raise ValueError("Attention is not traced while branches may fork.")
+        if self._traces and decoder.attention != ATTENTION_NAME:
+            # Rows that nobody takes would be whatever lay in memory.
+            raise ValueError(
+                f"Attention is traced by {ATTENTION_NAME}, and the model runs {decoder.attention}: "
+                "set the former as its language model's attention."
+            )
         self._forking = forking
         self._draw_latent = draw_latent
         self._marks: dict[int, ForkMark] = {}

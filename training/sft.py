@@ -8,7 +8,8 @@ it is, with its tokens computed once, unless it is asked for. Started by `accele
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -394,22 +395,28 @@ def question_scores(
     pool = PromptPool(config.questions.phantoms, config.questions.prompts)
     steps = config.latents.steps if config.latents else LATENT_STEPS
     how = AskConfig(method=config.questions.method, latent_steps=steps)
-    model: Any = tuned.model
 
     def scores() -> dict[str, float]:
-        # With layers that are computed again there is no cache in training.
-        training = model.training
-        model.train(False)
-        # What the engine traces is taken by its own attention, and training has plain SDPA.
-        language = model.model.language_model
-        language.set_attn_implementation(register_row_attention())
-        try:
+        with answering(tuned.model):
             return greedy_scores(engine, pool, how, processes)
-        finally:
-            language.set_attn_implementation("sdpa")
-            model.train(training)
 
     return scores
+
+
+@contextmanager
+def answering(model: Qwen2_5_VLForConditionalGeneration) -> Iterator[None]:
+    """A model in training answers questions as a loaded checkpoint does, then trains on."""
+    # With layers that are computed again there is no cache in training.
+    was_training = model.training
+    model.train(False)
+    # What the engine traces is taken by its own attention, and training has plain SDPA.
+    language = model.model.language_model
+    language.set_attn_implementation(register_row_attention())
+    try:
+        yield
+    finally:
+        language.set_attn_implementation("sdpa")
+        model.train(was_training)
 
 
 def draws(

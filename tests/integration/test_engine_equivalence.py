@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +113,18 @@ def test_tracing_and_probing_never_change_the_tokens(
     # Bit-equal, not nearly equal: tracing does not touch the main path.
     assert [t.logprob for t in traced.tokens] == [t.logprob for t in plain.tokens]
     assert [s.vector for s in traced.latents] == [s.vector for s in plain.latents]
+
+
+def test_a_model_whose_attention_keeps_no_rows_is_not_traced(
+    loaded: LoadedModel, make_request: MakeRequest
+) -> None:
+    """Its rows would be what lay in memory."""
+    plain = replace(loaded, model=copy.deepcopy(loaded.model))
+    plain.model.set_attn_implementation("sdpa")
+    decoder, _, start = Engine(plain).prepare(make_request(layers="default"))
+    with pytest.raises(ValueError, match="the model runs sdpa"):
+        Rollout(decoder, start)
+    Rollout(decoder, replace(start, request=make_request(layers="none")))
 
 
 class RowCollector:

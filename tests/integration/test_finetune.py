@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from engine.engine import Engine
 from engine.loading import load_checkpoint
 from engine.manifest import PixelBudget
+from engine.request import Budgets, DisplayImage, Request
 from engine.tiny import tiny_model
+from engine.trace import EvidenceMap, Trace
 from tests.factories import chest
 from tests.integration.killing import killed_after_its_first_save
 from tests.integration.test_loading import save
@@ -27,7 +29,7 @@ from training.cli import main
 from training.config import ConfigError, load_config
 from training.evaluate import AskConfig, greedy_scores
 from training.prompts import PromptPool
-from training.sft import FinetuneConfig, finetune, tuned_model
+from training.sft import FinetuneConfig, TuningConfig, answering, finetune, tuned_model
 from training.world import WorldConfig, balanced_case, build_case, claim_world, save_cases
 
 # peft 0.21 still asks for a property that transformers 5.23 has renamed.
@@ -160,6 +162,34 @@ def test_questions_are_asked_as_training_goes_on_and_change_nothing(
     how = AskConfig(method="latent", latent_steps=4)
     again = greedy_scores(engine, pool, how, Accelerated())
     assert again["validation_accuracy"] == found[-1]["validation_accuracy"]
+
+
+def test_a_model_in_training_is_traced_as_its_checkpoint_is(folder: Path) -> None:
+    """Training has attention that keeps no rows, and layers without a cache."""
+    tuned = tuned_model(
+        str(folder / "base"), TuningConfig(gradient_checkpointing=True, micro_batch=2)
+    )
+    network = tuned.model.model.language_model
+    tuned.model.train()
+    request = Request(
+        image=DisplayImage(pixels=chest()),
+        question="Where is the nodule?",
+        options=("left", "right"),
+        method="latent",
+        budgets=Budgets(max_new_tokens=8, latent_steps=4),
+    )
+    with answering(tuned.model):
+        in_training = maps(Engine(tuned.loaded), request)
+    assert tuned.model.training
+    assert network.config._attn_implementation == "sdpa"
+    assert len(in_training) > 5
+    assert in_training == maps(Engine.load(folder / "base"), request)
+
+
+def maps(engine: Engine, request: Request) -> list[tuple[EvidenceMap, ...]]:
+    """Where every step of a run looked."""
+    trace = Trace.from_events(engine.stream(request))
+    return [step.attention for step in (*trace.latents, *trace.tokens)]
 
 
 @pytest.mark.parametrize(
