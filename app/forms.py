@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
+from app.texts import NO_DONOR
 from engine.geometry import Box, BoxError, clamped_box
 from engine.imaging import Window
 from engine.request import (
@@ -31,13 +32,16 @@ LIMITS: Final[Mapping[str, tuple[float, float | None, bool]]] = {
 }
 
 
-def request_from(form: Mapping[str, Any], image: DisplayImage) -> Request:
+def request_from(
+    form: Mapping[str, Any], image: DisplayImage, donor: tuple[bytes, ...] = ()
+) -> Request:
     """The request that a filled-in form asks for.
 
     Args:
         form: `question`, `options`, `method`, and optionally `seed`, `temperature`,
             `max_crops`, `latent_steps`, `threshold` and `changes`.
         image: the image under the window of the viewer.
+        donor: inner steps of a run on another image, for where the form asks for them.
 
     Raises:
         RequestError: with a sentence for the user, for anything that cannot be run.
@@ -58,7 +62,7 @@ def request_from(form: Mapping[str, Any], image: DisplayImage) -> Request:
         entropy_threshold="checkpoint"
         if form.get("threshold") == "checkpoint"
         else _optional_number(form, "threshold"),
-        interventions=_interventions(form.get("changes")),
+        interventions=_interventions(form.get("changes"), donor),
     )
 
 
@@ -124,14 +128,17 @@ def _check_limits(name: str, value: float) -> None:
         raise RequestError(f"{name.replace('_', ' ').capitalize()} must be {kind} {span}.")
 
 
-def _interventions(changes: object) -> Interventions:
+def _interventions(changes: object, donor: tuple[bytes, ...]) -> Interventions:
     if not isinstance(changes, Mapping):
         return Interventions()
     latents = changes.get("latents") or "none"
-    if latents == "shuffle" or not isinstance(latents, str):
-        raise RequestError("Shuffled inner steps need the run of another image.")
+    if not isinstance(latents, str):
+        raise RequestError("The change of the inner steps must be text.")
+    if latents == "shuffle" and not donor:
+        raise RequestError(NO_DONOR)
     return Interventions(
         latents=cast("LatentIntervention", latents),
+        latent_donor=donor if latents == "shuffle" else (),
         skip_crops=tuple(
             number
             for number in _list(changes.get("skip_crops"))

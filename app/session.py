@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from app.comparison import Comparison
 from app.view import RunView
-from app.what_if import MAX_BASELINES, Baseline, baseline_of
+from app.what_if import MAX_BASELINES, Baseline, Donor, baseline_of, with_donor
 from engine.group import Group
 from engine.imaging import SourceImage
 from engine.request import Request
@@ -87,6 +87,7 @@ class Session:
         comparison: of ways to look at the open image, if one was asked for.
         run_model: key of the model that made the run; empty if it is not on offer.
         baselines: runs of the open image without a change, the newest last.
+        donors: runs whose inner steps may be fed to one on another image, the newest last.
         compares: whether the run is a changed one that is to stand beside one of these.
     """
 
@@ -104,6 +105,7 @@ class Session:
     run_model: str = ""
     replay: bool = False
     baselines: list[Baseline] = field(default_factory=list)
+    donors: list[Donor] = field(default_factory=list)
     compares: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
@@ -195,7 +197,11 @@ class Session:
         self.comparison = None
 
     def forget_run(self) -> None:
-        """Leaves no run behind."""
+        """Leaves no run behind but for its inner steps."""
+        if self.view is not None and self.run_image is not None:
+            self.donors = with_donor(
+                self.donors, self.view, self.run_model, self.run_image, self.events
+            )
         if self.run_folder is not None:
             shutil.rmtree(self.run_folder, ignore_errors=True)
         self.run_folder, self.view, self.compares = None, None, False
@@ -267,7 +273,7 @@ class Session:
         with self.lock:
             self.closed = True
             self.stop.set()
-            self.image, self.view = None, None
+            self.image, self.view, self.donors = None, None, []
             self.group, self.comparison = None, None
             shutil.rmtree(self.private, ignore_errors=True)
             shutil.rmtree(self.served, ignore_errors=True)

@@ -17,7 +17,7 @@ from app.models import Model, Models
 from app.pictures import display_image
 from app.session import CrowdedError, OpenImage, Session, Sessions
 from app.texts import CROWDED, IMAGE_GONE, LOOK_FIRST, NO_ENGINE, NO_TAB, OTHER_IMAGE, TAB_ENDED
-from app.what_if import compared
+from app.what_if import compared, lent
 from engine.request import Request, RequestError
 
 Json = dict[str, Any]
@@ -122,6 +122,11 @@ class Tabs:
         with session.lock:
             state["turn"] = session.turn
             state["image"] = session.image.facts if session.image else None
+            # Models with inner steps of another image that a run may be given.
+            image = session.image.id if session.image else ""
+            state["donors"] = sorted(
+                {donor.model for donor in session.donors if lent((donor,), donor.model, image)}
+            )
             if session.group is not None:
                 state["group"] = {**session.group.facts, "member": session.group.member}
             if session.view is not None and session.run_folder is not None:
@@ -203,7 +208,8 @@ def _asked(session: Session, data: gr.EventData, models: Models) -> Asked:
         raise RequestError(LOOK_FIRST)
     model = models.chosen(form.get("model"))
     window, source = window_from(form)
-    request = request_from(form, display_image(image.source, window, source))
+    donor = lent(session.donors, model.key, image.id)
+    request = request_from(form, display_image(image.source, window, source), donor)
     return Asked(image, form, model, request)
 
 

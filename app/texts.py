@@ -88,9 +88,15 @@ LATENT_TEXTS: Final = {
     "none": "Leave them as they are",
     "zero": "Feed in nothing (zeros)",
     "noise": "Feed in random noise",
+    "shuffle": "Feed in those of another image",
     "blind": "Keep them from seeing the image",
     "skip": "Leave them out",
 }
+
+NO_DONOR: Final = (
+    "There are no inner steps of another image yet: ask this model about one first, with inner "
+    "steps, then come back to this image."
+)
 
 ABOUT: Final = f"""
 ### What this is

@@ -1,12 +1,17 @@
-"""What a changed run is compared with: the last run of the same request without a change."""
+"""What a changed run needs of runs before it.
+
+It is compared with the last run of the same request without a change, and may be given the inner
+steps of a run on another image.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from app.view import RunView
+from engine.trace import Event, LatentStep
 
 Json = dict[str, Any]
 
@@ -59,6 +64,52 @@ def baseline_of(view: RunView, model: str) -> Baseline | None:
     belief = next((item for item in reversed(view.items) if item[0] == "b"), None)
     probabilities = (answer[4] if answer else []) or (belief[3] if belief else [])
     return Baseline(model, _asked(view.run), answer[1] if answer else "", probabilities)
+
+
+@dataclass(frozen=True, slots=True)
+class Donor:
+    """The inner steps of a run without a change, for runs on other images.
+
+    Attributes:
+        model: key of the one that made it.
+        image: that it saw.
+        latents: what each step was fed, as the engine takes them.
+    """
+
+    model: str
+    image: str
+    latents: tuple[bytes, ...]
+
+
+def with_donor(
+    donors: Sequence[Donor], view: RunView, model: str, image: str, events: Iterable[Event]
+) -> list[Donor]:
+    """The donors with a run that has ended, where it may be one.
+
+    Of each model the newest run on each of its last two images is kept: one of them is another
+    image than any that is open.
+
+    Args:
+        donors: so far, the newest last.
+        view: of the run.
+        model: key of the one that made it.
+        image: that it saw.
+        events: of the run.
+    """
+    latents = tuple(event.vector for event in events if isinstance(event, LatentStep))
+    if not latents or baseline_of(view, model) is None:
+        return list(donors)
+    others = [donor for donor in donors if donor.model != model]
+    same = [donor for donor in donors if donor.model == model and donor.image != image]
+    return [*others, *same[-1:], Donor(model, image, latents)]
+
+
+def lent(donors: Sequence[Donor], model: str, image: str) -> tuple[bytes, ...]:
+    """The inner steps that the model took last on another image; none where it took none."""
+    for donor in reversed(donors):
+        if donor.model == model and donor.image != image:
+            return donor.latents
+    return ()
 
 
 def compared(baselines: Sequence[Baseline], view: RunView, model: str) -> Json | None:

@@ -110,6 +110,7 @@ class Composer {
   buildWhatIf() {
     this.latents = el('select', { class: 'lb-select', id: 'lb-latents', 'aria-label': 'Inner steps' },
       ...Object.entries(LB.latents).map(([value, text]) => el('option', { value, text })));
+    this.noDonor = el('p', { class: 'lb-quiet', id: 'lb-no-donor', text: LB.text.no_donor });
     this.skips = el('div', { class: 'lb-choice', role: 'group', 'aria-label': 'Withhold crops' },
       ...[1, 2, 3, 4].map((n) => {
         const node = button('Crop ' + n, { class: 'lb-small', 'aria-pressed': 'false',
@@ -136,6 +137,7 @@ class Composer {
         el('p', { class: 'lb-quiet',
           text: 'Change the evidence and see whether the answer depends on it.' }),
         el('div', { class: 'lb-field' }, el('span', { text: 'Inner steps' }), this.latents),
+        this.noDonor,
         this.noCrops,
         this.skipRow = el('div', { class: 'lb-field' },
           el('span', { text: 'Withhold what it cut out' }), this.skips),
@@ -347,6 +349,7 @@ class Composer {
     this.explain.hidden = running;
     this.stop.hidden = !running;
     this.save.disabled = !app.finished();
+    this.updateDonor();
     const changes = this.changes();
     const some = changes.latents !== 'none' || changes.skip_crops.length
       || changes.move_crops.length || changes.occlude.length;
@@ -374,6 +377,15 @@ class Composer {
     })));
     const facts = app.run && app.run.facts;
     app.viewer.setCovered(this.covered.length || !facts ? this.covered : facts.changes.occlude);
+  }
+
+  // Only where the model took inner steps on another image can they be fed in here.
+  updateDonor() {
+    const donors = this.app.state && this.app.state.donors;
+    const some = Boolean(donors) && donors.includes(this.models.value);
+    this.latents.querySelector('[value="shuffle"]').disabled = !some;
+    if (!some && this.latents.value === 'shuffle') this.latents.value = 'none';
+    this.noDonor.hidden = some;
   }
 
   // Only crops that the last run made can be withheld or moved.

@@ -301,6 +301,30 @@ def test_a_what_if_stands_beside_the_run_before(page_server: Served, open_page: 
     expect(page.locator(".lb-banner-change")).to_contain_text("inner steps fed with zeros")
 
 
+def test_inner_steps_of_another_image_can_be_fed_in(
+    page_server: Served, open_page: OpenPage
+) -> None:
+    page = open_page(page_server)
+    open_image(page)
+    page.locator(".lb-composer summary", has_text="What if").click()
+    expect(page.locator("#lb-no-donor")).to_contain_text("ask this model about one first")
+    expect(page.locator('#lb-latents option[value="shuffle"]')).to_be_disabled()
+    page.locator(".lb-composer summary", has_text="What if").click()
+    ask(page)
+    wait_for(page, "done")
+
+    open_image(page, sixteen_bit_png(5))
+    ask(page)
+    wait_for(page, "done")
+    page.locator(".lb-composer summary", has_text="What if").click()
+    expect(page.locator("#lb-no-donor")).to_be_hidden()
+    page.select_option("#lb-latents", "shuffle")
+    page.click("#lb-again")
+
+    expect(page.locator(".lb-compare")).to_contain_text("Without the change", timeout=60_000)
+    expect(page.locator(".lb-banner-change")).to_contain_text("inner steps taken from another")
+
+
 class User:
     """A browser of its own, and what only its user opens and asks."""
 

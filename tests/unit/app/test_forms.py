@@ -16,8 +16,8 @@ IMAGE = DisplayImage(pixels=np.zeros((4, 4), dtype=np.uint8))
 GOOD: dict[str, Any] = {"question": "Is it?", "options": ["yes", "no"], "method": "zoom"}
 
 
-def made(**changes: object) -> Request:
-    return request_from({**GOOD, **changes}, IMAGE)
+def made(donor: tuple[bytes, ...] = (), **changes: object) -> Request:
+    return request_from({**GOOD, **changes}, IMAGE, donor)
 
 
 def test_a_filled_form_becomes_a_request() -> None:
@@ -87,6 +87,7 @@ def test_blank_options_are_dropped_and_others_trimmed() -> None:
         ({"latent_steps": 1e300}, "range"),
         ({"changes": {"latents": "shuffle"}}, "another image"),
         ({"changes": {"latents": "melt"}}, "latents"),
+        ({"changes": {"latents": 3}}, "must be text"),
         ({"changes": {"latents": {}, "occlude": [[0, 0, 0, 0]]}}, "region"),
         ({"changes": {"occlude": [["a", 0, 1, 1]]}}, "region"),
         ({"changes": {"occlude": [None]}}, "region"),
@@ -95,6 +96,16 @@ def test_blank_options_are_dropped_and_others_trimmed() -> None:
 def test_what_cannot_be_run_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(RequestError, match=says):
         made(**changes)
+
+
+def test_inner_steps_of_another_image_are_taken_only_where_they_are_asked_for() -> None:
+    donor = (b"\0\0\0\0",)
+
+    swapped = made(donor, changes={"latents": "shuffle"})
+    plain = made(donor, changes={"latents": "zero"})
+
+    assert swapped.interventions.latent_donor == donor
+    assert plain.interventions.latent_donor == ()
 
 
 def test_crop_numbers_that_are_none_are_left_out() -> None:

@@ -24,9 +24,10 @@ from app.live import StreamEngine, Turns
 from app.samples import Sample
 from app.session import Sessions
 from app.tabs import Tabs
-from app.texts import CROWDED, IMAGE_GONE, LOOK_FIRST, NO_TAB, OTHER_IMAGE
+from app.texts import CROWDED, IMAGE_GONE, LOOK_FIRST, NO_DONOR, NO_TAB, OTHER_IMAGE
 from engine.group_io import group_to_zip, is_group_file
-from engine.trace import RunStarted
+from engine.request import Request
+from engine.trace import Event, LatentStep, RunStarted
 from engine.trace_io import read_trace, to_zip
 from tests.factories import FakeEngine, chest, group, offered, png, trace
 from tests.unit.imaging.dicom_files import to_file
@@ -311,6 +312,72 @@ def test_without_a_run_without_a_change_nothing_is_compared(bench: Bench) -> Non
     assert page.explain(compare=True, changes={"skip_crops": [1]})[-1]["before"] is None
 
 
+class Asked(FakeEngine):
+    """Keeps what it was asked."""
+
+    def __init__(self, name: str = "synthetic") -> None:
+        super().__init__(name=name)
+        self.requests: list[Request] = []
+
+    def stream(self, request: Request, stop: threading.Event | None = None) -> Iterator[Event]:
+        self.requests.append(request)
+        return super().stream(request, stop)
+
+
+SHUFFLED = {"changes": {"latents": "shuffle"}}
+
+
+def test_inner_steps_of_another_image_are_fed_in(tmp_path: Path) -> None:
+    engine, other = Asked(), Asked("another")
+    bench = Bench(tmp_path, engine, other)
+    page = bench.page()
+    first, second = (key["key"] for key in bench.tabs.models.to_json())
+    assert page.upload(png(chest(64)))["donors"] == []
+    state = page.explain(model=first)[-1]
+    assert state["donors"] == [], "its own inner steps are no other image's"
+    session = bench.tabs.session(page.request)
+    assert session is not None
+    steps = tuple(event.vector for event in session.events if isinstance(event, LatentStep))
+    assert steps
+
+    assert page.upload(png(chest(64, 2)))["donors"] == [first]
+    changed = page.explain(model=first, **SHUFFLED)[-1]
+
+    assert engine.requests[-1].interventions.latent_donor == steps
+    assert changed["run"]["facts"]["changes"]["latents"] == "shuffle"
+    refused = page.explain(model=second, **SHUFFLED)[0]
+    assert refused["error"]["message"] == NO_DONOR
+    assert other.requests == []
+    page.explain(model=first)
+    assert engine.requests[-1].interventions.latent_donor == ()
+
+
+def test_a_changed_run_lends_no_inner_steps(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(png(chest(64)))
+    page.explain(changes={"latents": "zero"})
+
+    assert page.upload(png(chest(64, 2)))["donors"] == []
+    assert page.explain(**SHUFFLED)[0]["error"]["message"] == NO_DONOR
+
+
+def test_the_image_before_lends_its_inner_steps_also_after_a_run_here(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(png(chest(64)))
+    page.explain()
+    page.upload(png(chest(64, 2)))
+    page.explain()
+    state = page.explain(**SHUFFLED)[-1]
+
+    assert state["donors"] == [state["run"]["model"]]
+    page.upload(png(chest(64, 3)))
+    session = bench.tabs.session(page.request)
+    assert session is not None
+    assert len(session.donors) == 2
+    session.close()
+    assert session.donors == []
+
+
 def test_opening_an_image_ends_the_run_in_progress(bench: Bench) -> None:
     page = bench.page()
     page.upload(png(chest(64)))
@@ -545,8 +612,9 @@ def folders_of(page: Page, bench: Bench) -> set[str]:
     return {folder.name for folder in session.served.iterdir()}
 
 
-def test_a_second_run_takes_the_place_of_the_first(bench: Bench) -> None:
-    page = bench.page()
+def test_a_second_run_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    # Slow enough to be still going on when the second begins, on a busy machine as well.
+    page = Bench(tmp_path, FakeEngine(delay=0.02)).page()
     page.upload(png(chest(64)))
     first = page.stream()
     for _ in range(2):
