@@ -17,6 +17,8 @@ import yaml
 
 ConfigT = TypeVar("ConfigT")
 
+# Characters of what was given, in a message.
+_MOST_SHOWN: Final = 80
 _EXPONENT: Final = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?[eE][+-]?\d{1,2}")
 
 
@@ -75,7 +77,7 @@ def build(cls: type[ConfigT], raw: dict[str, Any], prefix: str = "") -> ConfigT:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
             hint = f" Did you mean {prefix + near[0]!r}?" if near else ""
-            raise ConfigError(f"Unknown key {prefix + str(key)!r}.{hint}")
+            raise ConfigError(f"Unknown key {shown(prefix + str(key))}.{hint}")
     values = {key: _checked(hints[key], value, prefix + key) for key, value in raw.items()}
     try:
         return cls(**values)
@@ -84,7 +86,23 @@ def build(cls: type[ConfigT], raw: dict[str, Any], prefix: str = "") -> ConfigT:
             f"The configuration {prefix or cls.__name__!r} lacks a key: {error}."
         ) from error
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        # Most say first which key is wrong.
+        is_named = str(error).partition(" ")[0] in names
+        raise ConfigError(_cut(f"{prefix if is_named else ''}{error}", 3 * _MOST_SHOWN)) from error
+
+
+def shown(value: object) -> str:
+    """What was given, for a message: control characters escaped, and cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:
+        # A whole number of more digits than Python writes out.
+        return "a number of thousands of digits"
+    return _cut(text, _MOST_SHOWN)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _checked(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401
@@ -127,5 +145,5 @@ def _checked_plain(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401
         # YAML 1.1 takes 1e-5 for a text, for want of a point.
         return float(value)
     if type(value) is not hint:
-        raise ConfigError(f"{name!r} must be of type {hint.__name__}, not {value!r}.")
+        raise ConfigError(f"{name!r} must be of type {hint.__name__}, not {shown(value)}.")
     return value

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-MOST_GAMMA: Final = 1e6
+# Of every number of a rule.
+MOST: Final = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +37,15 @@ class BranchRule:
     def __post_init__(self) -> None:
         if not 0.0 <= self.base <= 1.0:
             raise ValueError(f"base must lie in 0 to 1, not {self.base}.")
-        if not 0.0 <= self.gamma <= MOST_GAMMA:
-            raise ValueError(f"gamma must be a number of 0 to {MOST_GAMMA:g}, not {self.gamma}.")
-        if math.isnan(self.least_rise):
-            raise ValueError("least_rise must be a number or minus infinity.")
-        if self.opening < 1:
-            raise ValueError(f"opening must be at least 1, not {self.opening}.")
+        if not 0.0 <= self.gamma <= MOST:
+            raise ValueError(f"gamma must be a number of 0 to {MOST:g}, not {self.gamma}.")
+        if not (-MOST <= self.least_rise <= MOST or self.least_rise == -math.inf):
+            raise ValueError(
+                f"least_rise must be a number of {-MOST:g} to {MOST:g} or minus infinity, "
+                f"not {self.least_rise}."
+            )
+        if not 1 <= self.opening <= MOST:
+            raise ValueError(f"opening must be a number of 1 to {MOST:g}, not {self.opening}.")
 
 
 PRESETS: Final[Mapping[str, BranchRule]] = {

@@ -72,7 +72,7 @@ class RewardParts:
 
     @property
     def total(self) -> float:
-        """R = R_acc + R_format + 1[R_acc > 0] R_tool."""
+        """R = R_acc + R_format + R_tool; whether the last is gated is the rule's affair."""
         return self.accuracy + self.format + self.tool
 
 
@@ -88,7 +88,8 @@ def group_rewards(
     parts = tuple(
         RewardParts(
             config.accuracy if outcome.correct else 0.0,
-            0.0 if outcome.well_formed else -config.format_penalty,
+            # Not the penalty's negative: that of 0 would be -0.0.
+            0.0 - (0.0 if outcome.well_formed else config.format_penalty),
             config.tool * _tool_reward(outcome, agreed, config.tool_reward),
         )
         for outcome, agreed in zip(outcomes, consensus.rewards, strict=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.geometry import Box, BoxError
-from training.config import ConfigError, build
+from training.config import ConfigError, build, shown
 from training.consensus import Mask
 from training.regrounding import PRESETS, BranchRule, branch_probability, mean_entropy
 from training.rewards import RewardConfig, TrajectoryOutcome, group_advantages, group_rewards
@@ -20,6 +20,9 @@ MOST_TRAJECTORIES = 1024
 MOST_BOXES = 256
 # Of any number: entropies are a few nats.
 MOST = 1e6
+# Of the masks of all trajectories together, one byte each, and of the file.
+MOST_CELLS = 2**26
+MOST_BYTES = 2**25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +57,13 @@ def score_file(path: Path) -> str:
         ConfigError: the file cannot be read, or is not of the documented form.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigError(f"{path.name} holds more than {MOST_BYTES >> 20} MB.")
+        raw = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object)
     except OSError as error:
-        raise ConfigError(f"Cannot read {path.name}: {error.strerror}.") from error
+        raise ConfigError(f"Cannot read {path.name or path}: {error.strerror}.") from error
     except ConfigError:
         raise
     except (ValueError, RecursionError) as error:
@@ -70,7 +77,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigError(f"The key {twice!r} is there twice in one object.")
+        raise ConfigError(f"The key {shown(twice)} is there twice in one object.")
     return found
 
 
@@ -85,18 +92,25 @@ def read_group(raw: Any) -> ScoredGroup:  # noqa: ANN401
     known = {"trajectories", "reward", "branching"}
     for key in raw:
         if key not in known:
-            raise ConfigError(f"Unknown key {key!r}; known are {', '.join(sorted(known))}.")
+            raise ConfigError(f"Unknown key {shown(key)}; known are {', '.join(sorted(known))}.")
     listed = raw.get("trajectories")
     if not isinstance(listed, list) or not 1 <= len(listed) <= MOST_TRAJECTORIES:
         raise ConfigError(f"'trajectories' must be a list of 1 to {MOST_TRAJECTORIES} objects.")
     rewards = raw.get("reward", {})
     if not isinstance(rewards, dict):
         raise ConfigError("'reward' must be an object.")
+    reward = build(RewardConfig, rewards, "reward.")
+    most = MOST_CELLS // reward.consensus.grid**2
+    if len(listed) > most:
+        raise ConfigError(
+            f"Masks of {reward.consensus.grid} x {reward.consensus.grid} leave room for {most} "
+            f"trajectories, not {len(listed)}: lower reward.consensus.grid."
+        )
     return ScoredGroup(
         trajectories=tuple(
             _trajectory(item, f"trajectories[{i}]") for i, item in enumerate(listed)
         ),
-        reward=build(RewardConfig, rewards, "reward."),
+        reward=reward,
         branching=_rule(raw.get("branching", {})),
     )
 
@@ -104,7 +118,7 @@ def read_group(raw: Any) -> ScoredGroup:  # noqa: ANN401
 def _rule(raw: Any) -> BranchRule:  # noqa: ANN401
     if isinstance(raw, str):
         if raw not in PRESETS:
-            raise ConfigError(f"'branching' must be one of {', '.join(PRESETS)}, not {raw!r}.")
+            raise ConfigError(f"'branching' must be one of {', '.join(PRESETS)}, not {shown(raw)}.")
         return PRESETS[raw]
     if not isinstance(raw, dict):
         raise ConfigError("'branching' must be an object or the name of a preset.")
@@ -117,7 +131,9 @@ def _trajectory(raw: Any, where: str) -> ScoredTrajectory:  # noqa: ANN401
     known = {"correct", "well_formed", "boxes", "baseline_entropy", "tool_entropies"}
     for key in raw:
         if key not in known:
-            raise ConfigError(f"Unknown key '{where}.{key}'; known are {', '.join(sorted(known))}.")
+            raise ConfigError(
+                f"Unknown key {shown(f'{where}.{key}')}; known are {', '.join(sorted(known))}."
+            )
     if not isinstance(raw.get("correct"), bool):
         raise ConfigError(f"'{where}.correct' must be true or false.")
     well_formed = raw.get("well_formed", True)

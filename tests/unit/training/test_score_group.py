@@ -9,7 +9,7 @@ import pytest
 
 from training.cli import main
 from training.config import ConfigError
-from training.score_group import read_group, score
+from training.score_group import read_group, score, score_file
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "medvr.md"
 
@@ -48,7 +48,23 @@ def test_lists_of_entropies_are_averaged_over_the_opening() -> None:
         ({"trajectories": [{"correct": True, "baseline_entropy": []}]}, "nats"),
         ({"trajectories": [{"correct": True}], "branching": "best"}, "medvr, literal, arpo"),
         ({"trajectories": [{"correct": True}], "branching": {"gama": 1}}, "branching.gamma"),
-        ({"trajectories": [{"correct": True}], "reward": {"consensus": {"eta": 7}}}, "eta"),
+        (
+            {"trajectories": [{"correct": True}], "reward": {"consensus": {"eta": 7}}},
+            r"^reward\.consensus\.eta must lie",
+        ),
+        (
+            {"trajectories": [{"correct": True}] * 5, "reward": {"consensus": {"grid": 4096}}},
+            "room for 4 trajectories, not 5",
+        ),
+        ({"trajectories": [{"correct": True}], "branching": {"least_rise": 1e7}}, "least_rise"),
+        ({"trajectories": [{"correct": True}], "branching": {"opening": 10**7}}, "opening"),
+        ({"trajectories": [{"correct": True, "\x1b[31m": 1}]}, r"\[0\]\.\\x1b\[31m'"),
+        ({"trajectories": [{"correct": True}], "x" * 10**5: 1}, "^.{0,200}$"),
+        ({"trajectories": [{"correct": True}], "branching": "x" * 10**5}, "^.{0,200}$"),
+        (
+            {"trajectories": [{"correct": True}], "reward": {"consensus": {"grid": 10**400}}},
+            "^.{0,300}$",
+        ),
         ({"trajectories": [{"correct": True}], "rewards": {}}, "Unknown key 'rewards'"),
         ({"trajectories": [{"correct": True}], "reward": []}, "'reward' must be an object"),
     ],
@@ -56,6 +72,23 @@ def test_lists_of_entropies_are_averaged_over_the_opening() -> None:
 def test_a_file_of_another_form_is_refused_by_name(raw: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         read_group(raw)
+
+
+def test_a_penalty_of_nothing_is_a_plain_zero() -> None:
+    one = {"correct": True, "well_formed": False}
+    group = read_group({"trajectories": [one], "reward": {"format_penalty": 0}})
+    assert str(score(group)["trajectories"][0]["reward"]["format"]) == "0.0"
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "group.json"
+    path.write_text('{"trajectories": [{"correct": true}]}', encoding="utf-8-sig")
+    assert json.loads(score_file(path))["voters"] == 0
+
+
+def test_a_file_that_never_ends_is_refused() -> None:
+    with pytest.raises(ConfigError, match="more than 32 MB"):
+        score_file(Path("/dev/zero"))
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 100_000, "\x00"])
