@@ -26,6 +26,7 @@ from training.checkpoints import (
     optimizer_kind,
     present_settings,
     save_state,
+    step_back,
 )
 from training.processes import ItemT
 
@@ -128,8 +129,8 @@ class Accelerated:
             settings["gradient_accumulation_steps"] = own
 
     def shared(self, items: Sequence[ItemT]) -> Sequence[ItemT]:
-        """Every `count`-th item, from this process's own number on."""
-        return items[self._accelerator.process_index :: self.count]
+        """This process's share."""
+        return self.own(items)
 
     def prepared(
         self, network: nn.Module | None, optimizer: torch.optim.Optimizer
@@ -175,14 +176,16 @@ class Accelerated:
         step: int,
         window: Mapping[str, float],
     ) -> None:
-        """One state file; where the weights are sharded, a folder with every process's part."""
+        """One state file; where the weights are sharded, a folder with every process's part.
+
+        The state before it is kept beside it.
+        """
         if not self.is_sharded:
             if self.is_main:
                 save_state(folder, modules, optimizer, step, window)
             self.wait()
             return
-        whole = folder / SHARDED_FOLDER
-        partial, former = folder / f"{SHARDED_FOLDER}.partial", folder / f"{SHARDED_FOLDER}.former"
+        partial, (whole, former) = folder / f"{SHARDED_FOLDER}.partial", _generations(folder)
         if self.is_main:
             shutil.rmtree(partial, ignore_errors=True)
         self.wait()
@@ -195,11 +198,10 @@ class Accelerated:
                 "optimizer_kind": optimizer_kind(optimizer),
             }
             torch.save(kept, partial / WINDOW_FILE)
-            shutil.rmtree(former, ignore_errors=True)
             if whole.exists():
+                shutil.rmtree(former, ignore_errors=True)
                 os.replace(whole, former)
             os.replace(partial, whole)
-            shutil.rmtree(former, ignore_errors=True)
         self.wait()
 
     def load(
@@ -208,18 +210,49 @@ class Accelerated:
         """Reads what `save` wrote."""
         if not self.is_sharded:
             return load_state(folder, modules, optimizer)
-        whole, former = folder / SHARDED_FOLDER, folder / f"{SHARDED_FOLDER}.former"
-        # A process that was killed between the two renames has left the former one alone.
-        found = next((path for path in (whole, former) if (path / WINDOW_FILE).is_file()), None)
+        found = _kept_folder(folder)
         if found is None:
             return 0, {}
-        state = torch.load(found / WINDOW_FILE, map_location="cpu", weights_only=True)
+        state = _window_of(found)
         check_kind(state, optimizer, folder)
         with present_settings(optimizer):
             self._accelerator.load_state(str(found))
         return int(state["step"]), dict(state["window"])
 
+    def step_back(self, folder: Path, step: int) -> int:
+        """Leaves the last state of before a step; see `training.checkpoints.step_back`."""
+        if not self.is_sharded:
+            kept = step_back(folder, step) if self.is_main else 0
+        else:
+            kept = self._step_back_sharded(folder, step) if self.is_main else 0
+        return int(self.added({"kept": kept})["kept"])
+
+    def _step_back_sharded(self, folder: Path, step: int) -> int:
+        whole, former = _generations(folder)
+        if whole.exists() and int(_window_of(whole)["step"]) >= step:
+            shutil.rmtree(whole)
+        if not whole.exists() and former.exists():
+            os.replace(former, whole)
+        return int(_window_of(whole)["step"]) if whole.exists() else 0
+
     def whole_state(self, network: nn.Module) -> dict[str, torch.Tensor]:
         """All weights of a network, gathered to the main process; empty elsewhere."""
         gathered: dict[str, torch.Tensor] = self._accelerator.get_state_dict(network)
         return gathered if self.is_main else {}
+
+
+def _generations(folder: Path) -> tuple[Path, Path]:
+    """The folder of the last state of a sharded run, and that of the one before it."""
+    return folder / SHARDED_FOLDER, folder / f"{SHARDED_FOLDER}.former"
+
+
+def _kept_folder(folder: Path) -> Path | None:
+    """What a sharded run goes on from; None where there is none."""
+    # A process that was killed between the two renames of a save has left the former one alone.
+    return next((path for path in _generations(folder) if (path / WINDOW_FILE).is_file()), None)
+
+
+def _window_of(path: Path) -> dict[str, Any]:
+    """What is kept beside the weights: steps done, numbers not logged yet, the optimiser's name."""
+    kept: dict[str, Any] = torch.load(path / WINDOW_FILE, map_location="cpu", weights_only=True)
+    return kept

@@ -18,6 +18,10 @@ from torch import nn
 from training.muon import Paired
 
 STATE_FILE: Final = "state.pt"
+# The state before it, for a run that has to go further back than its last one.
+FORMER_FILE: Final = "state.former.pt"
+# What a run that diverged has come to, to be looked at: it does not go on from there.
+DIVERGED_FOLDER: Final = "diverged"
 # Keys of a state that are no modules.
 RESERVED: Final = ("step", "optimizer", "optimizer_kind", "window")
 # Of a group of parameters, what the present configuration says whatever a state holds.
@@ -26,7 +30,9 @@ SETTINGS: Final = ("factor", "weight_decay")
 State = dict[str, Any]
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_whole(
+    path: Path, write: Callable[[BinaryIO], object], former: Path | None = None
+) -> None:
     """Puts a file in place in one step, once all of it is on the disk.
 
     A process that is killed at any moment leaves the former file or the new one. What is on its
@@ -35,6 +41,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Args:
         path: of the file; its folder exists.
         write: writes the content.
+        former: what was there is kept under this name, where a process that is killed in between
+            leaves it alone.
     """
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
@@ -42,6 +50,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         file.flush()
         # Without it a crash of the machine could keep the new name and lose the content.
         os.fsync(file.fileno())
+    if former is not None and path.exists():
+        os.replace(path, former)
     os.replace(partial, path)
 
 
@@ -104,7 +114,7 @@ def save_state(
     step: int,
     window: Mapping[str, float],
 ) -> None:
-    """Writes the state of a run after `step` steps.
+    """Writes the state of a run after `step` steps; the one before it is kept beside it.
 
     Args:
         folder: of the run.
@@ -125,7 +135,40 @@ def save_state(
         "window": dict(window),
     }
     state |= {name: trained_state(module) for name, module in modules.items()}
-    write_whole(folder / STATE_FILE, lambda file: torch.save(state, file))
+    write_whole(folder / STATE_FILE, lambda file: torch.save(state, file), folder / FORMER_FILE)
+
+
+def kept_state(folder: Path) -> Path | None:
+    """The state that a run goes on from; None where there is none."""
+    # A process that was killed between the two renames of a save has left the former one alone.
+    names = (STATE_FILE, FORMER_FILE)
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def step_back(folder: Path, step: int) -> int:
+    """Makes a run go on from before a step that it cannot take.
+
+    From the state of that very step it would do the same again, whatever its learning rate: the
+    weights and all that is drawn are the same.
+
+    Args:
+        folder: of the run.
+        step: the state that is kept has fewer steps.
+
+    Returns:
+        Its steps; 0 where none is left.
+    """
+    newest, former = folder / STATE_FILE, folder / FORMER_FILE
+    if newest.exists() and _steps_of(newest) >= step:
+        newest.unlink()
+    if not newest.exists() and former.exists():
+        os.replace(former, newest)
+    return _steps_of(newest) if newest.exists() else 0
+
+
+def _steps_of(path: Path) -> int:
+    # Nothing but the number is read from the disk.
+    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"])
 
 
 def load_state(
@@ -140,8 +183,8 @@ def load_state(
         ValueError: the state is of another model, of another set of trained parameters, or of
             another optimiser.
     """
-    path = folder / STATE_FILE
-    if not path.exists():
+    path = kept_state(folder)
+    if path is None:
         return 0, {}
     state: State = torch.load(path, map_location="cpu", weights_only=True)
     check_kind(state, optimizer, folder)

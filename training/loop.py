@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
+from training.checkpoints import DIVERGED_FOLDER
 from training.metrics import Metrics, readable_seconds, tensorboard_writer
 from training.muon import MUON_FACTOR, Muon, Paired, inner_matrices
 from training.processes import OneProcess, Processes
@@ -144,6 +145,7 @@ class Stage:
         evaluate: numbers to log, called every `evaluate_every` steps and after the last.
         evaluate_every: 0: only after the last step.
         readings: as in `optimizer_for`.
+        rate_key: what the learning rate is called in the configuration of the run.
     """
 
     folder: Path
@@ -154,6 +156,7 @@ class Stage:
     evaluate: Callable[[int], dict[str, float]] | None = None
     evaluate_every: int = 0
     readings: Mapping[str, float] | None = None
+    rate_key: str = "the learning_rate of this stage"
 
 
 def run_steps(
@@ -180,7 +183,7 @@ def run_steps(
         readings: as in `optimizer_for`.
 
     Raises:
-        DivergedError: the loss is not finite, or has grown (see `StepsConfig`).
+        DivergedError: as `run_stage`.
     """
     stage = Stage(
         folder=folder,
@@ -203,7 +206,9 @@ def run_stage(stage: Stage, report: Report, processes: Processes | None = None) 
         processes: that train together; this one alone by default.
 
     Raises:
-        DivergedError: the loss is not finite, or has grown (see `StepsConfig`).
+        DivergedError: the loss is not finite, or has grown (see `StepsConfig`), or a part of a
+            step has raised it. The run then goes on from before that step, and what it came to is
+            kept for a look (`DIVERGED_FOLDER`).
         ConfigError: TensorBoard is asked for and not installed.
         ValueError: the state in the folder is of another model or optimiser.
     """
@@ -214,23 +219,29 @@ def run_stage(stage: Stage, report: Report, processes: Processes | None = None) 
     )
     start, sums = together.load(stage.folder, stage.modules, optimizer)
     log = _Log(stage, together, report, start, sums)
+    done = start
     try:
         if start and not log.is_scored and _due(start, stage.evaluate_every, stage.config.steps):
             # The run was killed between this checkpoint and its scores.
             log.evaluate(start)
         for step in range(start, stage.config.steps):
+            done = step
             numbers = _gradients(stage, network, optimizer, together, step)
             if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
-                # Nothing of this step was applied: the weights are those of the steps before.
-                together.save(stage.folder, stage.modules, optimizer, step, log.sums)
-                raise DivergedError(_not_a_number(step, stage.folder))
+                raise DivergedError(f"The loss is not a number at step {step}")
             optimizer.step()
-            log.add(step + 1, numbers)
+            done = step + 1
+            log.add(done, numbers)
             if _due(step + 1, stage.config.save_every, stage.config.steps):
                 together.save(stage.folder, stage.modules, optimizer, step + 1, log.sums)
-                log.saved = step + 1
             if _due(step + 1, stage.evaluate_every, stage.config.steps):
                 log.evaluate(step + 1)
+    except DivergedError as error:
+        look = stage.folder / DIVERGED_FOLDER
+        look.mkdir(exist_ok=True)
+        together.save(look, stage.modules, optimizer, done, log.sums)
+        kept = together.step_back(stage.folder, done)
+        raise DivergedError(_stopped(error, kept, look, stage.rate_key)) from error
     finally:
         log.close()
 
@@ -240,19 +251,12 @@ def _due(done: int, every: int, steps: int) -> bool:
     return done == steps or bool(every and done % every == 0)
 
 
-def _not_a_number(step: int, folder: Path) -> str:
+def _stopped(error: DivergedError, kept: int, look: Path, rate_key: str) -> str:
+    """One sentence: what has happened, what is kept, what to do."""
+    goes_on = f"to go on from step {kept}" if kept else "to begin anew, as nothing earlier is kept"
     return (
-        f"The loss is not a number at step {step}: training stopped and kept the checkpoint of "
-        f"the {step} steps before it in {folder}; lower learning_rate and start the same "
-        "command again to go on from there."
-    )
-
-
-def _grown(step: int, first: float, loss: float, saved: int, folder: Path) -> str:
-    kept = f"the checkpoint of step {saved} in {folder}" if saved else "no checkpoint yet"
-    return (
-        f"The loss has grown from {first:.4g} to {loss:.4g} at step {step}: training stopped "
-        f"with {kept}; lower learning_rate and start the same command again."
+        f"{error.reason}: training stopped and left what it had come to in {look}; "
+        f"{error.remedy or f'lower {rate_key}'}, and start the same command again {goes_on}."
     )
 
 
@@ -284,7 +288,6 @@ class _Log:
 
     Attributes:
         sums: of the numbers since the last line, and how many `steps` are in them.
-        saved: step of the last checkpoint.
         is_scored: whether the step that the run goes on from has its scores.
     """
 
@@ -297,7 +300,7 @@ class _Log:
         sums: dict[str, float],
     ) -> None:
         self.sums = sums
-        self.saved = self._logged = start
+        self._logged = start
         self._stage, self._report = stage, report
         self._began = time.monotonic()
         self._metrics: Metrics | None = None
@@ -334,7 +337,9 @@ class _Log:
         self._say(f"step {done}/{config.steps}, {rate:.2f} steps/s, {left} left: {_listed(means)}")
         loss, self._first = means["loss"], self._first or means["loss"]
         if config.divergence and loss > config.divergence * self._first > 0:
-            raise DivergedError(_grown(done, self._first, loss, self.saved, self._stage.folder))
+            raise DivergedError(
+                f"The loss has grown from {self._first:.4g} to {loss:.4g} at step {done}"
+            )
 
     def evaluate(self, done: int) -> None:
         """Writes the numbers of an evaluation, if the stage has one."""

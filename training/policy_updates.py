@@ -172,9 +172,8 @@ class PolicyUpdates:
         if self._config.most_kl and kl > self._config.most_kl:
             raise DivergedError(
                 f"The policy is {kl:.3g} nats a token away from its reference at step {step}, "
-                "more than update.most_kl: training stopped and keeps the checkpoint of an earlier "
-                "step, if one was due; lower steps.learning_rate or raise objective.kl_weight, and "
-                "start the same command again."
+                "more than update.most_kl",
+                "lower steps.learning_rate or raise objective.kl_weight",
             )
 
     def _own_groups(self, batch: int) -> list[RewardedGroup]:
@@ -187,7 +186,7 @@ class PolicyUpdates:
         try:
             groups = list(self._gather(batch))
         except DivergedError as error:
-            failure = str(error)
+            failure = error.reason
         for said in self._replicas.gathered([failure]):
             if said:
                 raise DivergedError(said)

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from training.checkpoints import load_state, save_state
+from training.checkpoints import load_state, save_state, step_back
 from training.config import ConfigError
 
 ItemT = TypeVar("ItemT")
@@ -42,11 +42,7 @@ class Processes(Protocol):
         """Whether this one writes files and reports."""
 
     def shared(self, items: Sequence[ItemT]) -> Sequence[ItemT]:
-        """This process's share of the parts of a step; as many for every process.
-
-        Raises:
-            ValueError: the parts cannot be shared evenly.
-        """
+        """This process's share of the parts of a step."""
 
     def prepared(
         self, network: nn.Module | None, optimizer: torch.optim.Optimizer
@@ -82,6 +78,9 @@ class Processes(Protocol):
         optimizer: torch.optim.Optimizer,
     ) -> tuple[int, dict[str, float]]:
         """Reads the state of the run; see `training.checkpoints.load_state`."""
+
+    def step_back(self, folder: Path, step: int) -> int:
+        """Leaves the last state of before a step; see `training.checkpoints.step_back`."""
 
 
 class Unwrapped:
@@ -136,3 +135,7 @@ class OneProcess(Unwrapped):
     ) -> tuple[int, dict[str, float]]:
         """Reads the state."""
         return load_state(folder, modules, optimizer)
+
+    def step_back(self, folder: Path, step: int) -> int:
+        """Leaves the last state of before a step."""
+        return step_back(folder, step)

@@ -30,7 +30,7 @@ from engine.trace_io import TraceFileError
 from training.adapters import AdapterConfig, add_adapter
 from training.alarm import AlarmConfig, ToolAlarm
 from training.calibration import entropy_threshold
-from training.checkpoints import STATE_FILE
+from training.checkpoints import kept_state
 from training.config import ConfigError
 from training.evaluate import AskConfig, greedy_scores
 from training.export import ExportConfig, Thresholds, export_adapter, export_checkpoint
@@ -283,7 +283,7 @@ def reinforce(config: ReinforcementConfig, report: Report) -> Path:
         del done
         return validation_scores(engine, unseen, config, replicas)
 
-    if not (folder / STATE_FILE).exists():
+    if kept_state(folder) is None:
         score_the_beginning(folder, evaluate, said, replicas)
     stage = Stage(
         folder=folder,
@@ -292,6 +292,7 @@ def reinforce(config: ReinforcementConfig, report: Report) -> Path:
         parts_at=updates.parts_at,
         evaluate=evaluate,
         evaluate_every=config.evaluation.every,
+        rate_key="steps.learning_rate",
     )
     run_stage(stage, said, replicas)
     if replicas.is_main:
@@ -401,9 +402,7 @@ def gathered(
             )
         except InvalidLogitsError as error:
             raise DivergedError(
-                f"The policy's logits are no numbers before step {batch * config.update.steps}: "
-                "training stopped and keeps the checkpoint of an earlier step, if one was due; "
-                "lower steps.learning_rate, and start the same command again."
+                f"The policy's logits are no numbers before step {batch * config.update.steps}"
             ) from error
         if not place and saves_tree(config, batch):
             try:

@@ -370,6 +370,7 @@ def train(
         network=network,
         evaluate=evaluate if tuning.evaluate_every else None,
         evaluate_every=tuning.evaluate_every,
+        rate_key="language.learning_rate",
     )
     run_stage(stage, prefixed(report, "language"), processes)
     return network

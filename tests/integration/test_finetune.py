@@ -213,6 +213,21 @@ def test_questions_that_cannot_be_asked_are_refused(
         load_config(FinetuneConfig, path, [])
 
 
+def test_spread_weights_go_back_to_the_state_before_the_last(tmp_path: Path) -> None:
+    class Spread(Accelerated):
+        is_sharded = True
+
+    for name, step in (("state", 6), ("state.former", 4)):
+        (tmp_path / name).mkdir()
+        torch.save({"step": step, "window": {}}, tmp_path / name / "window.pt")
+
+    assert Spread().step_back(tmp_path, 7) == 6
+    assert Spread().step_back(tmp_path, 6) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    assert Spread().step_back(tmp_path, 1) == 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_adapter_is_trained_alone_and_opens_on_its_base(folder: Path) -> None:
     run(folder, "adapter", lora={"rank": 2, "alpha": 4})
     written = load_file(folder / "adapter" / "checkpoint" / "adapter_model.safetensors")

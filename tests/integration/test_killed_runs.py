@@ -15,6 +15,7 @@ import torch
 
 from tests.integration.small_run import SAVE_EVERY, STEPS, train
 from tests.source_tree import ROOT
+from training.checkpoints import kept_state
 
 
 def started(folder: Path, moment: str) -> subprocess.Popen[bytes]:
@@ -30,7 +31,9 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def saved_step(folder: Path) -> int:
-    return int(torch.load(folder / "state.pt", weights_only=True)["step"])
+    state = kept_state(folder)
+    assert state is not None
+    return int(torch.load(state, weights_only=True)["step"])
 
 
 def assert_goes_on_as_if_never_stopped(folder: Path, whole: Path) -> None:
@@ -47,7 +50,9 @@ def assert_goes_on_as_if_never_stopped(folder: Path, whole: Path) -> None:
 
 @pytest.mark.parametrize(("moment", "kept"), [("step", 2 * SAVE_EVERY), ("rename", SAVE_EVERY)])
 def test_killed_in_the_middle_of(tmp_path: Path, moment: str, kept: int) -> None:
-    """`step`: between forward and backward. `rename`: the checkpoint is whole, not in place."""
+    """`step`: between forward and backward. `rename`: the new checkpoint is whole and not in place,
+    and the former one has made way for it.
+    """
     folder = tmp_path / "killed"
     assert started(folder, moment).wait(60) == -signal.SIGKILL
     assert saved_step(folder) == kept < STEPS

@@ -347,10 +347,13 @@ def test_a_policy_that_leaves_its_reference_stops_the_run(
         learning_rate=0.02,
         update=UpdateConfig(most_kl=0.01),
     )
-    with pytest.raises(DivergedError, match=r"nats a token away .* lower steps.learning_rate"):
+    with pytest.raises(
+        DivergedError, match=r"nats a token .* lower steps.learning_rate.* go on"
+    ):
         run.train()
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert state["step"] == 2 * (len(run.gathered) - 1) > 0
+    # Not from the policy that was just refused, which would be so again.
+    assert state["step"] == 2 * (len(run.gathered) - 2) > 0
 
 
 def test_numbers_are_logged_from_the_first_batch_on(

@@ -388,7 +388,7 @@ def test_weights_that_are_no_numbers_stop_the_run_in_one_sentence(folder: Path) 
         policy.model.model.language_model.norm.weight.fill_(float("nan"))
     pool = config.pools()[0]
 
-    with pytest.raises(DivergedError, match=r"no numbers before step 6: .* keeps the checkp"):
+    with pytest.raises(DivergedError, match=r"no numbers before step 6$"):
         gathered(policy.engine, pool, [0], config, 3, lambda _: None, replicas=Replicas())
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from training.checkpoints import (
+    kept_state,
     load_state,
     optimizer_kind,
     save_state,
+    step_back,
     trained_state,
     write_whole,
 )
@@ -162,6 +164,30 @@ def test_a_run_that_goes_on_takes_the_settings_of_its_configuration(
     # What the optimisers themselves step with, too.
     parts = getattr(present, "parts", (present,))
     assert [pair for part in parts for pair in settings(part)] == wanted
+
+
+def test_the_state_before_the_last_is_kept_and_gone_back_to(tmp_path: Path) -> None:
+    module = half_frozen()
+    for step in (2, 4, 6):
+        save_state(tmp_path, {"part": module}, adam(module), step, {})
+
+    assert step_back(tmp_path, 7) == 6
+    assert step_back(tmp_path, 6) == 4
+    assert load_state(tmp_path, {"part": module}, adam(module))[0] == 4
+    assert step_back(tmp_path, 4) == 0
+    assert kept_state(tmp_path) is None
+    assert load_state(tmp_path, {"part": module}, adam(module)) == (0, {})
+
+
+def test_a_state_that_alone_is_left_is_gone_on_from(tmp_path: Path) -> None:
+    """A process was killed between the two renames of a save."""
+    module = half_frozen()
+    for step in (2, 4):
+        save_state(tmp_path, {"part": module}, adam(module), step, {})
+    (tmp_path / "state.pt").unlink()
+    assert load_state(tmp_path, {"part": module}, adam(module))[0] == 2
+    save_state(tmp_path, {"part": module}, adam(module), 4, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.former.pt", "state.pt"]
 
 
 def test_reserved_names_are_refused(tmp_path: Path) -> None:

@@ -32,11 +32,14 @@ def train(
     count: int,
     stop_at: int | None = None,
     evaluate: Callable[[int], dict[str, float]] | None = None,
+    asked: list[int] | None = None,
 ) -> torch.Tensor:
     torch.manual_seed(0)
     model = torch.nn.Linear(5, 1)
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        if asked is not None:
+            asked.append(step)
         if step == stop_at:
             raise KeyboardInterrupt
         generator = torch.Generator().manual_seed(step)
@@ -86,10 +89,14 @@ def test_scores_that_a_kill_has_cost_are_made_up_for(tmp_path: Path, killed_at: 
     assert asked.count(6) == 1 + (killed_at == 6)
 
 
-def test_interrupted_save_leaves_the_former_checkpoint(tmp_path: Path) -> None:
-    train(tmp_path / "run", 4)
-    (tmp_path / "run" / "state.pt.partial").write_bytes(b"half a checkpoint")
-    assert torch.isfinite(train(tmp_path / "run", 6)).all()
+def test_half_a_save_is_not_what_a_run_goes_on_from(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", 8)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", 8, stop_at=5)
+    (tmp_path / "cut" / "state.pt.partial").write_bytes(b"half a checkpoint")
+    asked: list[int] = []
+    assert torch.equal(train(tmp_path / "cut", 8, asked=asked), whole)
+    assert asked == [4, 5, 6, 7]
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path: Path) -> None:
@@ -98,35 +105,67 @@ def test_metrics_are_one_json_object_a_line(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_loss_or_gradient_that_is_no_number_stops_the_run_with_a_checkpoint(
-    tmp_path: Path, where: str
-) -> None:
-    model = torch.nn.Linear(1, 1)
+def no_number_at(
+    folder: Path, step_of_nan: int, *, where: str = "loss", rate: float = 0.01
+) -> torch.Tensor:
+    """A run whose loss at one step is no number unless the step before it was a small one."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    seen: list[float] = []
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        if step < 3:
-            return model.weight.sum(), {}
-        if where == "loss":
-            return model.weight.sum() * math.nan, {}
+        loss = model.weight.sum()
+        seen.append(float(loss.detach()))
+        if step != step_of_nan or (len(seen) > 1 and abs(seen[-1] - seen[-2]) < 0.005):
+            return loss, {}
         # The root has a finite value and no finite slope at zero.
-        return (model.weight.sum() * 0.0).sqrt(), {}
+        return (loss * math.nan if where == "loss" else (loss * 0.0).sqrt()), {}
 
+    config = StepsConfig(
+        steps=9, learning_rate=rate, warmup=1, weight_decay=0.0, save_every=2, log_every=2
+    )
+    run_steps(
+        folder=folder,
+        modules={"model": model},
+        config=config,
+        loss_at=loss_at,
+        report=[].append,
+    )
+    return model.weight.detach()
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize(("step", "kept"), [(3, 2), (4, 2), (5, 4)])
+def test_a_loss_or_gradient_that_is_no_number_stops_the_run_before_that_step(
+    tmp_path: Path, where: str, step: int, kept: int
+) -> None:
+    """The state of the very step would come to the same end: the one before it is gone back to."""
     with pytest.raises(DivergedError) as caught:
-        run_steps(
-            folder=tmp_path,
-            modules={"model": model},
-            config=steps(9),
-            loss_at=loss_at,
-            report=[].append,
-        )
+        no_number_at(tmp_path, step, where=where)
     message = str(caught.value)
-    assert "not a number at step 3" in message
-    assert "kept the checkpoint of the 3 steps before it" in message
+    assert message.startswith(f"The loss is not a number at step {step}: training stopped and left")
+    assert message.endswith(f"start the same command again to go on from step {kept}.")
     assert message.count(".") - str(tmp_path).count(".") == 1
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert state["step"] == 3
-    assert torch.isfinite(state["model"]["weight"]).all()
+    assert state["step"] == kept
+    last = torch.load(tmp_path / "diverged" / "state.pt", weights_only=True)
+    assert last["step"] == step
+    assert torch.isfinite(last["model"]["weight"]).all()
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_run_that_diverged_goes_on_with_a_lower_learning_rate(tmp_path: Path, step: int) -> None:
+    for _ in range(2):
+        with pytest.raises(DivergedError, match="go on from step 2"):
+            no_number_at(tmp_path, step)
+    no_number_at(tmp_path, step, rate=0.001)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 9
+
+
+def test_without_an_earlier_state_the_run_begins_anew(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="begin anew, as nothing earlier is kept"):
+        no_number_at(tmp_path, 1)
+    assert not (tmp_path / "state.pt").exists()
+    assert torch.load(tmp_path / "diverged" / "state.pt", weights_only=True)["step"] == 1
 
 
 def test_a_loss_that_grows_stops_the_run_and_keeps_the_checkpoint_before_it(
@@ -144,7 +183,7 @@ def test_a_loss_that_grows_stops_the_run_and_keeps_the_checkpoint_before_it(
             report=[].append,
         )
 
-    with pytest.raises(DivergedError, match=r"grown from 1 to 3.1 at step 6.*step 4"):
+    with pytest.raises(DivergedError, match=r"grown from 1 to 3.1 at step 6:.*go on from step 4\."):
         run(3.0, tmp_path / "grown")
     assert torch.load(tmp_path / "grown" / "state.pt", weights_only=True)["step"] == 4
     # The first loss is read back on going on.
