@@ -326,6 +326,11 @@ class Branch:
             self._writer_waits = False
             self._writer = CoordinateWriter(self.vocabulary, CoordinateGrammar(self.sizes))
 
+    @property
+    def made_to_answer(self) -> bool:
+        """Whether its answer was opened for it: the budget had ended, or a turn without one."""
+        return self._answer_forced
+
     def _force_answer(self, reason: FinishReason, *, in_new_turn: bool = False) -> None:
         """Makes the model answer once; text-only runs end as any other decoder ends them.
 

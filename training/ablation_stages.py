@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -18,6 +17,7 @@ from training.checkpoints import write_whole
 from training.config import ConfigError, load_config
 from training.loop import Report
 from training.reinforcement import ReinforcementConfig, medvr, vlpo
+from training.run_settings import differences
 from training.sft import FinetuneConfig, finetune
 
 StageKind = Literal["sft", "vlpo", "medvr"]
@@ -94,7 +94,7 @@ def stage_checkpoint(
     wanted["base"] = checkpoint_identity(str(wanted.get("base")))
     kept_in = out / SETTINGS_FILE
     if kept_in.exists():
-        other = _differences(json.loads(kept_in.read_text(encoding="utf-8")), wanted)
+        other = differences(json.loads(kept_in.read_text(encoding="utf-8")), wanted)
         if other:
             raise ConfigError(
                 f"{out} was begun with other settings ({', '.join(other)}): remove it, or choose "
@@ -113,20 +113,3 @@ def stage_checkpoint(
     if not made.exists():
         stages.run(kind, path, overrides, report)
     return str(made)
-
-
-def _differences(kept: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Names of the settings that are not equal, sections opened."""
-    found = []
-    for key in sorted({*kept, *wanted}):
-        old, new = kept.get(key), wanted.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key}: {_short(old)}, now {_short(new)}")
-    return found
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else text[:20] + "…"

@@ -269,7 +269,7 @@ def logprob_peak_bytes(model: Any, tokens: int, chunk: int) -> int:  # noqa: ANN
     targets = torch.arange(tokens) % head.shape[0]
 
     def run() -> None:
-        log_probs, _ = chunked_log_probs(hidden, head, targets, chunk)
+        log_probs = chunked_log_probs(hidden, head, targets, chunk)
         log_probs.sum().backward()  # type: ignore[no-untyped-call]
 
     return peak_bytes(run)

@@ -31,7 +31,11 @@ State = dict[str, Any]
 
 
 def write_whole(
-    path: Path, write: Callable[[BinaryIO], object], former: Path | None = None
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    former: Path | None = None,
+    *,
+    is_shared: bool = False,
 ) -> None:
     """Puts a file in place in one step, once all of it is on the disk.
 
@@ -43,8 +47,11 @@ def write_whole(
         write: writes the content.
         former: what was there is kept under this name, where a process that is killed in between
             leaves it alone.
+        is_shared: other processes may write the same file at the same time: each has a name of
+            its own for what is on its way.
     """
-    partial = path.with_name(path.name + ".partial")
+    own = f".{os.getpid()}" if is_shared else ""
+    partial = path.with_name(f"{path.name}{own}.partial")
     with partial.open("wb") as file:
         write(file)
         file.flush()

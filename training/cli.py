@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("Stopped; the last checkpoint is kept, the same command goes on.\n")
+        sys.stderr.write("Stopped.\n")
         return 1
 
 
@@ -111,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--bottleneck", action="store_true", help="answers see the image through latents alone"
+    )
+    evaluate.add_argument(
+        "--max-new-tokens", type=int, default=160, metavar="N", help="of a run (default: 160)"
+    )
+    evaluate.add_argument(
+        "--max-crops", type=int, default=2, metavar="N", help="of a run (default: 2)"
     )
     evaluate.add_argument("--traces", type=Path, help="folder for one trace a question")
     evaluate.add_argument("--json", action="store_true")
@@ -233,8 +239,12 @@ def _stage(
     config = load_config(kind, options.config, options.overrides)
     if options.rehearse:
         sys.stdout.write(f"{rehearse(config, _report)}\n")
-    else:
+        return 0
+    try:
         sys.stdout.write(f"Checkpoint written to {train(config, _report)}.\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped; the same command goes on from the last state that was saved.\n")
+        return 1
     return 0
 
 

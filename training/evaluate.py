@@ -6,6 +6,7 @@ Every question goes through the engine as a user's would; the numbers fold over 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 
 from engine.engine import Engine
-from engine.geometry import PatientSide
 from engine.request import (
     Budgets,
     DisplayImage,
@@ -32,8 +32,8 @@ from training.accelerated import Accelerated
 from training.out_of_distribution import area_under_curve
 from training.outcomes import EvaluationError, Outcome, outcome_of, summary, wilson_interval
 from training.own_records import read_records
-from training.phantoms import to_view8
-from training.prompts import Prompt
+from training.phantoms import CHEST, to_view8
+from training.prompts import Prompt, phantom_image
 from training.questions import (
     FAMILIES_OF,
     Question,
@@ -43,13 +43,8 @@ from training.questions import (
 from training.real_images import load_radiographs
 
 MAX_NEW_TOKENS: Final = 160
+MAX_CROPS: Final = 2
 LATENT_STEPS: Final = 8
-# What a file of each modality says of itself: modality, and the patient's side at its left edge.
-_SHOWN: Final[dict[str, tuple[str, PatientSide]]] = {
-    "chest": ("DX", "right"),
-    "head_ct": ("CT", "right"),
-    "breast_ultrasound": ("US", ""),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +54,7 @@ class AskConfig:
     Attributes:
         latents: intervention on the latent steps.
         latent_steps: K.
+        max_new_tokens, max_crops: budgets of a run.
         bottleneck: whether answers see the image through the latents alone.
     """
 
@@ -66,7 +62,22 @@ class AskConfig:
     seed: int = 0
     latents: LatentIntervention = "none"
     latent_steps: int = LATENT_STEPS
+    max_new_tokens: int = MAX_NEW_TOKENS
+    max_crops: int = MAX_CROPS
     bottleneck: bool = False
+
+    @property
+    def budgets(self) -> Budgets:
+        """Of a run.
+
+        Raises:
+            RequestError: one is out of range.
+        """
+        return Budgets(
+            max_new_tokens=self.max_new_tokens,
+            max_crops=self.max_crops,
+            latent_steps=self.latent_steps,
+        )
 
 
 def ask(
@@ -86,7 +97,7 @@ def ask(
         options=question.options,
         method=config.method,
         seed=config.seed,
-        budgets=Budgets(max_new_tokens=MAX_NEW_TOKENS, latent_steps=config.latent_steps),
+        budgets=config.budgets,
         bottleneck=config.bottleneck,
         interventions=Interventions(latents=config.latents, latent_donor=donor),
         tracing=Tracing(belief=False),
@@ -188,11 +199,7 @@ def asked_how(options: argparse.Namespace) -> AskConfig:
     Raises:
         EvaluationError: something about latent steps is asked of another method.
     """
-    for option, is_given in (
-        ("--intervention", options.intervention != "none"),
-        ("--bottleneck", options.bottleneck),
-        ("--latent-steps", options.latent_steps is not None),
-    ):
+    for option, is_given in _latent_options(options).items():
         if is_given and options.method != "latent":
             raise EvaluationError(f"{option} is about latent steps: it needs --method latent.")
     steps = options.latent_steps
@@ -201,6 +208,8 @@ def asked_how(options: argparse.Namespace) -> AskConfig:
         seed=options.seed,
         latents=options.intervention,
         latent_steps=LATENT_STEPS if steps is None else steps,
+        max_new_tokens=options.max_new_tokens,
+        max_crops=options.max_crops,
         bottleneck=options.bottleneck,
     )
 
@@ -219,13 +228,16 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
             f"There are no questions {unknown[0]!r} about {options.modality} phantoms: choose "
             f"from {', '.join(known)}."
         )
+    _check_options(options)
+    config = asked_how(options)
+    # Out of range is said before a checkpoint is opened.
+    _ = config.budgets
     if options.traces:
         options.traces.mkdir(parents=True, exist_ok=True)
     engine = Engine.load(options.checkpoint)
     if options.benchmark == "distribution":
         return _distribution(engine, options, report)
     asked = _BENCHMARKS[options.benchmark](options)
-    config = asked_how(options)
     outcomes = []
     runs = asked_in_turn(engine, asked, config)
     for number, (outcome, trace) in enumerate(runs, start=1):
@@ -236,6 +248,35 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
             report(f"{number} questions")
     result = summary(outcomes)
     return _printed(result, options)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Refuses options that the benchmark would not look at.
+
+    Raises:
+        EvaluationError: with the option and the benchmark.
+    """
+    name = options.benchmark
+    given = {
+        "--families": bool(options.families),
+        "--modality": options.modality != CHEST,
+        "--data": options.data is not None,
+        "--method": options.method != "direct",
+        "--traces": options.traces is not None,
+        **_latent_options(options),
+    }
+    for option in _NOT_OF[name]:
+        if given[option]:
+            raise EvaluationError(f"{option} has no meaning for --benchmark {name}: leave it out.")
+
+
+def _latent_options(options: argparse.Namespace) -> dict[str, bool]:
+    """Options about latent steps, and whether they are given."""
+    return {
+        "--intervention": options.intervention != "none",
+        "--bottleneck": options.bottleneck,
+        "--latent-steps": options.latent_steps is not None,
+    }
 
 
 def asked_families(modality: str) -> tuple[str, ...]:
@@ -251,10 +292,8 @@ def asked_families(modality: str) -> tuple[str, ...]:
 
 def _phantoms(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question]]:
     families = tuple(options.families) or asked_families(options.modality)
-    shown, edge = _SHOWN[options.modality]
     for case in balanced_questions(options.limit, options.seed, options.split, families):
-        pixels = to_view8(case.phantom())
-        yield DisplayImage(pixels=pixels, modality=shown, left_edge=edge), case.question
+        yield phantom_image(to_view8(case.phantom()), options.modality), case.question
 
 
 def _lungs(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question]]:
@@ -267,10 +306,10 @@ def _lungs(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question
             f"{options.data.name} holds no radiographs with lung boxes: --data takes the folder "
             "cxr_lungbox_ccby."
         )
-    for radiograph in radiographs[: options.limit]:
-        for name, box in radiograph.lungs.items():
-            question = lung_question(name.split()[0], box.as_tuple(), rng)
-            yield DisplayImage(pixels=radiograph.pixels, modality="CR"), question
+    lungs = ((radiograph, *lung) for radiograph in radiographs for lung in radiograph.lungs.items())
+    for radiograph, name, box in itertools.islice(lungs, options.limit):
+        question = lung_question(name.split()[0], box.as_tuple(), rng)
+        yield DisplayImage(pixels=radiograph.pixels, modality="CR"), question
 
 
 def _records(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question]]:
@@ -281,6 +320,15 @@ def _records(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Questi
 
 
 _BENCHMARKS: Final = {"phantoms": _phantoms, "lungs": _lungs, "records": _records}
+_NOT_OF: Final = {
+    "phantoms": ("--data",),
+    "lungs": ("--families", "--modality"),
+    "records": ("--families", "--modality"),
+    "distribution": (
+        *("--families", "--modality", "--method", "--traces"),
+        *("--intervention", "--bottleneck", "--latent-steps"),
+    ),
+}
 
 
 def _distribution(

@@ -18,8 +18,8 @@ import torch
 
 from engine.bench import interleaved, ratio
 from engine.engine import Engine
-from training.phantoms import to_view8
-from training.prompts import Prompt
+from training.phantoms import CHEST, to_view8
+from training.prompts import Prompt, phantom_image
 from training.questions import case_for
 from training.regrounding import PRESETS, BranchRule
 from training.rollout_groups import RolloutConfig, policy_request
@@ -52,7 +52,7 @@ def fork_costs(
     """
     engine = Engine.load(agent, "cpu")
     case = case_for("nodule_margin", "smooth", _PHANTOM)
-    prompt = Prompt(case.question, to_view8(case.phantom()))
+    prompt = Prompt(case.question, phantom_image(to_view8(case.phantom()), CHEST))
     config = RolloutConfig(prompts=1, group=members, max_new_tokens=120, max_crops=1)
     request = policy_request(prompt, "zoom", config, seed=1)
 

@@ -119,13 +119,15 @@ class MixConfig:
     """Shares of the record forms, and of real radiographs.
 
     Attributes:
-        zoom: of records that call the tool; 0 in pretraining, where the call is not taught yet.
+        zoom: of records about one question, those that call the tool; 0 in pretraining, where the
+            call is not taught yet.
         latent: of records with a latent segment.
-        report: of reports of the whole image (`training.reports`), before anything else.
-        conversation: of several questions about one image, before anything else.
-        short: of many questions about one image with answers of a few words, before anything else.
-        closeup: of fine questions about a crop that is the whole image, before anything else: what
-            a zoom would show, with no word of where it lies.
+        report: of the records about phantoms, those that report the whole image
+            (`training.reports`).
+        conversation: of these, those of several questions about one image.
+        short: of these, those of many questions about one image with answers of a few words.
+        closeup: of these, those of fine questions about a crop that is the whole image: what a
+            zoom would show, with no word of where it lies.
         turns: questions of a conversation.
         places: boxes that are asked for at the end of a record of short answers.
         called: of these, the share that is written as an argument of a function, behind a thought
@@ -137,8 +139,8 @@ class MixConfig:
             (`training.cold_start`).
         probe: of records that answer at once (belief probes).
         auto: of the records whose prompt leaves the choice to the model.
-        real: of records about real radiographs.
-        own: of records about images of one's own (`training.own_records`), before anything else.
+        real: of records that are not about images of one's own, those about real radiographs.
+        own: of records about images of one's own (`training.own_records`), of all.
     """
 
     zoom: float

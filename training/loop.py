@@ -64,6 +64,8 @@ class StepsConfig:
         for name in ("steps", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must not be negative, not {self.warmup}.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, not {self.learning_rate}.")
         if self.divergence and not self.divergence > 1:

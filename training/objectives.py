@@ -49,12 +49,10 @@ class Surrogate:
     Attributes:
         losses: `(N,)`, to be minimised.
         clipped: share of the entries whose clip took effect, in [0, 1].
-        ratios: `(N,)`, detached.
     """
 
     losses: torch.Tensor
     clipped: float
-    ratios: torch.Tensor
 
 
 def clipped_surrogate(
@@ -75,7 +73,7 @@ def clipped_surrogate(
     capped = torch.minimum(losses, -advantages * clip.dual)
     losses = torch.where(advantages < 0, capped, losses)
     changed = (losses.detach() != plain.detach()).float()
-    return Surrogate(losses, float(changed.mean()) if len(changed) else 0.0, ratios.detach())
+    return Surrogate(losses, float(changed.mean()) if len(changed) else 0.0)
 
 
 def low_variance_divergence(
@@ -178,10 +176,3 @@ def latent_log_ratios(
     now: torch.Tensor = ((latents - means) ** 2).sum(-1)
     before: torch.Tensor = ((latents - old_means) ** 2).sum(-1)
     return (before - now) / (scale * width)
-
-
-def mean_of(losses: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Weighted mean of `(N,)`; 0 of nothing."""
-    if weights is None:
-        return losses.mean() if len(losses) else losses.sum()
-    return (losses * weights).sum() / weights.sum().clamp_min(1e-9)

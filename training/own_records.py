@@ -23,6 +23,7 @@ from engine.imaging import ImagingError, open_image, render
 from engine.manifest import PixelBudget
 from engine.processor import TOKEN_SIZE, crop_pixels
 from engine.prompt import option_letter
+from engine.request import DisplayImage
 from training.config import ConfigError
 from training.language import Asked
 from training.prompts import Prompt
@@ -184,7 +185,8 @@ class OwnPrompts(Sequence[Prompt]):
             ConfigError: its image cannot be opened.
         """
         record = self._records[number]
-        return Prompt(record.question, record.pixels)
+        image = DisplayImage(pixels=record.pixels, modality=record.modality)
+        return Prompt(record.question, image)
 
 
 def _record(raw: Any, folder: Path) -> OwnRecord:  # noqa: ANN401

@@ -17,13 +17,11 @@ class PolicyOutputs:
 
     Attributes:
         log_probs: `(N,)`, of every written token, nats at temperature 1.
-        entropies: `(N,)`, of the whole distributions, nats; detached.
         latent_means: `(S, D)`: the hidden state one column before every latent slot, which is
             what the policy would feed there.
     """
 
     log_probs: torch.Tensor
-    entropies: torch.Tensor
     latent_means: torch.Tensor
 
 
@@ -39,13 +37,13 @@ def policy_outputs(
     """
     device = model.device
     hidden = _hidden_states(model, group, device)
-    log_probs, entropies = chunked_log_probs(
+    log_probs = chunked_log_probs(
         hidden[group.predictors.to(device)], model.lm_head.weight, group.targets.to(device), chunk
     )
     # The slot at p is fed the hidden state of p - 1: that, and not the one at p, is its mean.
     # Squared distances between latents are differences that bfloat16 would swallow.
     means = hidden[group.latent_columns.to(device) - 1].float()
-    return PolicyOutputs(log_probs, entropies, means)
+    return PolicyOutputs(log_probs, means)
 
 
 def _hidden_states(
@@ -75,8 +73,8 @@ def _hidden_states(
 
 def chunked_log_probs(
     hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, chunk: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of targets, and entropies, without ever holding all logits.
+) -> torch.Tensor:
+    """Log-probabilities of targets, without ever holding all logits.
 
     Equal to `log_softmax(hidden @ head.T)[targets]`; logits of a chunk are computed again in
     the backward pass, so that peak memory does not grow with the number of tokens.
@@ -88,7 +86,7 @@ def chunked_log_probs(
         chunk: rows at a time.
 
     Returns:
-        Log-probabilities `(N,)` in nats, and detached entropies `(N,)` in nats.
+        Log-probabilities `(N,)`, float32, in nats.
 
     Raises:
         ValueError: `chunk` is below 1.
@@ -96,19 +94,13 @@ def chunked_log_probs(
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, not {chunk}.")
     # Never in the narrower precision of a model.
-    nothing = hidden.new_zeros(0, dtype=torch.float32)
-    log_probs, entropies = [nothing], [nothing]
+    log_probs = [hidden.new_zeros(0, dtype=torch.float32)]
     for first in range(0, len(hidden), chunk):
         part, wanted = hidden[first : first + chunk], targets[first : first + chunk]
-        found, entropy = checkpoint(_log_probs, part, head, wanted, use_reentrant=False)
-        log_probs.append(found)
-        entropies.append(entropy.detach())
-    return torch.cat(log_probs), torch.cat(entropies)
+        log_probs.append(checkpoint(_log_probs, part, head, wanted, use_reentrant=False))
+    return torch.cat(log_probs)
 
 
-def _log_probs(
-    hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _log_probs(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     everything = torch.log_softmax((hidden @ head.T).float(), dim=-1)
-    entropies = torch.special.entr(everything.detach().exp()).sum(-1)
-    return everything.gather(-1, targets[:, None])[:, 0], entropies
+    return everything.gather(-1, targets[:, None])[:, 0]

@@ -49,8 +49,8 @@ class UpdateConfig:
             prompt, and pay for it with attention over the columns of all of them.
         head_chunk: tokens whose logits are held at a time.
         gradient_checkpointing: compute the layers again in the backward pass, for memory.
-        most_kl: the run stops when its rollouts are further from the reference than this, nats
-            a token; 0: never.
+        most_kl: the run stops when the rollouts that are learned from, those of groups whose
+            rewards vary, are further from the reference than this, nats a token; 0: never.
     """
 
     steps: int = 2

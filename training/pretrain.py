@@ -83,6 +83,11 @@ class FeatureConfig:
     view_variants: int = 2
     real_variants: int = 24
 
+    def __post_init__(self) -> None:
+        for name in ("view_variants", "real_variants"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
 
 @dataclass(frozen=True, slots=True)
 class LanguageStage:

@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from engine.geometry import PatientSide
 from engine.request import DisplayImage
 from training.checkpoints import write_whole
 from training.phantoms import to_view8
@@ -26,6 +27,7 @@ from training.phantoms.truth import SPLITS, seed_for
 from training.questions import (
     ALL_FAMILIES,
     FAMILIES,
+    FAMILIES_OF,
     FINE_FAMILIES,
     Question,
     QuestionCase,
@@ -33,6 +35,12 @@ from training.questions import (
 )
 from training.world import GENERATOR_VERSION
 
+# What a file of each modality says of itself: modality, and the patient's side at its left edge.
+_SHOWN: Final[dict[str, tuple[str, PatientSide]]] = {
+    "chest": ("DX", "right"),
+    "head_ct": ("CT", "right"),
+    "breast_ultrasound": ("US", ""),
+}
 # As a benchmark asks: the three fine families as often as three others each.
 DEFAULT_FAMILIES: Final = (*FAMILIES, *FINE_FAMILIES, *FINE_FAMILIES)
 
@@ -73,16 +81,16 @@ class Prompt:
     Attributes:
         question: with its answer and targets, which no prompt and no reward is told of but for
             right and wrong.
-        pixels: uint8 `(H, W)`, the displayed image at its native size.
+        image: as the viewer would show it, at its native size.
     """
 
     question: Question
-    pixels: npt.NDArray[np.uint8]
+    image: DisplayImage
 
     @property
-    def image(self) -> DisplayImage:
-        """As the viewer would show it."""
-        return DisplayImage(pixels=self.pixels, modality="DX")
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """uint8 `(H, W)`, the displayed image."""
+        return self.image.pixels
 
 
 class PromptPool(Sequence[Prompt]):
@@ -136,13 +144,25 @@ def ordered_case(config: PromptConfig, number: int) -> QuestionCase:
     return case_for(name, answer, seed_for(config.split, number, config.seed))
 
 
+def phantom_image(pixels: npt.NDArray[np.uint8], modality: str) -> DisplayImage:
+    """A phantom as the viewer would show its file.
+
+    Args:
+        pixels: uint8 `(H, W)`.
+        modality: of `training.phantoms.MODALITIES`.
+    """
+    shown, edge = _SHOWN[modality]
+    return DisplayImage(pixels=pixels, modality=shown, left_edge=edge)
+
+
 def write_prompt(path: Path, ordered: QuestionCase) -> None:
     """Draws the phantom of a question and writes both, whole or not at all."""
     pixels = to_view8(ordered.phantom())
     words = json.dumps(dataclasses.asdict(ordered.question)).encode()
     content = io.BytesIO()
     np.savez_compressed(content, pixels=pixels, question=np.frombuffer(words, dtype=np.uint8))
-    write_whole(path, lambda file: file.write(content.getvalue()))
+    # Runs share the folder, and so do the processes of a run.
+    write_whole(path, lambda file: file.write(content.getvalue()), is_shared=True)
 
 
 def read_prompt(path: Path) -> Prompt:
@@ -151,7 +171,9 @@ def read_prompt(path: Path) -> Prompt:
         pixels, words = data["pixels"], json.loads(data["question"].tobytes())
     words["options"] = tuple(words["options"])
     words["target_boxes"] = tuple(tuple(box) for box in words["target_boxes"])
-    return Prompt(Question(**words), pixels)
+    question = Question(**words)
+    modality = next(name for name, known in FAMILIES_OF.items() if question.family in known)
+    return Prompt(question, phantom_image(pixels, modality))
 
 
 def numbers_of_batch(kept: Sequence[int], size: int, batch: int, seed: int) -> list[int]:

@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from peft import PeftModel
@@ -55,11 +55,18 @@ from training.rollout_groups import (
     rewarded,
     rolled_out,
 )
+from training.run_settings import claim_run
 from training.stopping import DivergedError
 from training.trajectories import TrajectoryGroup
 from training.trees import tree_of
 from training.world import Case
 
+# Settings that may change when a run goes on: schedules, bounds, and what is only looked at.
+MAY_CHANGE: Final = (
+    *("out", "threads", "phantoms", "steps.*", "evaluation*", "export*", "alarm*", "trees_every"),
+    *("update.most_kl", "update.head_chunk", "update.gradient_checkpointing"),
+    "objective.kl_weight",
+)
 # Streams of draws under the seed of a run.
 _BATCHES, _PASS_RATES = 22, 23
 
@@ -219,8 +226,8 @@ def medvr(config: ReinforcementConfig, report: Report) -> Path:
     """Trains an agent that zooms, or its text-only rival; the checkpoint's folder.
 
     Raises:
-        ConfigError: the method is another, the base checkpoint cannot be used, or no prompt is
-            left by the pass rates.
+        ConfigError: the method is another, the base checkpoint cannot be used, the folder holds
+            a run of other settings, or no prompt is left by the pass rates.
         DivergedError: see `training.loop.run_stage`, `UpdateConfig.most_kl` and `gathered`.
     """
     if config.method == "latent":
@@ -243,11 +250,18 @@ def vlpo(config: ReinforcementConfig, report: Report) -> Path:
 def reinforce(config: ReinforcementConfig, report: Report) -> Path:
     """Runs the loop from its last checkpoint, or from the base; exports a checkpoint folder."""
     replicas = Replicas()
+    claim_run(config.out, config, MAY_CHANGE, writes=replicas.is_main)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     pool, unseen = config.pools()
     policy = opened_policy(config.base, config.lora, config.precision, replicas.device)
     engine = policy.engine
+    if config.export.embedded and engine.loaded.detector is None:
+        # Said before the training, and not after it.
+        raise ConfigError(
+            "An embedded checkpoint takes over the detector of its base, and this base has none: "
+            "set export.embedded to false, or begin with an embedded checkpoint."
+        )
     reference = None
     if config.objective.kl_weight:
         reference = reference_of(policy, config.update.head_chunk)
@@ -454,10 +468,12 @@ def pass_rate(engine: Engine, prompt: Prompt, config: ReinforcementConfig, numbe
 def validation_scores(
     engine: Engine, pool: Sequence[Prompt], config: ReinforcementConfig, replicas: Replicas
 ) -> dict[str, float]:
-    """`greedy_scores` of the policy, asked as it is rolled out."""
+    """`greedy_scores` of the policy, asked under the budgets that it is rolled out with."""
     how = AskConfig(
         method=config.method,
         latent_steps=config.rollouts.latent_steps,
+        max_new_tokens=config.rollouts.max_new_tokens,
+        max_crops=config.rollouts.max_crops,
         bottleneck=config.rollouts.bottleneck,
     )
     return greedy_scores(engine, pool, how, replicas)
@@ -490,9 +506,9 @@ def export(config: ReinforcementConfig, policy: Policy, unseen: Sequence[Prompt]
     loaded.model.to("cpu")  # type: ignore[arg-type]
     thresholds = None
     if config.export.embedded:
-        if loaded.detector is None:
-            raise ConfigError("An embedded checkpoint needs a base with a detector: see export.")
         detector = loaded.detector
+        if detector is None:
+            raise ValueError("An embedded checkpoint needs a base with a detector.")
         cases = [unseen_case(prompt) for prompt in unseen]
         coarse = any(prompt.question.kind == "coarse" for prompt in unseen)
         thresholds = Thresholds(

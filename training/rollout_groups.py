@@ -53,6 +53,20 @@ class RolloutConfig:
             raise ValueError(f"group must be at least 2, not {self.group}.")
         if not self.temperature > 0.0:
             raise ValueError(f"temperature must be positive, not {self.temperature}.")
+        # Refused here, and not at the first rollout.
+        self.budgets()
+
+    def budgets(self) -> Budgets:
+        """Of a trajectory.
+
+        Raises:
+            RequestError: one is out of range.
+        """
+        return Budgets(
+            max_new_tokens=self.max_new_tokens,
+            max_crops=self.max_crops,
+            latent_steps=self.latent_steps,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,11 +112,7 @@ def policy_request(
         method=method,
         seed=seed,
         sampling=Sampling(temperature=config.temperature),
-        budgets=Budgets(
-            max_new_tokens=config.max_new_tokens,
-            max_crops=config.max_crops,
-            latent_steps=config.latent_steps,
-        ),
+        budgets=config.budgets(),
         bottleneck=config.bottleneck,
         tracing=Tracing(layers="none", alternatives=0, belief=False, distribution=False),
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -42,7 +42,14 @@ from training.own_records import RecordsConfig, asked_of_records, read_records
 from training.pretrain import FeatureConfig, calibrated, place_terms
 from training.prompts import PromptConfig, PromptPool
 from training.record_draw import RecordDraw
+from training.run_settings import claim_run
 from training.world import WorldConfig
+
+# Settings that may change when a run goes on: schedules, and what is only looked at.
+MAY_CHANGE: Final = (
+    *("out", "threads", "world", "language.*", "export*", "questions*", "*.workers"),
+    *("tuning.evaluate_*", "tuning.gradient_checkpointing", "tuning.head_chunk"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +258,8 @@ def finetune(config: FinetuneConfig, report: Report) -> Path:
     """Runs the stage and exports a checkpoint folder, whose path is returned.
 
     Raises:
-        ConfigError: the base checkpoint is not there or cannot be used.
+        ConfigError: the base checkpoint is not there or cannot be used, or the folder holds a run
+            of other settings.
         ValueError: the parts of a step cannot be shared by the processes.
         DivergedError: see `training.loop.run_stage`.
     """
@@ -259,6 +267,7 @@ def finetune(config: FinetuneConfig, report: Report) -> Path:
     torch.manual_seed(config.seed)
     processes = Accelerated(unused=config.tuning.vision == "trained")
     processes.expect(-(-config.step_records // config.tuning.micro_batch))
+    claim_run(config.out, config, MAY_CHANGE, writes=processes.is_main)
     if processes.is_main and processes.count > 1:
         report(f"{processes.count} processes train together.")
     tuned = tuned_model(config.base, config.tuning)

@@ -36,6 +36,8 @@ class Trajectory:
         text: everything that it wrote, over all turns.
         events: of the whole branch, what it shares with the branch it forked off included.
         origin: where it forked; None for a branch from the prompt.
+        made_to_answer: whether the engine opened its answer, at the end of the budget or behind a
+            turn that had none.
     """
 
     sequence: FedSequence
@@ -43,6 +45,7 @@ class Trajectory:
     text: str
     events: tuple[Event, ...]
     origin: Origin | None
+    made_to_answer: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,6 +145,7 @@ def _trajectory(
         text=branch.text,
         events=tuple(whole),
         origin=rollout.origins.get(number),
+        made_to_answer=branch.made_to_answer,
     )
 
 

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import math
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +31,7 @@ from engine.processor import TOKEN_SIZE, crop_pixels
 from training.checkpoints import write_whole
 from training.phantoms import CHEST, MASK_GRID, AnyTruth, labels_of, to_view8, truth_from_json
 from training.phantoms.label_names import CHEST_LABELS, LabelNames, joined
-from training.phantoms.truth import seed_for
+from training.phantoms.truth import SPLITS, seed_for
 from training.questions import FAMILIES_OF, Question, QuestionCase, case_for, questions_for
 
 VIEW_BUDGET: Final = PixelBudget(least=224 * 224, most=224 * 224)
@@ -382,6 +381,14 @@ class WorldConfig:
     workers: int = 2
     modalities: ModalityShares = ModalityShares(chest=1.0)
 
+    def __post_init__(self) -> None:
+        # None at all: questions about images of one's own need no phantoms.
+        for name, least in (("count", 0), ("crops_per_target", 0), ("shard", 1), ("workers", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}.")
+
     @property
     def name(self) -> str:
         """What the names of the world's files begin with."""
@@ -482,16 +489,14 @@ def save_cases(path: Path, cases: list[Case]) -> None:
         "shapes": [picture.pixels.shape for picture in pictures],
         "regions": [picture.region.as_tuple() for picture in pictures],
     }
-    partial = path.with_suffix(".partial.npz")
-    np.savez(
-        partial,
-        pixels=np.concatenate([picture.pixels.ravel() for picture in pictures]),
-        cover=np.concatenate([picture.cover for picture in pictures]),
-        attributes=np.concatenate([picture.attributes for picture in pictures]),
-        edges=np.concatenate([picture.edges for picture in pictures]),
-        meta=np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8),
-    )
-    os.replace(partial, path)
+    arrays = {
+        "pixels": np.concatenate([picture.pixels.ravel() for picture in pictures]),
+        "cover": np.concatenate([picture.cover for picture in pictures]),
+        "attributes": np.concatenate([picture.attributes for picture in pictures]),
+        "edges": np.concatenate([picture.edges for picture in pictures]),
+        "meta": np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8),
+    }
+    write_whole(path, lambda file: np.savez(file, **arrays), is_shared=True)  # type: ignore[arg-type]
 
 
 def load_cases(path: Path) -> list[Case]:

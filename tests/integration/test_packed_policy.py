@@ -50,8 +50,6 @@ def test_a_packed_group_has_the_log_probabilities_of_the_rollout(
     found = policy_outputs(loaded.model, group)
 
     torch.testing.assert_close(found.log_probs, recorded(sequences), atol=3e-4, rtol=0)
-    entropies = torch.tensor([token.entropy for s in sequences for token in s.written])
-    torch.testing.assert_close(found.entropies, entropies, atol=3e-4, rtol=0)
     assert group.separate - group.columns == 2 * sequences[0].prompt
 
 
@@ -110,7 +108,6 @@ def test_gradients_of_a_packed_group_are_those_of_separate_forwards(
         outputs = [policy_outputs(model, packed_group(group)) for group in groups]
         joined = PolicyOutputs(
             torch.cat([o.log_probs for o in outputs]),
-            torch.cat([o.entropies for o in outputs]),
             torch.cat([o.latent_means for o in outputs]),
         )
         loss_of(joined).backward()
@@ -143,18 +140,17 @@ def test_chunks_change_neither_values_nor_gradients(chunk: int) -> None:
     expected = torch.autograd.grad(
         (plain.gather(-1, targets[:, None])[:, 0] * weights).sum(), [hidden, head]
     )
-    log_probs, entropies = chunked_log_probs(hidden, head, targets, chunk)
+    log_probs = chunked_log_probs(hidden, head, targets, chunk)
     found = torch.autograd.grad((log_probs * weights).sum(), [hidden, head])
 
     torch.testing.assert_close(log_probs, plain.gather(-1, targets[:, None])[:, 0])
-    torch.testing.assert_close(entropies, torch.special.entr(plain.detach().exp()).sum(-1))
     torch.testing.assert_close(found, expected)
 
 
 def test_no_tokens_have_no_log_probabilities() -> None:
-    log_probs, entropies = chunked_log_probs(
+    log_probs = chunked_log_probs(
         torch.empty(0, 8), torch.randn(30, 8), torch.empty(0, dtype=torch.int64), 4
     )
-    assert len(log_probs) == len(entropies) == 0
+    assert len(log_probs) == 0
     with pytest.raises(ValueError, match="chunk"):
         chunked_log_probs(torch.empty(1, 8), torch.randn(3, 8), torch.zeros(1).long(), 0)

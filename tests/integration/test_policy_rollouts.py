@@ -7,6 +7,7 @@ import torch
 
 from engine.engine import Engine
 from engine.loading import LoadedModel
+from engine.prompt import ANSWER_OPEN
 from engine.request import Budgets, DisplayImage, Request, Sampling, Tracing
 from engine.rollout import Rollout
 from engine.sequence import FedSequence
@@ -16,6 +17,7 @@ from training.objectives import LatentPolicyConfig
 from training.packing import packed_group
 from training.policy import policy_outputs
 from training.rollout_groups import latent_draw
+from training.trajectories import roll_out
 
 
 def request(*, distribution: bool = False, method: str = "latent") -> Request:
@@ -67,6 +69,16 @@ def test_draws_differ_between_branches_and_seeds_and_repeat_with_a_seed(engine: 
     assert not torch.allclose(one[0], one[3])
     plain = fed("deterministic", 1)
     assert torch.equal(plain[0], plain[3])
+
+
+@pytest.mark.parametrize(("method", "made"), [("direct", False), ("zoom", True)])
+def test_a_trajectory_says_whether_it_was_made_to_answer(
+    engine: Engine, method: str, made: bool
+) -> None:
+    """Random weights write no answer by themselves; a text-only run just ends."""
+    group = roll_out(engine, request(method=method), None, 2)
+    assert [one.made_to_answer for one in group.trajectories] == [made] * 2
+    assert [ANSWER_OPEN in one.text for one in group.trajectories] == [made] * 2
 
 
 @pytest.mark.parametrize("method", ["direct", "zoom"])

@@ -13,6 +13,7 @@ import torch
 
 from engine.engine import Engine
 from engine.loading import LoadedModel
+from engine.request import DisplayImage
 from engine.tiny import TinyShape, tiny_model
 from tests.integration.conftest import picture
 from tests.unit.training.conftest import question
@@ -37,7 +38,7 @@ from training.rollout_groups import (
 from training.stopping import DivergedError
 from training.trajectories import Trajectory
 
-PROMPT = Prompt(question(), picture())
+PROMPT = Prompt(question(), DisplayImage(pixels=picture()))
 REWARD = RewardConfig(tool_reward="none")
 GAUSSIAN = LatentPolicyConfig(kind="gaussian", sigma=0.02)
 # Two tokens of plain text.
@@ -347,9 +348,7 @@ def test_a_policy_that_leaves_its_reference_stops_the_run(
         learning_rate=0.02,
         update=UpdateConfig(most_kl=0.01),
     )
-    with pytest.raises(
-        DivergedError, match=r"nats a token .* lower steps.learning_rate.* go on"
-    ):
+    with pytest.raises(DivergedError, match=r"nats a token .* lower steps.learning_rate.* go on"):
         run.train()
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     # Not from the policy that was just refused, which would be so again.

@@ -26,17 +26,20 @@ from tests.integration.conftest import picture
 from tests.integration.killing import killed_after_its_first_save
 from tests.integration.test_loading import save
 from tests.source_tree import ROOT
+from training import reinforcement
 from training.ablation import AblationConfig
 from training.accelerated import Accelerated
 from training.adapters import AdapterConfig
 from training.cli import main
 from training.config import ConfigError, load_config
+from training.evaluate import AskConfig
 from training.packing import packed_group
 from training.policy import policy_outputs
 from training.reinforcement import (
     ReinforcementConfig,
     export,
     gathered,
+    medvr,
     opened_policy,
     reference_of,
 )
@@ -390,6 +393,30 @@ def test_weights_that_are_no_numbers_stop_the_run_in_one_sentence(folder: Path) 
 
     with pytest.raises(DivergedError, match=r"no numbers before step 6$"):
         gathered(policy.engine, pool, [0], config, 3, lambda _: None, replicas=Replicas())
+
+
+def test_a_base_without_a_detector_is_refused_before_the_training(folder: Path) -> None:
+    path = written(folder, "detectorless", "direct", export={"name": "x", "embedded": True})
+    config = load_config(ReinforcementConfig, path, [])
+    with pytest.raises(ConfigError, match=r"this base has none: set export\.embedded"):
+        medvr(config, lambda _: None)
+    assert not (folder / "detectorless" / "policy").exists()
+
+
+def test_the_policy_is_scored_under_its_own_budgets(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts = {"prompts": 1, "group": 4, "max_new_tokens": 5, "max_crops": 3}
+    config = load_config(
+        ReinforcementConfig, written(folder, "budgets", "zoom", rollouts=rollouts), []
+    )
+    asked: list[AskConfig] = []
+    monkeypatch.setattr(
+        reinforcement, "greedy_scores", lambda _engine, _pool, how, _replicas: asked.append(how)
+    )
+    engine = opened_policy(str(folder / "base"), None).engine
+    reinforcement.validation_scores(engine, [], config, Replicas())
+    assert (asked[0].max_new_tokens, asked[0].max_crops) == (5, 3)
 
 
 def launched(path: Path, command: str, *launcher: str) -> subprocess.CompletedProcess[str]:

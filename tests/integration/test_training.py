@@ -118,6 +118,22 @@ def test_evaluation_prints_one_json_object_with_every_key(
             ["evaluate", "--checkpoint", "x", "--modality", "head_ct", "--families", "lung"],
             "There are no questions 'lung' about head_ct phantoms: choose from head_modality",
         ),
+        (
+            ["evaluate", "--checkpoint", "x", "--data", "app.py"],
+            "--data has no meaning for --benchmark phantoms: leave it out.",
+        ),
+        (
+            ["evaluate", "--checkpoint", "x", "--benchmark", "lungs", "--families", "lung"],
+            "--families has no meaning for --benchmark lungs",
+        ),
+        (
+            ["evaluate", "--checkpoint", "x", "--benchmark", "distribution", "--method", "zoom"],
+            "--method has no meaning for --benchmark distribution",
+        ),
+        (
+            ["evaluate", "--checkpoint", "x", "--max-crops", "99", "--limit", "1"],
+            "max_crops must lie in 0 to 16, not 99",
+        ),
         (["evaluate", "--checkpoint", "/nowhere/at/all"], "There is no checkpoint all"),
         (["evaluate", "--checkpoint", "assets"], "assets"),
         (["evaluate", "--checkpoint", "x", "--traces", "app.py/x"], "x cannot be used: Not a dir"),

@@ -113,7 +113,9 @@ def test_a_benchmark_reads_the_entropy_that_decided_about_forks(
 def test_a_call_that_cannot_be_carried_out_makes_no_fork() -> None:
     """Its children would be told that no zooms are left, whatever they wrote."""
     engine = Engine.load("assets/checkpoints/medvr")
-    prompt = Prompt(case_for("nodule_margin", "smooth", 5).question, chest(448))
+    prompt = Prompt(
+        case_for("nodule_margin", "smooth", 5).question, DisplayImage(pixels=chest(448))
+    )
     rolled = {}
     for most in (0, 1):
         config = RolloutConfig(prompts=1, group=8, max_new_tokens=120, max_crops=most)

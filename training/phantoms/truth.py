@@ -35,7 +35,6 @@ FINDING_KINDS: Final = (
     TUBE,
     LINE,
 )
-DEVICES: Final = (TUBE, LINE)
 
 RIGHT: Final = "right"
 LEFT: Final = "left"

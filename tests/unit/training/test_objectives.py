@@ -12,7 +12,6 @@ from training.objectives import (
     drawn_latents,
     latent_log_ratios,
     low_variance_divergence,
-    mean_of,
 )
 
 CLIP = ClipConfig(low=0.2, high=0.28, dual=3.0)
@@ -175,12 +174,6 @@ def test_gradients_of_the_latent_ratio_by_finite_differences(kind: str) -> None:
     assert torch.autograd.gradcheck(
         lambda m: latent_log_ratios(latents, m, old, policy), means.requires_grad_()
     )
-
-
-def test_means() -> None:
-    assert float(mean_of(torch.tensor([1.0, 3.0]))) == 2.0
-    assert float(mean_of(torch.empty(0))) == 0.0
-    assert float(mean_of(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0]))) == 1.5
 
 
 @pytest.mark.parametrize("wrong", [{"low": 0.0}, {"low": 1.0}, {"high": 0.0}, {"dual": 1.0}])

@@ -35,7 +35,6 @@ def packed(owners: list[int], learned: list[bool], latent_owners: list[int]) -> 
 def outputs(log_probs: list[float], means: list[list[float]]) -> PolicyOutputs:
     return PolicyOutputs(
         torch.tensor(log_probs, requires_grad=True),
-        torch.zeros(len(log_probs)),
         torch.tensor(means).reshape(len(means), 2).requires_grad_(),
     )
 
@@ -136,8 +135,7 @@ def test_parts_add_up_to_the_whole() -> None:
             [owner - shift for owner in [0, 1][branches]],
         )
         old, now, reference = (
-            PolicyOutputs(log_probs[kept], torch.zeros(1), means[branches])
-            for log_probs, means in tensors
+            PolicyOutputs(log_probs[kept], means[branches]) for log_probs, means in tensors
         )
         return PolicyPart(group, advantages[branches], old, reference), now
 

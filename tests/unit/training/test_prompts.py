@@ -146,3 +146,19 @@ def test_bad_alarms_and_rates_are_refused() -> None:
         PassRateConfig(rollouts=1)
     with pytest.raises(ValueError, match="above below up_to"):
         PassRateConfig(above=0.9, up_to=0.5)
+
+
+@pytest.mark.parametrize(
+    ("family", "modality", "edge"),
+    [
+        ("nodule_side", "DX", "right"),
+        ("head_modality", "CT", "right"),
+        ("breast_modality", "US", ""),
+    ],
+)
+def test_a_prompt_is_of_the_modality_of_its_phantom(
+    tmp_path: Path, family: str, modality: str, edge: str
+) -> None:
+    pool = PromptPool(tmp_path, PromptConfig(count=1, seed=0, families=(family,)))
+    assert (pool[0].image.modality, pool[0].image.left_edge) == (modality, edge)
+    assert [path.suffix for path in pool.folder.iterdir()] == [".npz"]

@@ -75,6 +75,7 @@ def group() -> RewardedGroup:
             text="",
             events=(),
             origin=origin,
+            made_to_answer=any(token.forced for token in sequence.written),
         )
         for sequence, correct, formed, boxes, origin in shapes
     )
@@ -159,6 +160,7 @@ def test_numbers_of_a_batch_by_hand() -> None:
             "reward_tool": 2.5 / 4,
             "accuracy": 3 / 4,
             "malformed": 1 / 4,
+            "made_to_answer": 1 / 4,
             "tool_rate": 3 / 4,
             "box_area": 0.5,
             # Pairs of three that zoomed: one agrees wholly, two not at all.

@@ -338,3 +338,17 @@ def test_a_report_names_what_a_section_shows(mixed_cases: list[Case]) -> None:
 def test_training_and_validation_must_show_the_same(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="same modalities"):
         load_materials(tmp_path, WorldConfig(modalities=SHARES), WorldConfig(count=1), None, print)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"shard": 0}, "shard must be at least 1, not 0"),
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"count": -1}, "count must be at least 0"),
+        ({"split": "tests"}, "split must be one of train"),
+    ],
+)
+def test_worlds_that_cannot_be_drawn_are_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        WorldConfig(**changes)
