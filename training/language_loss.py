@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
-from training.batches import Batch, collate
-from training.features import FeatureBank
+from training.batches import Batch
 from training.grounding import BoxAttention
-from training.latents import Feeding, LatentPhase
+from training.latents import Feeding
 from training.numbers import free_losses
 from training.places import NO_PLACES, PlaceTerms
-from training.records import Record
 from training.roi import RoiLoss, contrast_loss, roi_loss
 
 
@@ -276,53 +272,3 @@ def token_losses(
         for part, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True)  # type: ignore[no-untyped-call]
     ]
     return torch.cat([loss for loss, _ in parts]), torch.cat([hit for _, hit in parts])
-
-
-def batch_loss(
-    model: Qwen2_5_VLForConditionalGeneration,
-    records: Sequence[Record],
-    bank: FeatureBank,
-    tokenizer: PreTrainedTokenizerBase,
-    rng: np.random.Generator,
-    *,
-    chunk: int = 8,
-    latents: LatentPhase | None = None,
-    places: PlaceTerms = NO_PLACES,
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """The mean loss of records, `chunk` of similar length at a time: next to no padding.
-
-    Equal to the loss of one padded batch (tested), but for kept corners: their errors are means
-    over the boxes of a chunk.
-    """
-    ordered = sorted(records, key=lambda record: len(record.ids))
-    parts = []
-    for first in range(0, len(ordered), chunk):
-        group = ordered[first : first + chunk]
-        if latents is None:
-            batch = collate(group, bank, tokenizer, rng)
-            parts.append(language_loss(model, batch, places=places))
-            continue
-        config = latents.config
-        batch = collate(group, bank, tokenizer, rng, config, latents.bottleneck)
-        parts.append(
-            language_loss(
-                model,
-                batch,
-                latents.feeding(rng),
-                config.loss,
-                places=places,
-                contrast=config.contrast,
-            )
-        )
-    loss = torch.stack([part.total for part in parts]).sum() / sum(part.weight for part in parts)
-    right = sum(part.right for part in parts) / max(1, sum(part.answers for part in parts))
-    numbers = {"answer_tokens_right": right}
-    slots = sum(part.slots for part in parts)
-    if latents is not None and slots:
-        roi = torch.stack([part.roi for part in parts]).sum() / slots
-        numbers |= {"text": float(loss.detach()), "roi": float(roi.detach())}
-        loss = loss + latents.roi_weight * roi
-    corners = torch.stack([part.corners for part in parts]).sum() / len(records)
-    grounding = torch.stack([part.grounding for part in parts]).sum()
-    grounding = grounding / max(1, sum(part.looking for part in parts))
-    return places.added(loss, numbers, corners, grounding), numbers

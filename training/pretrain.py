@@ -44,10 +44,10 @@ from training.first_layer import (
     teach_first_layer,
 )
 from training.language import LanguageConfig, MixConfig
-from training.language_loss import batch_loss
 from training.latents import LatentConfig
 from training.loop import Report, prefixed, run_steps
 from training.materials import Materials, load_materials
+from training.network import batch_loss
 from training.numbers import NumberScale
 from training.out_of_distribution import fit_detector
 from training.places import PlaceTerms

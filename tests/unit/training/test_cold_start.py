@@ -21,8 +21,9 @@ from training.cold_start import (
 from training.config import ConfigError, load_config
 from training.features import FeatureBank
 from training.language import Asked, MixConfig, asked_of
-from training.language_loss import batch_loss, hidden_states
+from training.language_loss import hidden_states
 from training.materials import Materials
+from training.network import batch_loss
 from training.numbers import number_ids
 from training.phantoms.truth import seed_for
 from training.pretrain import PretrainConfig

@@ -23,7 +23,8 @@ from training.language import (
     short_questions,
     zoom_would_tell,
 )
-from training.language_loss import batch_loss, language_loss
+from training.language_loss import language_loss
+from training.network import batch_loss
 from training.out_of_distribution import Detector, area_under_curve, distances
 from training.questions import ALL_FAMILIES, case_for
 from training.records import Record, RecordWriter

@@ -20,9 +20,9 @@ from tests.unit.training.conftest import picture, question
 from training.batches import Batch, collate
 from training.features import FeatureBank
 from training.language import Asked, MixConfig, drawn_record
-from training.language_loss import batch_loss, hidden_states, language_loss, self_fed, slot_means
+from training.language_loss import hidden_states, language_loss, self_fed, slot_means
 from training.latents import LatentConfig, bottleneck_mask
-from training.network import LanguageNetwork, part_losses, planned
+from training.network import LanguageNetwork, batch_loss, part_losses, planned
 from training.records import ANSWER_WEIGHT, RecordWriter
 from training.roi import contrast_loss, roi_cells
 

@@ -19,7 +19,8 @@ from training.embedded import (
     order_numbers,
 )
 from training.features import FeatureBank
-from training.language_loss import batch_loss, coordinate_targets
+from training.language_loss import coordinate_targets
+from training.network import batch_loss
 from training.numbers import NumberScale, free_losses, number_ids, smooth_numbers
 from training.places import PlaceTerms
 from training.records import RecordWriter

@@ -16,8 +16,8 @@ from training.corners import KEPT_LAYERS, CornerHead, KeptCorners
 from training.features import FeatureBank
 from training.grounding import GROUNDED_LAYER, BoxAttention, Look
 from training.language import LanguageConfig
-from training.language_loss import all_states, batch_loss, hidden_states, input_states
-from training.network import LanguageNetwork, part_losses, planned
+from training.language_loss import all_states, hidden_states, input_states
+from training.network import LanguageNetwork, batch_loss, part_losses, planned
 from training.phantoms.label_names import CHEST_LABELS
 from training.place_forms import BARE
 from training.places import PlaceTerms
