@@ -19,7 +19,7 @@ from app.live import LiveRun, Turns
 from app.models import Models
 from app.pictures import display_image
 from app.security import UploadError, claim_upload
-from app.texts import LOOK_FIRST_API, NO_ENGINE
+from app.texts import LOOK_FIRST_API, NO_DONOR_API, NO_ENGINE
 from engine.imaging import ImagingError, open_image
 from engine.request import Request, RequestError
 from engine.trace_io import TraceFileError, read_trace, to_json
@@ -95,4 +95,7 @@ def _request(content: bytes, form: Json) -> Request:
     image = open_image(content, frame=frame)
     if image.burned_in_risk and form.get("looked") is not True:
         raise RequestError(LOOK_FIRST_API)
+    changes = form.get("changes")
+    if isinstance(changes, dict) and changes.get("latents") == "shuffle":
+        raise RequestError(NO_DONOR_API)
     return request_from(form, display_image(image, window, source))

@@ -21,7 +21,7 @@ from engine.trace import (
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 OPTION_COLORS: Final = (
     "#56B4E9", "#E69F00", "#2BC49A", "#F0E442", "#CC79A7",
-    "#D55E00", "#9AA4AE", "#0072B2", "#E6E9EC", "#8C7AE6",
+    "#D55E00", "#9AA4AE", "#5B9BD5", "#E6E9EC", "#8C7AE6",
 )  # fmt: skip
 _BELOW, _ABOVE, _CROP = "#66727E", "#E69F00", "#56B4E9"
 _TEXT, _MUTED, _PANEL, _LINE = "#E6E9EC", "#9AA4AE", "#14191F", "#2A323B"

@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import gradio as gr
 import plotly.graph_objects as go
@@ -19,14 +19,17 @@ from app.samples import Sample
 from app.security import UploadError, claim_upload
 from app.session import OpenImage, Session
 from app.tabs import Asked, Begun, Json, NotBegunError, Tabs, field_sent, stamped, turn_sent
-from app.texts import CROWDED, FAULT, GROUP_GONE
+from app.texts import CROWDED, FAULT, GROUP_GONE, IMAGE_GONE
 from app.view import RunView
 from engine.group_io import is_group_file, read_group
 from engine.imaging import ImagingError, SourceImage, open_image
+from engine.request import Interventions
 from engine.trace import Trace
 from engine.trace_io import SUFFIX, TraceFileError, read_trace, to_zip
 
 logger = logging.getLogger(__name__)
+
+NO_CHANGE: Final = Interventions()
 
 
 class Handlers:
@@ -122,7 +125,9 @@ class Handlers:
         if session is None:
             return self._tabs.failed(None, "E110", CROWDED)
         frame, image = field_sent(data, "frame"), session.image
-        if image is None or type(frame) is not int:
+        if image is None:
+            return self._tabs.failed(session, "E403", IMAGE_GONE)
+        if type(frame) is not int:
             return self._tabs.page(session)
         return self._open_image(
             session, turn_sent(data), image.file, frame=frame, looked_at=image.looked_at
@@ -180,7 +185,8 @@ class Handlers:
 
     def _new_run(self, session: Session, asked: Asked) -> RunView:
         """The view of a new run; the caller holds the lock."""
-        compares = asked.form.get("compare") is True
+        # What was not changed has nothing to stand beside.
+        compares = asked.form.get("compare") is True and asked.request.interventions != NO_CHANGE
         return session.new_run(replay=False, model=asked.model.key, compares=compares)
 
     def _model_of(self, trace: Trace) -> str:

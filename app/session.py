@@ -102,6 +102,7 @@ class Session:
     view: RunView | None = None
     run_folder: Path | None = None
     run_image: str | None = None
+    run_frame: int | None = None
     run_model: str = ""
     replay: bool = False
     baselines: list[Baseline] = field(default_factory=list)
@@ -166,7 +167,9 @@ class Session:
         self.view = RunView()
         self.replay = replay
         self.run_model = model
-        self.run_image = None if replay or self.image is None else self.image.id
+        shown = None if replay else self.image
+        self.run_image = None if shown is None else shown.id
+        self.run_frame = None if shown is None else shown.facts["frame"]
         return self.view
 
     def _keep_baseline(self) -> None:
@@ -199,9 +202,7 @@ class Session:
     def forget_run(self) -> None:
         """Leaves no run behind but for its inner steps."""
         if self.view is not None and self.run_image is not None:
-            self.donors = with_donor(
-                self.donors, self.view, self.run_model, self.run_image, self.events
-            )
+            self.donors = with_donor(self.donors, self.view, self.run_model, self.events)
         if self.run_folder is not None:
             shutil.rmtree(self.run_folder, ignore_errors=True)
         self.run_folder, self.view, self.compares = None, None, False

@@ -123,7 +123,7 @@ class Tabs:
             state["turn"] = session.turn
             state["image"] = session.image.facts if session.image else None
             # Models with inner steps of another image that a run may be given.
-            image = session.image.id if session.image else ""
+            image = session.image.source.sha256 if session.image else ""
             state["donors"] = sorted(
                 {donor.model for donor in session.donors if lent((donor,), donor.model, image)}
             )
@@ -135,6 +135,7 @@ class Tabs:
                     "folder": str(session.run_folder),
                     "replay": session.replay,
                     "image": session.run_image,
+                    "frame": session.run_frame,
                     "model": session.run_model,
                     **session.view.to_json(),
                 }
@@ -201,14 +202,16 @@ def _asked(session: Session, data: gr.EventData, models: Models) -> Asked:
     Raises:
         RequestError: with a sentence for the user, for anything that cannot be run.
     """
-    image, form = session.image, field_sent(data, "form")
+    form = field_sent(data, "form")
+    with session.lock:
+        image, donors = session.image, tuple(session.donors)
     if image is None or not isinstance(form, Mapping):
         raise RequestError(IMAGE_GONE if field_sent(data, "image") else "Open an image first.")
     if image.must_be_looked_at and form.get("looked") is not True:
         raise RequestError(LOOK_FIRST)
     model = models.chosen(form.get("model"))
     window, source = window_from(form)
-    donor = lent(session.donors, model.key, image.id)
+    donor = lent(donors, model.key, image.source.sha256)
     request = request_from(form, display_image(image.source, window, source), donor)
     return Asked(image, form, model, request)
 

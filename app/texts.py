@@ -98,6 +98,12 @@ NO_DONOR: Final = (
     "steps, then come back to this image."
 )
 
+NO_DONOR_API: Final = (
+    "A call keeps nothing of the one before, so that there are no inner steps of another image: "
+    "use `python -m engine trace --latents shuffle --latent-donor FILE`."
+)
+NO_LATENTS: Final = "The last run took no inner steps."
+
 ABOUT: Final = f"""
 ### What this is
 Lightbox shows, step by step, how a vision-language model reads a medical image: how unsure it is
@@ -131,7 +137,8 @@ is no telemetry. The name of a file never leaves the browser. Uploaded files are
 tab is closed, after 30 minutes without use, or when the program ends. The browser stores display
 preferences only.
 A saved trace holds the 8-bit picture, the question and the model's steps, and no tag of the
-original: check for burned-in text before you share it.
+original: check for burned-in text before you share it. A run that was fed the inner steps of
+another image holds those, too.
 
 ### Attempts at one question
 A file `*.radgroup.zip` holds many attempts of a model at the same question. Part of them branched

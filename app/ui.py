@@ -12,6 +12,7 @@ from gradio.events import api
 from starlette.middleware import Middleware
 
 from app.api import Api
+from app.charts import OPTION_COLORS
 from app.compare_handlers import CompareHandlers
 from app.forms import LIMITS
 from app.frontend import page_script, style_sheet
@@ -49,6 +50,7 @@ from app.texts import (
     NO_DONOR,
     NO_ENGINE,
     NO_IMAGE,
+    NO_LATENTS,
     NOT_TRAINED,
     OUT_OF_DISTRIBUTION,
     READY,
@@ -210,6 +212,7 @@ def _constants(samples: tuple[Sample, ...], models: Models, *, on_space: bool) -
         "models": models.to_json(),
         "latents": LATENT_TEXTS,
         "limits": LIMITS,
+        "option_colors": OPTION_COLORS,
         "most_options": MAX_OPTIONS,
         "text": {
             "gate": GATE,
@@ -224,6 +227,7 @@ def _constants(samples: tuple[Sample, ...], models: Models, *, on_space: bool) -
             "no_engine": NO_ENGINE,
             "no_image": NO_IMAGE,
             "no_donor": NO_DONOR,
+            "no_latents": NO_LATENTS,
             "recorded": RECORDED,
             "replaced": models.notice,
             "trained_for": MODEL_NOTE,

@@ -72,7 +72,7 @@ class Donor:
 
     Attributes:
         model: key of the one that made it.
-        image: that it saw.
+        image: SHA-256 of the file that it saw.
         latents: what each step was fed, as the engine takes them.
     """
 
@@ -82,7 +82,7 @@ class Donor:
 
 
 def with_donor(
-    donors: Sequence[Donor], view: RunView, model: str, image: str, events: Iterable[Event]
+    donors: Sequence[Donor], view: RunView, model: str, events: Iterable[Event]
 ) -> list[Donor]:
     """The donors with a run that has ended, where it may be one.
 
@@ -93,19 +93,22 @@ def with_donor(
         donors: so far, the newest last.
         view: of the run.
         model: key of the one that made it.
-        image: that it saw.
         events: of the run.
     """
     latents = tuple(event.vector for event in events if isinstance(event, LatentStep))
-    if not latents or baseline_of(view, model) is None:
+    if view.run is None or not latents or baseline_of(view, model) is None:
         return list(donors)
+    image = view.run["image"]["sha256"]
     others = [donor for donor in donors if donor.model != model]
     same = [donor for donor in donors if donor.model == model and donor.image != image]
     return [*others, *same[-1:], Donor(model, image, latents)]
 
 
 def lent(donors: Sequence[Donor], model: str, image: str) -> tuple[bytes, ...]:
-    """The inner steps that the model took last on another image; none where it took none."""
+    """The inner steps that the model took last on another file than the one with this SHA-256.
+
+    None where it took none: the frames of a file are one image, and so is a file opened again.
+    """
     for donor in reversed(donors):
         if donor.model == model and donor.image != image:
             return donor.latents

@@ -162,7 +162,9 @@ class _Script:
     def latents(self) -> Iterator[LatentStep]:
         steps = self.request.budgets.latent_steps
         for step in range(1, steps + 1):
-            vector = self.rng.normal(size=16).astype("<f4")
+            # Of the image, as a model's own are.
+            seed = [int(self.request.image.sha256[:8] or "0", 16), self.request.seed, step]
+            vector = np.random.default_rng(seed).normal(size=16).astype("<f4")
             yield LatentStep(
                 seconds=self.tick(0.03),
                 step=step,

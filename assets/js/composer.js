@@ -84,6 +84,7 @@ class Composer {
     this.ownLimit = el('input', { type: 'checkbox', id: 'lb-own-limit' });
     this.ownLimit.addEventListener('change', () => {
       this.fields.threshold.input.disabled = this.ownLimit.checked;
+      this.update();
     });
     return el('details', { class: 'lb-fold lb-pop', name: 'lb-pop' },
       el('summary', { text: 'Settings' }),
@@ -108,11 +109,13 @@ class Composer {
   }
 
   buildWhatIf() {
-    this.latents = el('select', { class: 'lb-select', id: 'lb-latents', 'aria-label': 'Inner steps' },
+    const crops = [...Array(LB.limits.max_crops[1]).keys()].map((i) => i + 1);
+    this.latents = el('select', { class: 'lb-select', id: 'lb-latents', 'aria-label': 'Inner steps',
+      'aria-describedby': 'lb-no-donor' },
       ...Object.entries(LB.latents).map(([value, text]) => el('option', { value, text })));
-    this.noDonor = el('p', { class: 'lb-quiet', id: 'lb-no-donor', text: LB.text.no_donor });
+    this.noDonor = el('p', { class: 'lb-quiet', id: 'lb-no-donor' });
     this.skips = el('div', { class: 'lb-choice', role: 'group', 'aria-label': 'Withhold crops' },
-      ...[1, 2, 3, 4].map((n) => {
+      ...crops.map((n) => {
         const node = button('Crop ' + n, { class: 'lb-small', 'aria-pressed': 'false',
           'data-crop': n });
         node.addEventListener('click', () => {
@@ -122,7 +125,7 @@ class Composer {
         return node;
       }));
     this.moves = el('div', { class: 'lb-choice', role: 'group', 'aria-label': 'Move crops' },
-      ...[1, 2, 3, 4].map((n) => button('Crop ' + n, { class: 'lb-small', 'data-crop': n },
+      ...crops.map((n) => button('Crop ' + n, { class: 'lb-small', 'data-crop': n },
         () => this.startDrawing(n))));
     this.moveList = el('div', { class: 'lb-choice' });
     this.noCrops = el('p', { class: 'lb-quiet', text: 'The last run cut nothing out.' });
@@ -224,20 +227,26 @@ class Composer {
       + 'Enter takes it.';
   }
 
+  // A box that was drawn; null: it was too small to be one.
   drawn(box) {
+    if (!box) {
+      this.app.say('The box is too small: draw a larger one.');
+      this.undraw();
+      return;
+    }
     const short = box.map((v) => Math.round(v * 1e4) / 1e4);
     if (this.drawing) {
       this.moved = [...this.moved.filter(([n]) => n !== this.drawing), [this.drawing, ...short]];
     } else this.covered.push(short);
-    this.undraw();
     this.update();
+    this.undraw();
   }
 
   undraw() {
     this.drawing = null;
     this.app.viewer.setTool('window');
     this.whatIf.open = true;
-    this.again.focus();
+    (this.again.disabled ? this.coverButton : this.again).focus();
   }
 
   fill(form) {
@@ -369,23 +378,43 @@ class Composer {
     }
     if (app.ways) app.ways.update(ready, obstacle);
     this.updateCrops();
-    clear(this.coverList, ...this.covered.map((box, i) => button('Region ' + (i + 1) + ' ×', {
-      class: 'lb-small', 'aria-label': 'Remove region ' + (i + 1),
-    }, () => {
-      this.covered.splice(i, 1);
-      this.update();
-    })));
+    this.coverButton.disabled = !app.hasImage();
+    this.coverButton.title = app.hasImage() ? '' : obstacle;
+    this.list(this.coverList, this.covered, (i) => ['Region ' + (i + 1) + ' ×',
+      'Remove region ' + (i + 1)]);
     const facts = app.run && app.run.facts;
     app.viewer.setCovered(this.covered.length || !facts ? this.covered : facts.changes.occlude);
   }
 
-  // Only where the model took inner steps on another image can they be fed in here.
+  // Only inner steps that the last run took can be changed, and only those that its model took on
+  // another image can be fed in.
   updateDonor() {
-    const donors = this.app.state && this.app.state.donors;
-    const some = Boolean(donors) && donors.includes(this.models.value);
-    this.latents.querySelector('[value="shuffle"]').disabled = !some;
-    if (!some && this.latents.value === 'shuffle') this.latents.value = 'none';
-    this.noDonor.hidden = some;
+    const { run, state } = this.app;
+    const took = Boolean(run) && run.items.some((item) => item[0] === 'l');
+    const lent = Boolean(run && state && state.donors && state.donors.includes(run.model));
+    for (const option of this.latents.options) {
+      option.disabled = option.value !== 'none' && (!took || (option.value === 'shuffle' && !lent));
+    }
+    if (this.latents.selectedOptions[0].disabled) this.latents.value = 'none';
+    this.noDonor.textContent = took ? LB.text.no_donor : LB.text.no_latents;
+    this.noDonor.hidden = took && lent;
+  }
+
+  // Buttons that take an entry off a list; made anew only where the list has changed, so that the
+  // one that is in focus stays.
+  list(node, entries, texts) {
+    const now = JSON.stringify(entries);
+    if (node.dataset.shown === now) return;
+    const was = [...node.children].indexOf(document.activeElement);
+    node.dataset.shown = now;
+    clear(node, ...entries.map((entry, i) => button(texts(i)[0], {
+      class: 'lb-small', 'aria-label': texts(i)[1],
+    }, () => {
+      entries.splice(i, 1);
+      this.update();
+    })));
+    if (was < 0) return;
+    (node.children[Math.min(was, entries.length - 1)] || this.coverButton).focus();
   }
 
   // Only crops that the last run made can be withheld or moved.
@@ -397,12 +426,12 @@ class Composer {
     this.noCrops.hidden = made > 0;
     this.skipRow.hidden = made === 0;
     this.moveRow.hidden = made === 0;
-    clear(this.moveList, ...this.moved.map(([n]) => button('Crop ' + n + ' moved ×', {
-      class: 'lb-small', 'aria-label': 'Leave crop ' + n + ' where it was',
-    }, () => {
-      this.moved = this.moved.filter(([other]) => other !== n);
-      this.update();
-    })));
+    for (const node of this.moves.children) {
+      node.disabled = !this.app.hasImage();
+      node.title = this.app.hasImage() ? '' : this.obstacle();
+    }
+    this.list(this.moveList, this.moved, (i) => ['Crop ' + this.moved[i][0] + ' moved ×',
+      'Leave crop ' + this.moved[i][0] + ' where it was']);
   }
 }
 

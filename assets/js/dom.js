@@ -100,8 +100,7 @@ function bar(label, share, value, color) {
     el('span', { class: 'lb-bar-value', text: value }));
 }
 
-const OPTION_COLORS = ['#56B4E9', '#E69F00', '#2BC49A', '#F0E442', '#CC79A7',
-  '#D55E00', '#9AA4AE', '#5B9BD5', '#E6E9EC', '#8C7AE6'];
+const OPTION_COLORS = LB.option_colors;
 
 const CROP_DASHES = [[], [8, 4], [3, 3], [10, 3, 3, 3], [14, 5]];
 

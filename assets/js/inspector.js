@@ -18,7 +18,8 @@ class Inspector {
   }
 
   reset() {
-    this.shown = null;
+    // What is still on its way belongs to another run.
+    this.ticket = null;
     this.sawKey = null;
     this.empty();
     this.saw.hidden = true;
@@ -35,7 +36,6 @@ class Inspector {
     const { items } = this.app.run;
     const item = items[index];
     if (!item) return;
-    const key = index + ':' + this.image + ':' + this.latentMap + ':' + items.length;
     const ticket = {};
     this.ticket = ticket;
     if (item[0] === 't') this.token(index, item, null);
@@ -44,7 +44,6 @@ class Inspector {
     else return this.other(item);
     const detail = await this.app.details.get(index, items);
     if (this.ticket !== ticket || !detail) return undefined;
-    this.shown = key;
     if (item[0] === 't') this.token(index, item, detail);
     else this.latent(index, item, detail);
     return undefined;
@@ -70,9 +69,17 @@ class Inspector {
     }
     if (detail) nodes.push(...this.maps(detail.maps, 'attention'));
     this.step.dataset.kind = 't';
-    clear(this.step, ...nodes);
+    this.put(nodes);
     this.step.dataset.ready = detail ? String(index) : '';
     return undefined;
+  }
+
+  // Draws a step; a toggle that was in focus is so again.
+  put(nodes) {
+    const { toggle } = document.activeElement.dataset;
+    clear(this.step, ...nodes);
+    const again = toggle && this.step.querySelector('[data-toggle="' + toggle + '"]');
+    if (again) again.focus();
   }
 
   // While details are on their way, only the head changes, so that nothing jumps.
@@ -98,6 +105,7 @@ class Inspector {
         ...[['similarity', 'Resembles'], ['attention', 'Looked at']].map(
           ([name, text]) => button(text, {
             class: 'lb-small', 'aria-pressed': String(this.latentMap === name),
+            'data-toggle': name,
           }, () => { this.latentMap = name; this.show(index); })));
       nodes.push(choose);
       if (this.latentMap === 'similarity') {
@@ -107,7 +115,7 @@ class Inspector {
       }
     }
     this.step.dataset.kind = 'l';
-    clear(this.step, ...nodes);
+    this.put(nodes);
     this.step.dataset.ready = detail ? String(index) : '';
     return undefined;
   }
@@ -129,6 +137,7 @@ class Inspector {
       nodes.push(el('div', { class: 'lb-choice', role: 'group', 'aria-label': 'Picture' },
         ...grids.map((one) => button(one.image ? 'Crop ' + one.image : 'Image', {
           class: 'lb-small', 'aria-pressed': String(one === grid),
+          'data-toggle': 'image-' + one.image,
         }, () => { this.image = one.image; this.app.inspectAgain(); }))));
     }
     if (label === 'attention') {

@@ -218,11 +218,12 @@ class App {
     // With another model, the change would not be the only difference.
     if (compare) this.composer.setModel(this.run.model, false);
     else this.composer.clearChanges();
+    // Read before anything is drawn anew for the run that begins.
+    const form = { ...this.composer.values(), compare, window: this.viewer.requestWindow() };
     this.say('Starting…');
     this.wait('running');
     this.follow = true;
-    this.send('explain', { turn: this.next(), image: this.shownImage,
-      form: { ...this.composer.values(), compare, window: this.viewer.requestWindow() } });
+    this.send('explain', { turn: this.next(), image: this.shownImage, form });
   }
 
   stop() {
@@ -271,7 +272,10 @@ class App {
     this.takeImage(state);
     this.takeRun(run);
     this.takeGroup(state.group);
-    this.once(state.error, (error) => this.say(error.message + ' (' + error.code + ')', 'error'));
+    this.once(state.error, (error) => {
+      this.say(error.message + ' (' + error.code + ')', 'error');
+      this.viewer.frameStays();
+    });
     this.once(state.download, (file) => this.download(file.name));
     this.strip.root.hidden = !state.image && !run;
     if (!this.ways.take(state)) this.describeState(state);
@@ -308,6 +312,7 @@ class App {
     if (replay) {
       if (this.shownImage !== replay.key) {
         this.shownImage = replay.key;
+        this.composer.clearChanges();
         this.viewer.setPicture(fileUrl(replay.folder, 'display.png'), pictureFacts(replay));
       }
     } else if (facts && this.shownImage !== facts.id) {
@@ -536,7 +541,7 @@ class App {
     if (run && run.facts && image && !run.replay && this.viewer.window) {
       const seen = run.facts.image.window;
       const now = this.viewer.window;
-      if (run.image !== image.id) {
+      if (run.frame !== image.frame) {
         text = 'Another frame is shown than the one that the model saw.';
       } else if (seen && (Math.abs(seen[0] - now[0]) > 0.01 || Math.abs(seen[1] - now[1]) > 0.01)) {
         text = 'Window changed since this run. The model saw W ' + number(seen[1], 1) + ' / L '

@@ -44,7 +44,7 @@ class Strip {
     };
     this.play = act('play', 'Play or pause (space)', () => this.app.togglePlay());
     this.where = el('span', { class: 'lb-where', 'aria-hidden': 'true' });
-    this.speed = el('select', { class: 'lb-select', 'aria-label': 'Speed' },
+    this.speed = el('select', { class: 'lb-select lb-speed', 'aria-label': 'Speed' },
       ...[['0.5', '½×'], ['1', '1×'], ['2', '2×'], ['4', '4×']].map(([value, text]) =>
         el('option', { value, text, selected: value === '1' })));
     return el('div', { class: 'lb-controls' },

@@ -107,6 +107,14 @@ class Viewer {
     this.callbacks.onFrame(frame);
   }
 
+  // The frame that was asked for has not come.
+  frameStays() {
+    if (!this.image || this.askedFrame === (this.image.frame || 0)) return;
+    this.askedFrame = this.image.frame || 0;
+    this.frameInput.value = String(this.askedFrame);
+    this.frameLabel.textContent = (this.askedFrame + 1) + ' / ' + this.image.frames;
+  }
+
   // Lets a box be drawn, by mouse or by keys; `onDraw` gets it.
   startDrawing(hint) {
     this.stage.dataset.hint = hint;
@@ -799,7 +807,8 @@ class Viewer {
   finishDrawing() {
     const box = this.drawn;
     this.setTool('window');
-    if (box && box[2] - box[0] > 0.01 && box[3] - box[1] > 0.01) this.callbacks.onDraw(box);
+    const isLarge = box && box[2] - box[0] > 0.01 && box[3] - box[1] > 0.01;
+    this.callbacks.onDraw(isLarge ? box : null);
   }
 
   // The box by keys: arrows move it, with shift they change its size, Enter takes it.

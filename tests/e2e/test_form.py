@@ -53,6 +53,21 @@ def test_what_cannot_be_asked_is_said_before_it_is(
     expect(explain).to_be_enabled()
 
 
+def test_a_limit_that_does_not_count_keeps_nothing_from_running(
+    page_server: Served, open_page: OpenPage
+) -> None:
+    page = open_page(page_server)
+    open_sample(page)
+    explain = page.locator("#lb-explain")
+    page.locator(".lb-composer summary", has_text="Settings").click()
+    page.get_by_label("Look again above").fill("99")
+    expect(explain).to_be_disabled()
+    page.check("#lb-own-limit")
+    expect(explain).to_be_enabled()
+    page.uncheck("#lb-own-limit")
+    expect(explain).to_be_disabled()
+
+
 def test_a_way_leads_back_to_the_samples_and_an_upload_drops_their_question(
     page_server: Served, open_page: OpenPage
 ) -> None:

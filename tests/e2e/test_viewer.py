@@ -237,7 +237,8 @@ def test_a_crop_can_be_put_elsewhere_by_keys_alone(
     for key in ("ArrowRight", "ArrowRight", "Shift+ArrowDown", "Enter"):
         page.keyboard.press(key)
     expect(page.get_by_role("button", name="Leave crop 1 where it was")).to_be_visible()
-    page.locator("#lb-again").press("Enter")
+    expect(page.locator("#lb-again")).to_be_focused()
+    page.keyboard.press("Enter")
 
     expect(page.locator(".lb-banner-change")).to_contain_text("crop 1 cut elsewhere")
     expect(page.locator(".lb-compare")).to_contain_text("Without the change: Spiculated")
@@ -292,6 +293,41 @@ def test_escape_leaves_a_box_undrawn(page_server: Served, open_page: OpenPage) -
     page.click("#lb-cover")
     drag(page, 80, 80)
     expect(page.get_by_role("button", name="Remove region 1")).to_be_visible()
+
+
+def test_a_box_that_is_none_is_said_to_be_too_small(
+    page_server: Served, open_page: OpenPage
+) -> None:
+    page = open_page(page_server)
+    cover = page.locator("#lb-cover")
+    page.locator(".lb-composer summary", has_text="What if").click()
+    expect(cover).to_be_disabled()
+    page.locator(".lb-composer summary", has_text="What if").click()
+    open_image(page)
+    page.locator(".lb-composer summary", has_text="What if").click()
+    cover.press("Enter")
+    page.keyboard.press("Enter")
+
+    expect(page.get_by_text("The box is too small: draw a larger one.").first).to_be_visible()
+    expect(cover).to_be_focused()
+
+
+def test_a_covered_region_stays_with_its_image(page_server: Served, open_page: OpenPage) -> None:
+    page = open_page(page_server)
+    open_image(page)
+    page.locator(".lb-composer summary", has_text="What if").click()
+    page.locator("#lb-cover").press("Enter")
+    for key in ("ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    region = page.get_by_role("button", name="Remove region 1")
+    expect(region).to_be_visible()
+    region.focus()
+    page.fill("#lb-question", "Where?")
+    expect(region).to_be_visible()
+
+    upload(page, to_zip(events_of(request())), "x.radtrace.zip")
+    wait_for(page, "done")
+    expect(region).to_have_count(0)
 
 
 def test_an_image_unlike_the_training_is_marked(page_server: Served, open_page: OpenPage) -> None:

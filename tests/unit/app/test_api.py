@@ -89,6 +89,12 @@ def test_bad_input_gets_one_sentence(caller: Caller, arguments: dict[str, Any], 
         caller.explain(**arguments)
 
 
+def test_inner_steps_of_another_image_are_for_the_page(caller: Caller) -> None:
+    """A call keeps nothing of the one before: to be told to ask first would not help."""
+    with pytest.raises(gr.Error, match=r"keeps nothing of the one before.*--latent-donor"):
+        caller.explain(settings={"changes": {"latents": "shuffle"}})
+
+
 def test_a_kind_of_image_with_burned_in_text_must_have_been_looked_at(caller: Caller) -> None:
     picture = chest(64).astype(np.uint16)
     capture = to_file(picture, Modality="OT", BurnedInAnnotation="YES")

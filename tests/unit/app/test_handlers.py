@@ -327,17 +327,21 @@ class Asked(FakeEngine):
 SHUFFLED = {"changes": {"latents": "shuffle"}}
 
 
+def steps_taken(bench: Bench, page: Page) -> tuple[bytes, ...]:
+    """What the inner steps of the tab's run were fed."""
+    session = bench.tabs.session(page.request)
+    assert session is not None
+    return tuple(event.vector for event in session.events if isinstance(event, LatentStep))
+
+
 def test_inner_steps_of_another_image_are_fed_in(tmp_path: Path) -> None:
     engine, other = Asked(), Asked("another")
     bench = Bench(tmp_path, engine, other)
     page = bench.page()
     first, second = (key["key"] for key in bench.tabs.models.to_json())
     assert page.upload(png(chest(64)))["donors"] == []
-    state = page.explain(model=first)[-1]
-    assert state["donors"] == [], "its own inner steps are no other image's"
-    session = bench.tabs.session(page.request)
-    assert session is not None
-    steps = tuple(event.vector for event in session.events if isinstance(event, LatentStep))
+    page.explain(model=first)
+    steps = steps_taken(bench, page)
     assert steps
 
     assert page.upload(png(chest(64, 2)))["donors"] == [first]
@@ -361,21 +365,48 @@ def test_a_changed_run_lends_no_inner_steps(bench: Bench) -> None:
     assert page.explain(**SHUFFLED)[0]["error"]["message"] == NO_DONOR
 
 
-def test_the_image_before_lends_its_inner_steps_also_after_a_run_here(bench: Bench) -> None:
+def test_an_image_never_gets_its_own_inner_steps(tmp_path: Path) -> None:
+    """Not after a run on it, and not when its file is opened again."""
+    engine = Asked()
+    bench = Bench(tmp_path, engine)
     page = bench.page()
     page.upload(png(chest(64)))
     page.explain()
+    own = steps_taken(bench, page)
+    assert page.explain()[-1]["donors"] == []
+    assert page.upload(png(chest(64)))["donors"] == []
+    assert page.explain(**SHUFFLED)[0]["error"]["message"] == NO_DONOR
+
     page.upload(png(chest(64, 2)))
     page.explain()
-    state = page.explain(**SHUFFLED)[-1]
+    lent = steps_taken(bench, page)
+    assert lent != own
+    # Its own are the newer ones.
+    page.explain(**SHUFFLED)
+    assert engine.requests[-1].interventions.latent_donor == own
+    page.upload(png(chest(64)))
+    page.explain(**SHUFFLED)
+    assert engine.requests[-1].interventions.latent_donor == lent
 
-    assert state["donors"] == [state["run"]["model"]]
-    page.upload(png(chest(64, 3)))
     session = bench.tabs.session(page.request)
     assert session is not None
     assert len(session.donors) == 2
     session.close()
     assert session.donors == []
+
+
+def test_a_run_without_a_change_is_compared_with_nothing(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(png(chest(64)))
+    page.explain()
+    assert page.explain(compare=True, changes={"latents": "none"})[-1]["before"] is None
+
+
+def test_a_frame_of_an_image_that_is_gone_is_refused_in_words(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(png(chest(64)))
+    bench.sessions.drop(page.request.session_hash or "")
+    assert page.frame(1)["error"]["message"] == IMAGE_GONE
 
 
 def test_opening_an_image_ends_the_run_in_progress(bench: Bench) -> None:
