@@ -165,7 +165,7 @@ def display_image(source: SourceImage, window: Window | None, preset: str) -> Di
         modality=source.modality,
         window_center=center,
         window_width=width,
-        window_source=preset if window else source.window_source,
+        window_source=preset if window and not source.is_color else source.window_source,
         spacing_mm=source.spacing_mm,
         left_edge=source.left_edge,
     )

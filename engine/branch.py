@@ -106,6 +106,9 @@ class Branch:
         self._calls_seen = 0
         self._latent_opened = False
         self._answer_forced = False
+        # What it has been fed beside its tokens; a fork has been fed the same.
+        self.latents_fed = 0
+        self.crop_tokens = 0
         self._answer_turn = False
         self._looks_ahead = False
         self._opening: Opening | None = None

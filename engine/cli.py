@@ -380,6 +380,8 @@ def _window(values: Sequence[float] | None, source: SourceImage) -> Window | Non
     """
     if values is None:
         return None
+    if source.is_color:
+        raise UsageError("--window is for grey images, and this one is in colour: leave it out.")
     own = source.default_window
     try:
         return Window(values[0], values[1], "LINEAR" if own is None else own.function)
@@ -394,6 +396,8 @@ def _check_target(path: Path) -> None:
         raise UsageError(f"There is no folder {folder.name!r} to write {path.name} into.")
     if path.is_dir():
         raise UsageError(f"{path.name} is a folder: name a file to write.")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path.name} is not a plain file: name one to write.")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"{path.name} cannot be written: its folder is read-only.")
 

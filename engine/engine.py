@@ -91,7 +91,8 @@ class Engine:
         """Runs a request; yields its events as they happen.
 
         A second request waits until the first has ended. Closing the iterator, or setting
-        `stop`, ends the run within one token and frees what it held.
+        `stop`, ends the run within one token and frees what it held; what is under way before
+        the first token (loading, the tower, the pass over the prompt) is finished first.
         """
         if not self._wait_for_turn(stop):
             yield _stopped_before_start()
@@ -148,6 +149,10 @@ class Engine:
         loaded = self.loaded
         if loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(loaded.device)
+        if _is_set(stop):
+            # It was set while the checkpoint was loaded.
+            yield _stopped_before_start()
+            return
         decoder, seen, start = self.prepare(request)
         yield self.started(seen, start, run_id, clock)
         run = Rollout(decoder, start, clock=clock, stop=stop)
@@ -179,13 +184,20 @@ class Engine:
 
     def _wait_for_turn(self, stop: threading.Event | None) -> bool:
         while not self._lock.acquire(timeout=WAIT_SECONDS):
-            if stop is not None and stop.is_set():
+            if _is_set(stop):
                 return False
+        if _is_set(stop):
+            self._lock.release()
+            return False
         return True
 
     def _free(self) -> None:
         if self._loaded is not None and self._loaded.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _is_set(stop: threading.Event | None) -> bool:
+    return stop is not None and stop.is_set()
 
 
 def request_facts(request: Request) -> RequestFacts:

@@ -87,7 +87,14 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budgets:
-    """Upper bounds of one run."""
+    """Upper bounds of one run.
+
+    Attributes:
+        max_new_tokens: after so many the model is made to answer: a zoom call that is being
+            written is finished, and up to 32 tokens of an answer follow; `direct` just ends.
+        max_crops: zooms.
+        latent_steps: slots of the latent segment, K.
+    """
 
     max_new_tokens: int = 512
     max_crops: int = 2

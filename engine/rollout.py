@@ -143,8 +143,6 @@ class Rollout:
         self._state: DecodeState | None = None
         self._prefill_seconds = 0.0
         self._prefill_end = self._clock
-        self._crop_tokens = 0
-        self._latent_slots = 0
 
     def events(self) -> Iterator[tuple[int, Event]]:
         """Runs until every branch has ended; pairs of a branch's number and its event.
@@ -153,6 +151,9 @@ class Rollout:
             InvalidLogitsError: when the model's output is not finite.
             RequestError: when latents of another run do not fit the model.
         """
+        if self._stopped():
+            yield from self._break_off()
+            return
         self._prefill()
         for row in range(len(self._rows)):
             yield from self._believe(row, "prefill", self._rows[row].here(self.state.length))
@@ -327,7 +328,7 @@ class Rollout:
         event = branch.latent.record(
             latent, self._unit_view, self.start.seen.grid, attention, self._seconds()
         )
-        self._latent_slots += 1
+        branch.latents_fed += 1
         branch.latent_fed()
         self._narrow(row)
         return event
@@ -378,7 +379,7 @@ class Rollout:
             self._tell(row, SKIPPED_MESSAGE)
         else:
             tokens = self.decoder.encode(crop.seen)
-            self._crop_tokens += crop.seen.grid.cells
+            branch.crop_tokens += crop.seen.grid.cells
             self._append(row, tool_response_text(), [(crop.number, tokens, crop.seen.grid)])
         if self.decoder.device.type == "cuda":
             # The crop is in the cache once the device has done what it was given.
@@ -451,6 +452,9 @@ class Rollout:
         branch = self._rows[row]
         branch.reported = True
         reading = read_answer(branch.text, self.request.options)
+        if branch.reason == "no_answer" and reading.valid:
+            # It was given, in another form than between its tags.
+            branch.reason = "answered"
         probabilities: tuple[float, ...] = ()
         tracing = self.request.tracing
         if (self.request.options and tracing.distribution) or tracing.belief:
@@ -485,8 +489,8 @@ class Rollout:
                 prompt=self.start.prompt.embeddings.shape[1],
                 image=self.start.seen.grid.cells,
                 generated=branch.tokens,
-                latent=self._latent_slots,
-                crop=self._crop_tokens,
+                latent=branch.latents_fed,
+                crop=branch.crop_tokens,
                 forwarded=self.decoder.forwarded,
             ),
             peak_memory_bytes=peak_memory_bytes(self.decoder.device),

@@ -60,6 +60,9 @@ MAX_EVENTS: Final = 100_000
 MAX_CROPS: Final = MAX_ENTRIES - 4
 MAX_LINE_BYTES: Final = 64 * 2**20
 MAX_MANIFEST_BYTES: Final = 2**20
+# Of one JSON document: maps and latents are a text each, and a list of empty lists takes two
+# hundred times its length to read.
+MAX_JSON_VALUES: Final = 100_000
 MAX_GRID_CELLS: Final = 65_536
 # Long enough for what a model sees of an image of 200 to 1, and no more pixels than a view.
 MAX_PNG_SIDE: Final = 16_384
@@ -230,8 +233,11 @@ def parsed(text: str | bytes, complaint: str) -> object:
     """A JSON document of finite numbers and whole numbers of a sane length.
 
     Raises:
-        TraceFileError: with the complaint, when it is none.
+        TraceFileError: with the complaint, when it is none; or it holds too many values.
     """
+    raw = text.encode() if isinstance(text, str) else text
+    if sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
+        raise TraceFileError("The file holds more values in one place than a trace can.")
     try:
         return json.loads(
             text, parse_constant=_not_finite, parse_float=_finite_float, parse_int=_short_int
@@ -358,13 +364,19 @@ def write_trace(path: str | Path, events: Iterable[Event], *, app_version: str =
 
 
 def write_whole(target: Path, data: bytes) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file whole or not at all; a link is followed, and a file keeps who may read it.
 
     Raises:
         OSError: when the folder cannot be written.
     """
+    target = target.resolve()
+    # Temporary files are for their owner alone; what a user saves is as any other file.
+    umask = os.umask(0o077)
+    os.umask(umask)
+    mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~umask
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".radtrace-")
     try:
+        Path(temporary).chmod(mode)
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()

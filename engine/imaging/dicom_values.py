@@ -181,12 +181,21 @@ def _table(item: TechnicalTags, *, little_endian: bool, signed: bool) -> LookupT
 
 
 def read_spacing(tags: FrameTags) -> tuple[tuple[float, float] | None, SpacingKind]:
-    """`(row, column)` spacing in millimetres and which plane it holds for (PS3.3 10.7)."""
+    """`(row, column)` spacing in millimetres and which plane it holds for (PS3.3 10.7).
+
+    A projection that was not calibrated has, as Pixel Spacing, the values of Imager or Nominal
+    Scanned Pixel Spacing again (10.7.1.1): these are of the detector, or of the film, and not of
+    the patient.
+    """
+    known: list[tuple[tuple[float, float], SpacingKind]] = []
     for keyword, kind in _SPACINGS:
         found = tags.group("PixelMeasuresSequence", keyword).numbers(keyword)
         if len(found) == 2 and min(found) > 0:
-            return (found[0], found[1]), kind
-    return None, ""
+            known.append(((found[0], found[1]), kind))
+    if not known:
+        return None, ""
+    # Of tags with the same values the last one says where they hold.
+    return next(one for one in reversed(known) if one[0] == known[0][0])
 
 
 def read_left_edge(tags: TechnicalTags) -> PatientSide:

@@ -24,6 +24,7 @@ from engine.imaging.window import (
 SpacingKind = Literal["patient", "detector", "nominal", ""]
 SPACING_KINDS: tuple[str, ...] = ("patient", "detector", "nominal", "")
 PATIENT_SIDES: tuple[str, ...] = get_args(PatientSide)
+IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
 
 _TABLE_SPAN = 1 << 18
 _ROWS_PER_BLOCK = 256

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import IO
+import math
+from typing import IO, Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from engine.imaging.errors import (
 )
 from engine.imaging.limits import Limits
 from engine.imaging.lut import LookupTable
-from engine.imaging.source import PATIENT_SIDES, SPACING_KINDS, SourceImage
+from engine.imaging.source import IMAGE_FORMATS, PATIENT_SIDES, SPACING_KINDS, SourceImage
 from engine.imaging.window import WINDOW_FUNCTIONS, WINDOW_SOURCES, Window
 
 _HEADER_BYTES = 1 << 20
@@ -31,9 +32,16 @@ _VOCABULARIES = {
     "window_source": WINDOW_SOURCES,
     "spacing_kind": SPACING_KINDS,
     "left_edge": PATIENT_SIDES,
+    "format": IMAGE_FORMATS,
 }
 
-# JSON values; strict enough for `_decode`, which checks each one.
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("is_color", "inverted", "burned_in_risk"), bool),
+    **dict.fromkeys(("bits_stored", "frame", "frame_count", "hidden_tag_count"), int),
+    **dict.fromkeys(("modality", "units", "sha256", "transfer_syntax"), str),
+}
+_MOST_CHARACTERS = 128
+
 Json = dict[str, object]
 
 
@@ -73,12 +81,14 @@ def read_source(stream: IO[bytes], limits: Limits) -> SourceImage:
         return _read(stream, limits)
     except ImagingError:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise DamagedImageError(DAMAGED_MESSAGE) from error
 
 
 def _read(stream: IO[bytes], limits: Limits) -> SourceImage:
     facts = json.loads(stream.readline(_HEADER_BYTES))
+    if not isinstance(facts, dict):
+        raise TypeError("Facts that are none.")
     if "code" in facts:
         kind = ERRORS_BY_CODE[facts["code"]]
         raise kind(_printable(facts["message"])[:_MESSAGE_CHARACTERS])
@@ -91,10 +101,31 @@ def _read(stream: IO[bytes], limits: Limits) -> SourceImage:
     if facts["spacing_mm"] is not None:
         row, column = facts["spacing_mm"]
         facts["spacing_mm"] = (float(row), float(column))
+        if not all(0 < side < math.inf for side in facts["spacing_mm"]):
+            raise ValueError("A spacing that is never sent.")
     for name, words in _VOCABULARIES.items():
         if facts[name] not in words:
             raise ValueError("A word that is not of the vocabulary.")
+    _check(facts, pixels)
     return SourceImage(pixels=pixels, voi_lut=table, **facts)
+
+
+def _check(facts: dict[str, Any], pixels: Pixels) -> None:
+    """Refuses facts that no file can have.
+
+    Raises:
+        ValueError: one has a type, a length or a size that is never sent.
+    """
+    for name, kind in _TYPES.items():
+        value: Any = facts[name]
+        # Exactly: True is a whole number, too.
+        is_right = type(value) is kind
+        if not is_right or (kind is int and value < 0):
+            raise ValueError("A fact of a type that is never sent.")
+        if kind is str and (len(value) > _MOST_CHARACTERS or not value.isprintable()):
+            raise ValueError("A text that is never sent.")
+    if facts["is_color"] != (pixels.ndim == 3) or facts["frame"] >= facts["frame_count"]:
+        raise ValueError("Facts that contradict each other.")
 
 
 def _read_pixels(stream: IO[bytes], dtype: str, shape: list[int], limits: Limits) -> Pixels:

@@ -501,6 +501,35 @@ def test_an_open_question_is_probed_by_its_greedy_answer(
     assert isinstance(belief, Belief)
 
 
+def test_a_stop_that_is_set_already_computes_nothing(
+    engine: Engine, make_request: MakeRequest
+) -> None:
+    stop = threading.Event()
+    stop.set()
+    (finished,) = engine.stream(make_request(), stop)
+    assert isinstance(finished, Finished)
+    assert (finished.reason, finished.counts.forwarded) == ("stopped", 0)
+    # The next one has its turn.
+    assert isinstance(list(engine.stream(make_request()))[-1], Finished)
+
+
+@pytest.mark.parametrize("method", ["latent", "zoom"])
+def test_the_counts_of_a_branch_are_its_own(
+    engine: Engine, make_request: MakeRequest, method: str
+) -> None:
+    request = make_request(method=method, entropy_threshold=0.5, belief=False, options=())
+    decoder, _, start = engine.prepare(request)
+    alone = [event for _, event in Rollout(decoder, start).events() if isinstance(event, Finished)]
+    decoder, _, start = engine.prepare(request)
+    events = Rollout(decoder, start, count=3).events()
+    group = {branch: event.counts for branch, event in events if isinstance(event, Finished)}
+
+    assert max(alone[0].counts.latent, alone[0].counts.crop) > 0
+    for counts in group.values():
+        assert counts.latent == alone[0].counts.latent
+        assert counts.crop == alone[0].counts.crop
+
+
 @pytest.mark.parametrize("method", ["direct", "latent", "zoom", "auto"])
 @pytest.mark.parametrize("after", [1, 5])
 def test_stop_ends_a_run_within_one_token(

@@ -375,6 +375,14 @@ def test_empty_maps_by_the_thousand_still_read_back() -> None:
     assert read_trace(to_zip(many)) == many
 
 
+@pytest.mark.parametrize("mark", ["[],", "{},", "0,"])
+def test_a_line_of_many_values_is_refused_before_it_is_read(mark: str) -> None:
+    """Its lists take two hundred times its length in memory."""
+    line = '{"type":"Failed","code":[' + mark * 100_000 + "0]}"
+    with pytest.raises(TraceFileError, match="more values in one place"):
+        loads(line)
+
+
 def test_what_could_not_be_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     events = trace().events
     for limit, value, says in (

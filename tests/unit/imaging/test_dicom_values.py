@@ -207,9 +207,19 @@ def test_spacing_says_which_plane(keyword: str, kind: str) -> None:
     assert source.spacing_kind == kind
 
 
+@pytest.mark.parametrize(
+    ("keyword", "kind"),
+    [("ImagerPixelSpacing", "detector"), ("NominalScannedPixelSpacing", "nominal")],
+)
+def test_spacing_that_was_not_calibrated_is_not_the_patients(keyword: str, kind: str) -> None:
+    """PS3.3 10.7.1.1: Pixel Spacing then repeats the other values."""
+    source = open_here(to_file(RAMP, PixelSpacing=[0.139, 0.139], **{keyword: [0.139, 0.139]}))
+    assert (source.spacing_mm, source.spacing_kind) == ((0.139, 0.139), kind)
+
+
 def test_calibrated_spacing_comes_first_and_nonsense_is_dropped() -> None:
     both = open_here(to_file(RAMP, PixelSpacing=[0.5, 0.5], ImagerPixelSpacing=[0.6, 0.6]))
-    assert both.spacing_mm == (0.5, 0.5)
+    assert (both.spacing_mm, both.spacing_kind) == ((0.5, 0.5), "patient")
     for nonsense in ([0, 0], [-1, 1], [1]):
         source = open_here(to_file(RAMP, PixelSpacing=nonsense))
         assert (source.spacing_mm, source.spacing_kind) == (None, "")

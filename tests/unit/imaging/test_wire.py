@@ -92,6 +92,15 @@ def test_errors_keep_their_type(code: str) -> None:
         ("windows", [[1, 0, "LINEAR"]]),
         ("table", [0, 99, 5]),
         ("extra", 1),
+        ("spacing_mm", [float("nan"), 1.0]),
+        ("spacing_mm", [-3.0, 1.0]),
+        ("modality", "<img src=x onerror=alert(1)>" * 1000),
+        ("modality", "D\x1bX"),
+        ("units", {"a": 1}),
+        ("format", "EXE"),
+        ("frame", True),
+        ("frame_count", -1),
+        ("is_color", True),
     ],
 )
 def test_lies_are_damage(name: str, value: object) -> None:
@@ -100,6 +109,12 @@ def test_lies_are_damage(name: str, value: object) -> None:
     facts[name] = value
     with pytest.raises(DamagedImageError):
         read_source(io.BytesIO(json.dumps(facts).encode() + b"\n" + pixels), LIMITS)
+
+
+@pytest.mark.parametrize("answer", [b'"x"\n', b"[" * 200_000 + b"\n", b"7\n", b"null\n"])
+def test_answers_that_hold_no_facts_are_damage(answer: bytes) -> None:
+    with pytest.raises(DamagedImageError):
+        read_source(io.BytesIO(answer), LIMITS)
 
 
 @given(st.binary(max_size=400), st.integers(0, 2000))
