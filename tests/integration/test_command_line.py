@@ -551,3 +551,38 @@ def test_a_full_disk_under_the_output_is_one_line(tmp_path: Path) -> None:
 
     assert done.returncode == 2
     assert done.stderr == "The output cannot be written: No space left on device.\n"
+
+
+def test_a_window_for_a_colour_image_is_refused(call: Run, tmp_path: Path) -> None:
+    """It changes nothing there, and a trace would say that it had."""
+    path, out = tmp_path / "colour.png", tmp_path / "out.png"
+    Image.new("RGB", (32, 32), (200, 10, 10)).save(path)
+    status, _, error = call("render", path, "--out", out, "--window", "40", "80")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "this one is in colour" in error
+    assert not out.exists()
+    assert call("render", path, "--out", out)[0] == 0
+
+
+def test_what_is_no_plain_file_is_not_written_over(call: Run, image: str, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    status, _, error = call("render", image, "--out", pipe)
+    assert (status, error) == (2, "pipe is not a plain file: name one to write.\n")
+    assert pipe.is_fifo()
+
+
+def test_a_saved_trace_is_as_any_other_file_and_a_link_is_followed(tmp_path: Path) -> None:
+    target, link = tmp_path / "run.radtrace.zip", tmp_path / "link.radtrace.zip"
+    before = os.umask(0o027)
+    try:
+        write_trace(target, factories.trace())
+        assert target.stat().st_mode & 0o777 == 0o640
+        target.chmod(0o600)
+        link.symlink_to(target)
+        write_trace(link, factories.trace())
+    finally:
+        os.umask(before)
+    assert link.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert len(list(tmp_path.iterdir())) == 2

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from engine import rollout
+from engine.branch import Branch
 from engine.engine import Engine
 from engine.geometry import Box
 from engine.loading import LoadedModel
@@ -230,6 +231,23 @@ def test_a_run_that_waits_for_its_turn_can_be_stopped(
     assert finished.reason == "stopped"
     assert finished.counts.generated == 0
     first.close()  # type: ignore[attr-defined]
+
+
+def test_an_answer_without_its_tags_is_an_answer_all_the_same(
+    engine: Engine,
+    loaded: LoadedModel,
+    make_request: MakeRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Checkpoints of others seldom write the tags."""
+    written = [*loaded.vocabulary.encode("The answer is B."), loaded.vocabulary.im_end]
+    monkeypatch.setattr(Branch, "choose", lambda self, _: torch.tensor(written[len(self.ids)]))
+    trace = Trace.from_events(engine.stream(make_request(method="direct")))
+
+    assert trace.answered is not None
+    assert (trace.answered.option, trace.answered.valid) == (1, True)
+    assert isinstance(trace.events[-1], Finished)
+    assert trace.events[-1].reason == "answered"
 
 
 def test_requests_of_several_threads_never_mix(engine: Engine, make_request: MakeRequest) -> None:
