@@ -211,7 +211,7 @@ def _interventions(options: argparse.Namespace) -> Interventions:
     if any(number < 1 for number in options.skip_crop):
         raise UsageError("--skip-crop: crops are numbered from 1.")
     try:
-        return Interventions(
+        changes = Interventions(
             latents=options.latents,
             latent_donor=donor,
             skip_crops=tuple(options.skip_crop),
@@ -220,6 +220,27 @@ def _interventions(options: argparse.Namespace) -> Interventions:
         )
     except BoxError as error:
         raise UsageError(str(error)) from error
+    _check_method(options)
+    return changes
+
+
+def _check_method(options: argparse.Namespace) -> None:
+    """Refuses changes of what a run never has: a trace would say that they had made no difference.
+
+    Raises:
+        UsageError: with the option and the methods that know what it changes.
+    """
+    for option, given, method in (
+        ("--latents", options.latents != "none", "latent"),
+        ("--skip-crop", bool(options.skip_crop), "zoom"),
+        ("--move-crop", bool(options.move_crop), "zoom"),
+    ):
+        if given and options.method not in (method, "auto"):
+            raise UsageError(
+                f"{option} changes nothing under --method {options.method}: use {method} or auto."
+            )
+    if options.latent_donor is not None and options.latents != "shuffle":
+        raise UsageError("--latent-donor is for --latents shuffle: give both, or neither.")
 
 
 def _content(path: Path) -> bytes:

@@ -303,6 +303,11 @@ def test_a_file_that_ends_before_its_pixels_is_called_damaged(call: Run, tmp_pat
         (("trace", "IMAGE", "Q", "--latents", "shuffle"), "--latent-donor"),
         (("trace", "IMAGE", "Q", "--latent-donor", "IMAGE"), "not a saved trace"),
         (("trace", "IMAGE", "Q", "--latent-donor", "FOLDER/no.radtrace.zip"), "cannot be read"),
+        (
+            ("trace", "IMAGE", "Q", "--method", "direct", "--latents", "zero"),
+            "--latents changes nothing under --method direct: use latent or auto.",
+        ),
+        (("trace", "IMAGE", "Q", "--method", "latent", "--skip-crop", "1"), "use zoom or auto"),
         (("trace", "IMAGE", "Q", "--skip-crop", "0"), "--skip-crop"),
         (("trace", "IMAGE", "Q", "--move-crop", "0", "0", "0", "1", "1"), "--move-crop"),
         (("trace", "IMAGE", "Q", "--move-crop", "1.5", "0", "0", "1", "1"), "--move-crop"),
@@ -362,10 +367,9 @@ def test_every_intervention_can_be_asked_for(
     assert call(*shared, "--method", "latent", "--latent-steps", "3", "--out", donor)[0] == 0
 
     out = tmp_path / "changed.radtrace.zip"
-    changes = ("--latents", "shuffle", "--latent-donor", donor, "--skip-crop", "1")
-    moved = ("--move-crop", "2", "0.25", "0.25", "0.5", "0.5", "--occlude", "0", "0", "0.5", "1")
+    changes = ("--latents", "shuffle", "--latent-donor", donor, "--occlude", "0", "0", "0.5", "1")
     status, _, err = call(
-        *shared, "--method", "latent", "--latent-steps", "3", *changes, *moved, "--out", out
+        *shared, "--method", "latent", "--latent-steps", "3", *changes, "--out", out
     )
 
     assert (status, err) == (0, "")
@@ -375,9 +379,15 @@ def test_every_intervention_can_be_asked_for(
     assert started is not None
     asked = started.request.interventions
     assert asked.latent_donor == tuple(fed)
-    assert asked.skip_crops == (1,)
-    assert asked.move_crops == ((2, Box(0.25, 0.25, 0.5, 0.5)),)
     assert asked.occlude == (Box(0.0, 0.0, 0.5, 1.0),)
+
+    crops = ("--skip-crop", "1", "--move-crop", "2", "0.25", "0.25", "0.5", "0.5")
+    status, _, err = call(*shared, "--method", "zoom", *crops, "--out", out)
+    assert (status, err) == (0, "")
+    started = read_trace(out).started
+    assert started is not None
+    assert started.request.interventions.skip_crops == (1,)
+    assert started.request.interventions.move_crops == ((2, Box(0.25, 0.25, 0.5, 0.5)),)
 
 
 def test_a_donor_without_latents_is_refused(
