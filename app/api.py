@@ -17,9 +17,9 @@ from gradio.data_classes import FileData
 from app.forms import request_from, window_from
 from app.live import LiveRun, Turns
 from app.models import Models
-from app.pictures import display_image
 from app.security import UploadError, claim_upload
 from app.texts import LOOK_FIRST_API, NO_DONOR_API, NO_ENGINE
+from engine.display import display_image
 from engine.imaging import ImagingError, open_image
 from engine.request import Request, RequestError
 from engine.trace_io import TraceFileError, read_trace, to_json

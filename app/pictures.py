@@ -17,7 +17,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from engine.imaging import SourceImage, Window, list_presets, render
-from engine.request import DisplayImage
 
 _LEVELS: Final = 65_535
 # Numbers for what lies below, and for what lies above, all that a window is likely to show.
@@ -147,25 +146,3 @@ def describe(source: SourceImage, raw: RawGrey | None) -> dict[str, Any]:
 
 def _window_json(window: Window | None) -> list[Any] | None:
     return None if window is None else [window.center, window.width, window.function]
-
-
-def display_image(source: SourceImage, window: Window | None, preset: str) -> DisplayImage:
-    """The 8-bit image under the window of the viewer; None is the file's own rendering.
-
-    Args:
-        source: the opened image.
-        window: the window that the user set, or None where it is untouched.
-        preset: `preset` or `request`, where that window came from.
-    """
-    shown = window or source.default_window
-    center, width = (shown.center, shown.width) if shown and not source.is_color else (None, None)
-    return DisplayImage(
-        pixels=render(source, window),
-        sha256=source.sha256,
-        modality=source.modality,
-        window_center=center,
-        window_width=width,
-        window_source=preset if window and not source.is_color else source.window_source,
-        spacing_mm=source.spacing_mm,
-        left_edge=source.left_edge,
-    )

@@ -14,10 +14,10 @@ import gradio as gr
 from app.forms import request_from, window_from
 from app.live import LiveRun
 from app.models import Model, Models
-from app.pictures import display_image
 from app.session import CrowdedError, OpenImage, Session, Sessions
 from app.texts import CROWDED, IMAGE_GONE, LOOK_FIRST, NO_ENGINE, NO_TAB, OTHER_IMAGE, TAB_ENDED
 from app.what_if import compared, lent
+from engine.display import display_image
 from engine.request import Request, RequestError
 
 Json = dict[str, Any]

@@ -370,6 +370,7 @@ def start_facts(event: RunStarted) -> Json:
             if image.window_center is None or image.window_width is None
             else [_short(image.window_center), _short(image.window_width), image.window_source],
             "spacing": None if image.spacing_mm is None else list(image.spacing_mm),
+            "spacing_kind": image.spacing_kind,
             "left_edge": image.left_edge,
         },
         "distance": None

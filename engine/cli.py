@@ -25,6 +25,7 @@ from engine.command_line import (
     system_error_line,
 )
 from engine.comparison import RunKey, next_run, progress, readable_rows, report_json, request_of
+from engine.display import display_image
 from engine.geometry import Box, BoxError
 from engine.group import readable_rows as group_rows
 from engine.group_io import is_group_file, read_group
@@ -353,7 +354,7 @@ def _nats(text: str) -> float | str:
 
 def _request(options: argparse.Namespace, interventions: Interventions) -> Request:
     return Request(
-        image=display_image(options),
+        image=named_image(options),
         question=options.question,
         options=tuple(options.option),
         method=options.method,
@@ -369,7 +370,7 @@ def _request(options: argparse.Namespace, interventions: Interventions) -> Reque
     )
 
 
-def display_image(options: argparse.Namespace) -> DisplayImage:
+def named_image(options: argparse.Namespace) -> DisplayImage:
     """The image that a command line names, as the viewer shows it.
 
     Args:
@@ -380,18 +381,7 @@ def display_image(options: argparse.Namespace) -> DisplayImage:
         UsageError: the window is out of range.
     """
     source = open_image(options.image, frame=options.frame)
-    window = _window(options.window, source)
-    shown = window or source.default_window
-    return DisplayImage(
-        pixels=render(source, window),
-        sha256=source.sha256,
-        modality=source.modality,
-        window_center=None if shown is None else shown.center,
-        window_width=None if shown is None else shown.width,
-        window_source="request" if window else source.window_source,
-        spacing_mm=source.spacing_mm,
-        left_edge=source.left_edge,
-    )
+    return display_image(source, _window(options.window, source))
 
 
 def _window(values: Sequence[float] | None, source: SourceImage) -> Window | None:

@@ -6,9 +6,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 USAGE_STATUS = 2
+# An environment may lie in the project's folder, too, so that folder alone tells nothing.
+_ROOT: Final = Path(__file__).resolve().parent.parent
+_OURS: Final = frozenset((_ROOT / "engine", _ROOT / "training"))
 
 
 class UsageError(ValueError):
@@ -31,6 +34,20 @@ def refused(message: str) -> int:
     """Writes one line to stderr, whatever breaks `message` holds; the exit status."""
     sys.stderr.write(" ".join(message.split()) + "\n")
     return USAGE_STATUS
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether the engine or training raised an error, and no library that they call.
+
+    Args:
+        error: that was caught.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    return not _OURS.isdisjoint(Path(trace.tb_frame.f_code.co_filename).resolve().parents)
 
 
 def system_error_line(error: OSError) -> str:

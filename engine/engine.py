@@ -235,6 +235,7 @@ def _image_facts(request: Request, seen: SeenImage, loaded: LoadedModel) -> Imag
         display_png=encoded_png(image.pixels, DISPLAY_SIDE),
         seen_png=encoded_png(loaded.image_processor.seen_pixels(seen)),
         left_edge=image.left_edge,
+        spacing_kind=image.spacing_kind,
     )
 
 

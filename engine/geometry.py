@@ -14,6 +14,7 @@ from typing import Literal
 
 # A side of the patient; '' where it is not known.
 PatientSide = Literal["left", "right", ""]
+SpacingKind = Literal["patient", "detector", "nominal", ""]
 
 
 class BoxError(ValueError):

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from engine.geometry import Box, PatientSide
+from engine.geometry import Box, PatientSide, SpacingKind
 
 Method = Literal["direct", "latent", "zoom", "auto"]
 LatentIntervention = Literal["none", "zero", "noise", "shuffle", "blind", "skip"]
@@ -41,6 +41,7 @@ class DisplayImage:
         window_center, window_width: the window that made the pixels, in modality units.
         window_source: where that window came from (`file`, `preset`, `percentile`, ...).
         spacing_mm: row and column spacing in millimetres where the file has it.
+        spacing_kind: what lies so far apart (`engine.imaging.SourceImage`); '' when unknown.
         left_edge: the patient's side at the left edge of the image; '' where it is not known.
     """
 
@@ -51,6 +52,7 @@ class DisplayImage:
     window_width: float | None = None
     window_source: str = "identity"
     spacing_mm: tuple[float, float] | None = None
+    spacing_kind: SpacingKind = ""
     left_edge: PatientSide = ""
 
     def __post_init__(self) -> None:

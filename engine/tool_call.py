@@ -20,7 +20,7 @@ from engine.vocabulary import Vocabulary
 
 MOST_CHARACTERS: Final = 4000
 LEAST_SIDE_PX: Final = 28
-MOST_EXTREME_BOX: Final = 100.0
+MOST_EXTREME_BOX: Final = 100
 _SEPARATOR: Final = ", "
 _AT_COORDINATES: Final = re.compile(r'"bbox_2d"\s*:\s*\[\s*$')
 _COORDINATE_TOKEN: Final = re.compile(r"^[0-9, ]+$")
@@ -148,7 +148,7 @@ def _check_sides(box: Box, sizes: ImageSizes) -> None:
             f"The region is too small: every side must cover {LEAST_SIDE_PX} pixels of the "
             "original image."
         )
-    if max(width, height) > MOST_EXTREME_BOX * min(width, height):
+    if max(width, height) > MOST_EXTREME_BOX * min(width, height) + slack:
         raise ToolCallError("The region is too narrow: choose one that is closer to a square.")
 
 
@@ -178,7 +178,8 @@ class CoordinateGrammar:
     """The strings `x0, y0, x1, y1` that name a box which can be cut, piece by piece.
 
     Attributes:
-        sizes: the image; x1 - x0 and y1 - y0 are at least `sizes.least_sides`.
+        sizes: the image; x1 - x0 and y1 - y0 are at least `sizes.least_sides`, and neither side
+            is more than `MOST_EXTREME_BOX` times the other in pixels of the original.
     """
 
     sizes: ImageSizes
@@ -224,9 +225,21 @@ class CoordinateGrammar:
             return 0, frame.width - least_width
         if len(before) == 1:
             return 0, frame.height - least_height
+        # Pixels of the original are coordinates times a fraction of whole numbers, so that no
+        # rounding decides.
+        across = self.sizes.source_width * frame.height
+        down = self.sizes.source_height * frame.width
         if len(before) == 2:
-            return before[0] + least_width, frame.width
-        return before[1] + least_height, frame.height
+            room = frame.height - before[1]
+            widest = MOST_EXTREME_BOX * room * down // across
+            return before[0] + least_width, min(frame.width, before[0] + widest)
+        width = before[2] - before[0]
+        lowest = -(-width * across // (MOST_EXTREME_BOX * down))
+        highest = MOST_EXTREME_BOX * width * across // down
+        return (
+            before[1] + max(least_height, lowest),
+            min(frame.height, before[1] + highest),
+        )
 
 
 def _is_number(text: str) -> bool:

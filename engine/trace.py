@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from engine.geometry import PatientSide
+from engine.geometry import PatientSide, SpacingKind
 from engine.request import Interventions, Method, Sampling
 
 SCHEMA_VERSION = 1
@@ -126,6 +126,8 @@ class ImageFacts:
         source_width, source_height: pixels of the displayed original.
         left_edge: the patient's side at the left edge of the image; '' where it is not known,
             as in every trace that was saved before this was kept.
+        spacing_kind: what `spacing_mm` is a distance of (`engine.imaging.SourceImage`); '' where
+            it is not known, as in every trace that was saved before this was kept.
         seen_width, seen_height: pixels after the model's own resize.
         rows, columns: the grid of visual tokens over the seen image.
         display_png: the 8-bit image as displayed (PNG), at most 2048 pixels a side.
@@ -147,6 +149,7 @@ class ImageFacts:
     display_png: bytes
     seen_png: bytes
     left_edge: PatientSide = ""
+    spacing_kind: SpacingKind = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -251,6 +251,7 @@ def started(request: Request, run_id: str, *, flagged: bool = False) -> RunStart
             window_width=request.image.window_width,
             window_source=request.image.window_source,
             spacing_mm=request.image.spacing_mm,
+            spacing_kind=request.image.spacing_kind,
             left_edge=request.image.left_edge,
             seen_width=224,
             seen_height=224,

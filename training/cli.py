@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli import add_run_options
-from engine.command_line import OneLineParser, refused, system_error_line
+from engine.command_line import OneLineParser, raised_here, refused, system_error_line
 from engine.group_io import GROUP_SUFFIX
 from engine.imaging import ImagingError
 from engine.manifest import CheckpointError
@@ -34,9 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
-    except ImagingError as error:
-        return refused(error.message)
-    except (ValueError, CheckpointError) as error:
+    except (ImagingError, CheckpointError) as error:
+        return refused(error.message if isinstance(error, ImagingError) else str(error))
+    except ValueError as error:
+        # What a library complains of is a fault of ours, and its place has to be seen.
+        if not raised_here(error):
+            raise
         return refused(str(error))
     except OSError as error:
         return refused(system_error_line(error))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.cli import display_image
+from engine.cli import named_image
 from engine.engine import Engine
 from engine.group import MAX_MEMBERS, Group, Member
 from engine.group_io import GROUP_SUFFIX, member_start, write_group
@@ -143,7 +143,7 @@ def _asked(options: argparse.Namespace) -> Asked:
     if not options.question:
         raise ConfigError("An image needs --question.")
     try:
-        image = display_image(options)
+        image = named_image(options)
     except ImagingError as error:
         raise ConfigError(error.message) from error
     choices = tuple(options.option)

@@ -214,12 +214,12 @@ class Inspector {
       + ' patches. One patch covers ' + Math.round(each[0]) + ' × ' + Math.round(each[1])
       + ' pixels of the original' + (image.spacing
       ? ' (' + number(each[0] * image.spacing[1], 1) + ' × '
-        + number(each[1] * image.spacing[0], 1) + ' mm).' : '.')];
+        + number(each[1] * image.spacing[0], 1) + millimetres(image) + ').' : '.')];
     const loss = image.source[0] / image.seen[0];
     if (loss > 1.3) {
       lines.push('The original is ' + number(loss, 1) + ' times finer: detail below '
         + number(loss, 1) + ' pixels' + (image.spacing
-        ? ' (' + number(loss * image.spacing[1], 2) + ' mm)' : '')
+        ? ' (' + number(loss * image.spacing[1], 2) + millimetres(image) + ')' : '')
         + ' is lost unless it looks closer.');
     }
     if (image.window) {
@@ -264,6 +264,11 @@ const WINDOW_SOURCES = {
 };
 
 // What a step wrote, also where nothing of it can be seen.
+// A distance at the detector is larger than that in the patient, who lies before it.
+function millimetres(image) {
+  return image.spacing_kind === 'detector' ? ' mm at the detector' : ' mm';
+}
+
 function tokenText(text) {
   // The sign that ends what the model writes has no text of its own.
   if (text === '') return '(end of the text)';

@@ -767,7 +767,7 @@ function pictureFacts(run) {
   return {
     id: run.key, kind: 'grey8', width: image.source[0], height: image.source[1],
     numbers: [0, 255], values: [0, 255], lut: false, inverted: false, modality: image.modality,
-    units: '', spacing: image.spacing, spacing_kind: '', left_edge: image.left_edge,
+    units: '', spacing: image.spacing, spacing_kind: image.spacing_kind, left_edge: image.left_edge,
     frame: 0, frames: 1,
     window: [127.5, 255, 'LINEAR_EXACT'], presets: [['As saved', [127.5, 255, 'LINEAR_EXACT']]],
   };

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import dcmread, read_dataset
 from pydicom.tag import BaseTag
 
-from engine.geometry import PatientSide
+from engine.geometry import PatientSide, SpacingKind
 from engine.imaging.arrays import Bytes, Pixels
 from engine.imaging.codecs import CODECS, check_shape, check_syntax, decode_frame
 from engine.imaging.dicom_layout import PixelLayout, check_frame_index, read_layout
@@ -49,7 +49,7 @@ from engine.imaging.limits import Limits
 from engine.imaging.lut import LookupTable
 from engine.imaging.palette import apply_palette
 from engine.imaging.sniff import DICOM_MAGIC_OFFSET, ImageFormat, has_preamble
-from engine.imaging.source import SourceImage, SpacingKind, table_window
+from engine.imaging.source import SourceImage, table_window
 from engine.imaging.tags import TechnicalTags, count_hidden
 from engine.imaging.window import (
     Window,

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.geometry import PatientSide
+from engine.geometry import PatientSide, SpacingKind
 from engine.imaging.arrays import Pixels
 from engine.imaging.lut import LookupTable, make_table
-from engine.imaging.source import SpacingKind
 from engine.imaging.tags import TechnicalTags
 from engine.imaging.window import WINDOW_FUNCTIONS, Window, WindowFunction
 

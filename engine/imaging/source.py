@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
-from engine.geometry import PatientSide
+from engine.geometry import PatientSide, SpacingKind
 from engine.imaging.arrays import Bytes, Pixels
 from engine.imaging.lut import LookupTable
 from engine.imaging.sniff import ImageFormat
@@ -21,8 +21,7 @@ from engine.imaging.window import (
     window_between,
 )
 
-SpacingKind = Literal["patient", "detector", "nominal", ""]
-SPACING_KINDS: tuple[str, ...] = ("patient", "detector", "nominal", "")
+SPACING_KINDS: tuple[str, ...] = get_args(SpacingKind)
 PATIENT_SIDES: tuple[str, ...] = get_args(PatientSide)
 IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
 

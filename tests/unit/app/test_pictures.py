@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from app.pictures import RawGrey, describe, display_image, picture_files, raw_grey
-from engine.imaging import SourceImage, Window, open_image, render
+from app.pictures import RawGrey, describe, picture_files, raw_grey
+from engine.imaging import Window, open_image, render
 from tests.factories import png
 from tests.unit.imaging.dicom_files import to_file
 
@@ -21,14 +21,6 @@ from tests.unit.imaging.dicom_files import to_file
 def values_of(raw: RawGrey) -> np.ndarray:
     """What the numbers stand for."""
     return np.interp(np.frombuffer(raw.data, "<u2"), raw.numbers, raw.values)
-
-
-@pytest.fixture
-def ramp() -> SourceImage:
-    values = np.arange(60 * 64, dtype=np.uint16).reshape(60, 64) * 7
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, format="PNG")
-    return open_image(buffer.getvalue())
 
 
 @given(low=st.integers(-40_000, 40_000), span=st.integers(0, 65_535), seed=st.integers(0, 99))
@@ -94,35 +86,15 @@ def test_colour_travels_as_png() -> None:
     assert files.keys() == {"image.png"}
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(files["image.png"]))), pixels)
     assert describe(source, raw)["kind"] == "color"
-    assert display_image(source, None, "").window_center is None
 
 
-def test_an_untouched_window_keeps_its_source(ramp: SourceImage) -> None:
-    shown = display_image(ramp, None, "")
-
-    np.testing.assert_array_equal(shown.pixels, render(ramp))
-    assert shown.window_source == "percentile"
-    assert shown.sha256 == ramp.sha256
-
-
-def test_a_chosen_window_is_part_of_the_request(ramp: SourceImage) -> None:
-    window = Window(10_000.0, 4_000.0)
-
-    shown = display_image(ramp, window, "request")
-
-    np.testing.assert_array_equal(shown.pixels, render(ramp, window))
-    assert (shown.window_center, shown.window_width) == (10_000.0, 4_000.0)
-    assert shown.window_source == "request"
-
-
-def test_the_sides_of_the_patient_travel_with_the_picture() -> None:
+def test_the_sides_of_the_patient_reach_the_browser() -> None:
     pixels = np.arange(64, dtype=np.uint16).reshape(8, 8)
     mirrored = open_image(to_file(pixels, PatientOrientation=["R", "F"]))
     unknown = open_image(png(pixels.astype(np.uint8)))
 
-    for source, side in ((mirrored, "left"), (unknown, "")):
-        assert describe(source, None)["left_edge"] == side
-        assert display_image(source, None, "").left_edge == side
+    assert describe(mirrored, None)["left_edge"] == "left"
+    assert describe(unknown, None)["left_edge"] == ""
 
 
 def test_a_table_of_the_file_reaches_the_browser() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -135,22 +136,32 @@ def test_the_parser_survives_anything(text: str) -> None:
 SMALL = ImageSizes(seen_width=12, seen_height=9, source_width=120, source_height=90)
 
 
+# A box over the whole width and a tenth of the height is 400 times as wide as it is high.
+WIDE = ImageSizes(seen_width=12, seen_height=9, source_width=12_000, source_height=300)
+TALL = ImageSizes(seen_width=9, seen_height=12, source_width=300, source_height=12_000)
+
+
+def can_be_cut(box: tuple[int, ...], sizes: ImageSizes) -> bool:
+    try:
+        return not parse_zoom_call(call(list(box)), sizes)[1]
+    except ToolCallError:
+        return False
+
+
 def allowed_lists(sizes: ImageSizes) -> set[str]:
-    """The naive twin: every list of coordinates that names a box which can be cut."""
-    width, height = sizes.least_sides
-    frame = sizes.frame
+    """The naive twin: every list of coordinates that the parser takes."""
+    columns, rows = range(sizes.frame.width + 1), range(sizes.frame.height + 1)
     return {
-        f"{x0}, {y0}, {x1}, {y1}"
-        for x0 in range(frame.width + 1)
-        for y0 in range(frame.height + 1)
-        for x1 in range(x0 + width, frame.width + 1)
-        for y1 in range(y0 + height, frame.height + 1)
+        ", ".join(map(str, box))
+        for box in itertools.product(columns, rows, columns, rows)
+        if can_be_cut(box, sizes)
     }
 
 
-def test_the_grammar_accepts_exactly_the_lists_that_can_be_cut() -> None:
-    grammar = CoordinateGrammar(SMALL)
-    lists = allowed_lists(SMALL)
+@pytest.mark.parametrize("sizes", [SMALL, WIDE, TALL], ids=["small", "wide", "tall"])
+def test_the_grammar_accepts_exactly_the_lists_that_can_be_cut(sizes: ImageSizes) -> None:
+    grammar = CoordinateGrammar(sizes)
+    lists = allowed_lists(sizes)
     prefixes = {text[:end] for text in lists for end in range(len(text) + 1)}
 
     assert all(grammar.complete(text) for text in lists)
@@ -165,13 +176,16 @@ def test_the_grammar_accepts_exactly_the_lists_that_can_be_cut() -> None:
 @given(
     st.integers(28, 2000),
     st.integers(28, 2000),
+    st.integers(20, 8000),
+    st.integers(50, 200),
     st.sampled_from(["pixels", "thousandths"]),
     st.data(),
 )
 def test_whatever_is_drawn_the_call_is_well_formed(
-    width: int, height: int, kind: str, data: st.DataObject
+    width: int, height: int, source_width: int, aspect: int, kind: str, data: st.DataObject
 ) -> None:
-    sizes = ImageSizes(width, height, 800, 600, coordinates=kind)  # type: ignore[arg-type]
+    source = (source_width, max(source_width * aspect // 100, 1))
+    sizes = ImageSizes(width, height, *source, coordinates=kind)  # type: ignore[arg-type]
     writer = CoordinateWriter(VOCABULARY, CoordinateGrammar(sizes))
     while not writer.done:
         allowed = writer.allowed()

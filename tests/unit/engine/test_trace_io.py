@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import trace_io
-from engine.geometry import Box
+from engine.geometry import Box, SpacingKind
 from engine.group_io import is_group_file
 from engine.request import Interventions, Sampling
 from engine.trace import (
@@ -143,6 +143,7 @@ starts = st.builds(
         window_source=text,
         left_edge=st.sampled_from(["left", "right", ""]),
         spacing_mm=st.none() | st.tuples(finite, finite),
+        spacing_kind=st.sampled_from(get_args(SpacingKind)),
         seen_width=count,
         seen_height=count,
         rows=st.just(GRIDS[0][0]),
