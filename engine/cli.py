@@ -1,4 +1,4 @@
-"""The command line: `python -m engine trace | compare | show | render | bench`.
+"""The command line: `python -m engine trace | compare | show | verify | render | bench`.
 
 Bad input ends with status 2 and one line on stderr, a run that fails for another reason with
 status 1 and one line. `show` and `render` need no torch.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from engine.command_line import (
     USAGE_STATUS,
@@ -56,6 +57,9 @@ from engine.trace import (
 )
 from engine.trace_io import SUFFIX, TraceFileError, dumps, file_bytes, read_trace, write_trace
 
+if TYPE_CHECKING:
+    from engine.engine import Engine
+
 DEFAULT_CHECKPOINT: Final = Path(__file__).resolve().parent.parent / "assets/checkpoints/base"
 FAILED_STATUS: Final = 1
 INTERRUPTED_STATUS: Final = 130
@@ -90,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="a saved trace or group as a readable table")
     show.add_argument("file", type=Path)
     show.set_defaults(run=_show)
+    _add_verify(commands.add_parser("verify", help="whether a checkpoint computes a saved trace"))
     draw = commands.add_parser("render", help="the image as the viewer shows it")
     _add_image(draw)
     draw.add_argument("--out", type=Path, required=True, metavar="FILE.png")
@@ -158,6 +163,15 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_compare, method="zoom", entropy_threshold="checkpoint")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="save the trace of every run")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar=f"FILE{SUFFIX}")
+    _add_image(parser)
+    parser.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINT), metavar="ID_OR_DIR")
+    parser.add_argument("--device")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.set_defaults(run=_verify)
 
 
 def _add_interventions(parser: argparse.ArgumentParser) -> None:
@@ -289,12 +303,16 @@ def _print_event(event: Event, *, as_json: bool) -> None:
 
 def _engine_stream(options: argparse.Namespace) -> Callable[[Request], Iterator[Event]]:
     """What runs requests on the checkpoint that the command line names."""
+    return _engine(options).stream
+
+
+def _engine(options: argparse.Namespace) -> Engine:
     _silence_libraries()
     # torch is imported only where a model runs.
     from engine.engine import Engine
 
     try:
-        return Engine.load(options.checkpoint, options.device).stream
+        return Engine.load(options.checkpoint, options.device)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
 
@@ -434,6 +452,62 @@ def _show(options: argparse.Namespace) -> int:
     is_group = is_group_file(content)
     _write_rows(group_rows(read_group(content)) if is_group else _rows(read_trace(content)))
     return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    content = _content(options.file)
+    if is_group_file(content):
+        raise UsageError("A group is verified run by run: save one of its runs from the page.")
+    trace = read_trace(content)
+    # A file that could be read begins with the start of its run.
+    facts = next(event.image for event in trace if isinstance(event, RunStarted))
+    source = open_image(options.image, frame=options.frame)
+    if facts.sha256 and facts.sha256 != source.sha256:
+        raise UsageError(f"{options.image.name} is not the file that the run was about.")
+    if options.window is None and facts.window_source in ("preset", "request"):
+        options.window = (facts.window_center, facts.window_width)
+    image = display_image(source, _window(options.window, source))
+    engine = _engine(options)
+    # torch is imported only where a model runs.
+    from engine.processor import ImageShapeError
+    from engine.verification import VerificationError, verify
+
+    try:
+        found = verify(engine, image, trace)
+    except (VerificationError, ImageShapeError) as error:
+        raise UsageError(str(error)) from error
+    worst = found.worst
+    if options.json:
+        report = {
+            "agrees": found.agrees,
+            "tokens": len(found.recorded),
+            "limit_nats": found.limit,
+            "largest_difference_nats": _finite(found.difference(worst)),
+            "at_token": worst,
+            "recorded": found.recorded,
+            "replayed": [_finite(value) for value in found.replayed],
+        }
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    else:
+        word = trace.tokens[worst].text
+        verdict = (
+            "This checkpoint computes this run."
+            if found.agrees
+            else "This checkpoint does not compute this run: another made it, or it was changed."
+        )
+        _write_rows(
+            [
+                f"{len(found.recorded)} tokens replayed. The log-probability of token {worst} "
+                f"({word!r}) differs most: {found.recorded[worst]:.5f} recorded, "
+                f"{found.replayed[worst]:.5f} replayed (limit {found.limit:g} nats).",
+                verdict,
+            ]
+        )
+    return 0 if found.agrees else FAILED_STATUS
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _render(options: argparse.Namespace) -> int:
