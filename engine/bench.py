@@ -140,6 +140,7 @@ def measured(sides: Sides, repeats: int) -> Report:
         "generate_with_attentions_over_trace": ratio(times["with_attentions"], times["all"]),
         "crop_rerun_over_append": ratio(crops["rerun"], crops["append"]),
         "own_loop_over_bare_forward": ratio(times["default"], times["bare"]),
+        "bare_forward_over_generate": ratio(times["bare"], times["generate"]),
         "bytes_per_token_and_layer": {"measured": spread(kept), "counted": spread(counted)},
         "decode_step": {
             "bytes": step,

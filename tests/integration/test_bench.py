@@ -41,6 +41,7 @@ RATIOS = (
     "generate_with_attentions_over_trace",
     "crop_rerun_over_append",
     "own_loop_over_bare_forward",
+    "bare_forward_over_generate",
 )
 
 
