@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from training.ablation_stages import (
 from training.ablation_table import readable, table
 from training.checkpoints import write_whole
 from training.config import ConfigError
-from training.evaluate import AskConfig, asked_in_turn
+from training.evaluate import ASKED_BUDGETS, AskConfig, asked_in_turn
 from training.loop import Report, prefixed
 from training.metrics import METRICS_FILE
 from training.prompts import PromptConfig, PromptPool
@@ -60,7 +60,8 @@ class AskedConfig:
 
     Attributes:
         name: added to that of the row where a row is asked in several ways.
-        method, latents, latent_steps, bottleneck: as in `training.evaluate.AskConfig`.
+        method, latents, bottleneck: as in `training.evaluate.AskConfig`.
+        latent_steps: K.
         against: line of the table that this one is compared with; an empty name: with none.
     """
 
@@ -314,7 +315,7 @@ def score(checkpoint: str, asked: AskedConfig, pool: PromptPool, seed: int) -> d
         method=asked.method,
         seed=seed,
         latents=asked.latents,
-        latent_steps=asked.latent_steps,
+        budgets=replace(ASKED_BUDGETS, latent_steps=asked.latent_steps),
         bottleneck=asked.bottleneck,
     )
     images = ((prompt.image, prompt.question) for prompt in pool)

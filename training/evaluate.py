@@ -42,9 +42,7 @@ from training.questions import (
 )
 from training.real_images import load_radiographs
 
-MAX_NEW_TOKENS: Final = 160
-MAX_CROPS: Final = 2
-LATENT_STEPS: Final = 8
+ASKED_BUDGETS: Final = Budgets(max_new_tokens=160, max_crops=2, latent_steps=8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,31 +51,15 @@ class AskConfig:
 
     Attributes:
         latents: intervention on the latent steps.
-        latent_steps: K.
-        max_new_tokens, max_crops: budgets of a run.
+        budgets: of a run.
         bottleneck: whether answers see the image through the latents alone.
     """
 
     method: Method = "direct"
     seed: int = 0
     latents: LatentIntervention = "none"
-    latent_steps: int = LATENT_STEPS
-    max_new_tokens: int = MAX_NEW_TOKENS
-    max_crops: int = MAX_CROPS
+    budgets: Budgets = ASKED_BUDGETS
     bottleneck: bool = False
-
-    @property
-    def budgets(self) -> Budgets:
-        """Of a run.
-
-        Raises:
-            RequestError: one is out of range.
-        """
-        return Budgets(
-            max_new_tokens=self.max_new_tokens,
-            max_crops=self.max_crops,
-            latent_steps=self.latent_steps,
-        )
 
 
 def ask(
@@ -198,6 +180,7 @@ def asked_how(options: argparse.Namespace) -> AskConfig:
 
     Raises:
         EvaluationError: something about latent steps is asked of another method.
+        RequestError: a budget is out of range.
     """
     for option, is_given in _latent_options(options).items():
         if is_given and options.method != "latent":
@@ -207,9 +190,11 @@ def asked_how(options: argparse.Namespace) -> AskConfig:
         method=options.method,
         seed=options.seed,
         latents=options.intervention,
-        latent_steps=LATENT_STEPS if steps is None else steps,
-        max_new_tokens=options.max_new_tokens,
-        max_crops=options.max_crops,
+        budgets=Budgets(
+            max_new_tokens=options.max_new_tokens,
+            max_crops=options.max_crops,
+            latent_steps=ASKED_BUDGETS.latent_steps if steps is None else steps,
+        ),
         bottleneck=options.bottleneck,
     )
 
@@ -230,8 +215,6 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
         )
     _check_options(options)
     config = asked_how(options)
-    # Out of range is said before a checkpoint is opened.
-    _ = config.budgets
     if options.traces:
         options.traces.mkdir(parents=True, exist_ok=True)
     engine = Engine.load(options.checkpoint)

@@ -471,9 +471,7 @@ def validation_scores(
     """`greedy_scores` of the policy, asked under the budgets that it is rolled out with."""
     how = AskConfig(
         method=config.method,
-        latent_steps=config.rollouts.latent_steps,
-        max_new_tokens=config.rollouts.max_new_tokens,
-        max_crops=config.rollouts.max_crops,
+        budgets=config.rollouts.budgets(),
         bottleneck=config.rollouts.bottleneck,
     )
     return greedy_scores(engine, pool, how, replicas)

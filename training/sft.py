@@ -30,7 +30,7 @@ from training.adapters import AdapterConfig, add_adapter
 from training.cold_start import check_boxes
 from training.config import ConfigError
 from training.dense_warmup import HEAD_RATE
-from training.evaluate import LATENT_STEPS, AskConfig, greedy_scores
+from training.evaluate import ASKED_BUDGETS, AskConfig, greedy_scores
 from training.export import AS_TRAINED, ExportConfig, export_adapter, export_checkpoint
 from training.features import FeatureBank, TrainedTower
 from training.language import LanguageConfig, MixConfig
@@ -403,8 +403,10 @@ def question_scores(
     # As the records of training are written, whatever the base was spoken to like.
     engine = Engine(replace(tuned.loaded, manifest=spoken_as_trained(config)))
     pool = PromptPool(config.questions.phantoms, config.questions.prompts)
-    steps = config.latents.steps if config.latents else LATENT_STEPS
-    how = AskConfig(method=config.questions.method, latent_steps=steps)
+    steps = config.latents.steps if config.latents else ASKED_BUDGETS.latent_steps
+    how = AskConfig(
+        method=config.questions.method, budgets=replace(ASKED_BUDGETS, latent_steps=steps)
+    )
 
     def scores() -> dict[str, float]:
         with answering(tuned.model):

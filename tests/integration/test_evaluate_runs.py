@@ -13,7 +13,7 @@ from engine.request import DisplayImage
 from engine.trace import Trace
 from tests.integration.conftest import picture
 from training.cli import main
-from training.evaluate import AskConfig, asked_in_turn, donors_of
+from training.evaluate import ASKED_BUDGETS, AskConfig, asked_in_turn, donors_of
 from training.outcomes import EvaluationError
 from training.questions import Question
 
@@ -28,11 +28,12 @@ QUESTION = Question(
     reasoning_before_zoom="",
     reasoning_after_zoom="",
 )
+THREE_STEPS = dataclasses.replace(ASKED_BUDGETS, latent_steps=3)
 ASKED = [(DisplayImage(pixels=picture(seed)), QUESTION) for seed in range(3)]
 
 
 def runs(loaded: LoadedModel, **changes: object) -> list[Trace]:
-    config = AskConfig(method="latent", latent_steps=3, **changes)  # type: ignore[arg-type]
+    config = AskConfig(method="latent", budgets=THREE_STEPS, **changes)  # type: ignore[arg-type]
     return [trace for _, trace in asked_in_turn(Engine(loaded), ASKED, config)]
 
 
@@ -86,7 +87,7 @@ def test_interventions_reach_the_runs(loaded: LoadedModel) -> None:
 
 
 def test_latent_maps_are_scored_against_the_targets(loaded: LoadedModel) -> None:
-    config = AskConfig(method="latent", latent_steps=3)
+    config = AskConfig(method="latent", budgets=THREE_STEPS)
     ((outcome, trace),) = asked_in_turn(Engine(loaded), ASKED[:1], config)
     assert len(trace.latents) == 3
     assert outcome.latent_attended is True

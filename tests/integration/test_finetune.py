@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -27,7 +28,7 @@ from tests.source_tree import ROOT
 from training.accelerated import Accelerated, parts_of_each
 from training.cli import main
 from training.config import ConfigError, load_config
-from training.evaluate import AskConfig, greedy_scores
+from training.evaluate import ASKED_BUDGETS, AskConfig, greedy_scores
 from training.prompts import PromptPool
 from training.sft import FinetuneConfig, TuningConfig, answering, finetune, tuned_model
 from training.world import WorldConfig, balanced_case, build_case, claim_world, save_cases
@@ -159,7 +160,7 @@ def test_questions_are_asked_as_training_goes_on_and_change_nothing(
     assert config.questions is not None
     pool = PromptPool(config.questions.phantoms, config.questions.prompts)
     engine = Engine.load(folder / "asked" / "checkpoint")
-    how = AskConfig(method="latent", latent_steps=4)
+    how = AskConfig(method="latent", budgets=dataclasses.replace(ASKED_BUDGETS, latent_steps=4))
     again = greedy_scores(engine, pool, how, Accelerated())
     assert again["validation_accuracy"] == found[-1]["validation_accuracy"]
 

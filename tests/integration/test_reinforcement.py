@@ -21,6 +21,7 @@ from engine.engine import Engine
 from engine.group_io import read_group
 from engine.loading import load_checkpoint
 from engine.manifest import PixelBudget, read_manifest
+from engine.request import Budgets
 from engine.tiny import TinyShape, tiny_manifest, tiny_model
 from tests.integration.conftest import picture
 from tests.integration.killing import killed_after_its_first_save
@@ -416,7 +417,7 @@ def test_the_policy_is_scored_under_its_own_budgets(
     )
     engine = opened_policy(str(folder / "base"), None).engine
     reinforcement.validation_scores(engine, [], config, Replicas())
-    assert (asked[0].max_new_tokens, asked[0].max_crops) == (5, 3)
+    assert asked[0].budgets == Budgets(max_new_tokens=5, max_crops=3)
 
 
 def launched(path: Path, command: str, *launcher: str) -> subprocess.CompletedProcess[str]:
