@@ -13,12 +13,16 @@ from engine.sampling import entropy_nats
 from training.batches import collate
 from training.features import FeatureBank
 from training.language_loss import target_logits
+from training.phantoms import to_view8
+from training.questions import FAMILIES, balanced_questions
+from training.real_images import real_picture
 from training.records import RecordWriter
 from training.world import Case
 
 # Share of the reasoning tokens about coarse questions, which the view answers, that may ask.
 NEEDLESS_LOOKS: Final = 0.02
 _BATCH: Final = 16
+_DRAWN: Final = 240
 
 
 def entropy_threshold(
@@ -57,3 +61,15 @@ def entropy_threshold(
         # Reasoning weighs 1, the answer more, the prompt nothing.
         found.append(entropy_nats(logits[batch.weights[rows, columns] == 1.0]))
     return float(torch.quantile(torch.cat(found), 1 - NEEDLESS_LOOKS))
+
+
+def coarse_cases(count: int = _DRAWN) -> list[Case]:
+    """Coarse questions about chest phantoms of the validation split, families in turn.
+
+    For a stage whose own validation asks none.
+    """
+    families = [name for name, family in FAMILIES.items() if family.kind == "coarse"]
+    return [
+        Case(truth=None, view=real_picture(to_view8(drawn.phantom()), {}), asked=drawn.question)
+        for drawn in balanced_questions(count, 0, "validation", families)
+    ]

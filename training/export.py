@@ -63,11 +63,11 @@ class Thresholds:
 
     Attributes:
         detector: of images that the model was not trained on.
-        entropy: nats above which a reasoning token asks for a second look; None: not set.
+        entropy: nats above which a reasoning token asks for a second look.
     """
 
     detector: Detector
-    entropy: float | None
+    entropy: float
 
 
 # How records are written and pictures are made for the embedded model (`training.records`).
@@ -168,8 +168,7 @@ def _finished(
         notices=config.notices,
     )
     if thresholds is not None:
-        if thresholds.entropy is not None:
-            manifest = replace(manifest, entropy_threshold=round(thresholds.entropy, 3))
+        manifest = replace(manifest, entropy_threshold=round(thresholds.entropy, 3))
         save_file(thresholds.detector.tensors(), partial / DETECTOR_FILE)
     (partial / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     former = folder.with_name(folder.name + ".former")

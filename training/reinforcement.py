@@ -29,7 +29,7 @@ from engine.sampling import InvalidLogitsError
 from engine.trace_io import TraceFileError
 from training.adapters import AdapterConfig, add_adapter
 from training.alarm import AlarmConfig, ToolAlarm
-from training.calibration import entropy_threshold
+from training.calibration import coarse_cases, entropy_threshold
 from training.checkpoints import kept_state
 from training.config import ConfigError
 from training.evaluate import AskConfig, greedy_scores
@@ -507,13 +507,10 @@ def export(config: ReinforcementConfig, policy: Policy, unseen: Sequence[Prompt]
         detector = loaded.detector
         if detector is None:
             raise ValueError("An embedded checkpoint needs a base with a detector.")
-        cases = [unseen_case(prompt) for prompt in unseen]
-        coarse = any(prompt.question.kind == "coarse" for prompt in unseen)
+        own = [unseen_case(prompt) for prompt in unseen if prompt.question.kind == "coarse"]
         thresholds = Thresholds(
             Detector(detector.mean, detector.precision, detector.threshold),
-            entropy_threshold(loaded.model, loaded.tokenizer, cases)
-            if coarse
-            else loaded.manifest.entropy_threshold,
+            entropy_threshold(loaded.model, loaded.tokenizer, own or coarse_cases()),
         )
     folder = config.out / "checkpoint"
     # Rolled out as its base is spoken to, and to be spoken to in the same way.

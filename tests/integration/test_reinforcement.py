@@ -31,9 +31,11 @@ from training import reinforcement
 from training.ablation import AblationConfig
 from training.accelerated import Accelerated
 from training.adapters import AdapterConfig
+from training.calibration import coarse_cases, entropy_threshold
 from training.cli import main
 from training.config import ConfigError, load_config
 from training.evaluate import AskConfig
+from training.out_of_distribution import Detector
 from training.packing import packed_group
 from training.policy import policy_outputs
 from training.reinforcement import (
@@ -383,6 +385,36 @@ def test_a_policy_is_to_be_spoken_to_as_its_base_was(folder: Path) -> None:
     assert made.name == "spoken"
     for name in ("prompt_style", "question_first", "coordinates", "view", "crop", "crop_padding"):
         assert getattr(made, name) == getattr(manifest, name)
+
+
+def test_an_embedded_policy_is_unsure_at_a_limit_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its prompts are fine ones alone, and the limit is read off coarse ones."""
+    own = folder / "detecting-base"
+    shutil.copytree(folder / "base", own)
+    base = load_checkpoint(str(own), "cpu")
+    size = 2 * base.model.config.get_text_config().hidden_size
+    detector = Detector(torch.zeros(size).double(), torch.eye(size).double(), 3.0)
+    save_file(detector.tensors(), own / "ood.safetensors")
+    stale = dataclasses.replace(read_manifest(own), entropy_threshold=77.0)
+    (own / "lightbox.json").write_text(stale.to_json())
+    path = written(
+        folder, "embedded", "zoom", base=str(own), export={"name": "embedded", "embedded": True}
+    )
+    config = load_config(ReinforcementConfig, path, [])
+    unseen = config.pools()[1]
+    assert {prompt.question.kind for prompt in unseen} == {"fine"}
+    drawn = coarse_cases(3)
+    assert {case.asked.kind for case in drawn if case.asked} == {"coarse"}
+    monkeypatch.setattr(reinforcement, "coarse_cases", lambda: drawn)
+    export(config, opened_policy(str(own), None), unseen)
+
+    made = load_checkpoint(str(folder / "embedded" / "checkpoint"), "cpu")
+    assert made.detector is not None
+    assert made.detector.threshold == 3.0
+    expected = entropy_threshold(base.model, base.tokenizer, drawn)
+    assert made.manifest.entropy_threshold == pytest.approx(expected, abs=1e-3)
 
 
 def test_weights_that_are_no_numbers_stop_the_run_in_one_sentence(folder: Path) -> None:
