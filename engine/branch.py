@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,7 @@ from engine.prompt import ZOOM_CALL_HEAD, ZOOM_CALL_TAIL
 from engine.reground import NO_ZOOMS_LEFT, refusal
 from engine.request import Request
 from engine.sampling import BANNED, Draw, InvalidLogitsError, draw
+from engine.script import Script
 from engine.tool_call import (
     CoordinateGrammar,
     CoordinateWriter,
@@ -79,6 +81,7 @@ class Branch:
         vocabulary: Vocabulary,
         device: torch.device,
         index: int = 0,
+        script: Script | None = None,
     ) -> None:
         self.request = request
         self.index = index
@@ -96,6 +99,7 @@ class Branch:
         self.last_turn = False
         self.trigger: Trigger | None = None
         self._device = device
+        self._script = script
         self._generator = self._seeded(index)
         self._budget = request.budgets.max_new_tokens
         self._forced: deque[int] = deque()
@@ -178,7 +182,15 @@ class Branch:
                 device=self._device,
             )
             masked = logits.masked_fill(ban, BANNED)
+        if self._script is not None:
+            return self._script.token(masked, self.tokens, self._unwritten())
         return draw(masked[None], self.request.sampling, self._generator)[0]
+
+    def _unwritten(self) -> Collection[int] | None:
+        """Tokens that would only end something if they were drawn now; see `write`."""
+        if self._looks_ahead:
+            return frozenset(range(len(self.vocabulary.tokenizer))) - self.vocabulary.stop_ids
+        return None if self._writer is None else self._writer.ends
 
     def write(self, drawn: Draw, columns: int) -> Written | None:
         """Takes a decided token; None when it only ended something and is not written.

@@ -59,6 +59,7 @@ from engine.trace_io import SUFFIX, TraceFileError, dumps, file_bytes, read_trac
 
 if TYPE_CHECKING:
     from engine.engine import Engine
+    from engine.verification import Verification
 
 DEFAULT_CHECKPOINT: Final = Path(__file__).resolve().parent.parent / "assets/checkpoints/base"
 FAILED_STATUS: Final = 1
@@ -167,7 +168,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar=f"FILE{SUFFIX}")
-    _add_image(parser)
+    parser.add_argument("image", type=Path, help="the file that the run was about")
+    parser.add_argument("--frame", type=int, default=0, help="of the image, from 0")
     parser.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINT), metavar="ID_OR_DIR")
     parser.add_argument("--device")
     parser.add_argument("--json", action="store_true", help="machine-readable")
@@ -459,51 +461,47 @@ def _verify(options: argparse.Namespace) -> int:
     if is_group_file(content):
         raise UsageError("A group is verified run by run: save one of its runs from the page.")
     trace = read_trace(content)
-    # A file that could be read begins with the start of its run.
-    facts = next(event.image for event in trace if isinstance(event, RunStarted))
+    if trace.started is None:
+        raise UsageError("The trace holds no token to compare.")
+    facts = trace.started.image
     source = open_image(options.image, frame=options.frame)
     if facts.sha256 and facts.sha256 != source.sha256:
         raise UsageError(f"{options.image.name} is not the file that the run was about.")
-    if options.window is None and facts.window_source in ("preset", "request"):
-        options.window = (facts.window_center, facts.window_width)
-    image = display_image(source, _window(options.window, source))
     engine = _engine(options)
     # torch is imported only where a model runs.
-    from engine.processor import ImageShapeError
-    from engine.verification import VerificationError, verify
+    from engine.verification import VerificationError, image_of_run, verify
 
     try:
-        found = verify(engine, image, trace)
-    except (VerificationError, ImageShapeError) as error:
+        found = verify(engine, image_of_run(source, facts), trace)
+    except VerificationError as error:
         raise UsageError(str(error)) from error
-    worst = found.worst
     if options.json:
         report = {
             "agrees": found.agrees,
-            "tokens": len(found.recorded),
-            "limit_nats": found.limit,
-            "largest_difference_nats": _finite(found.difference(worst)),
-            "at_token": worst,
-            "recorded": found.recorded,
-            "replayed": [_finite(value) for value in found.replayed],
+            "events": found.events,
+            "tokens": found.tokens,
+            "limit_nats": found.tolerance.nats,
+            "largest_difference_nats": _finite(found.largest_nats),
+            "differences": found.differences,
+            "notes": found.notes,
         }
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
-        word = trace.tokens[worst].text
-        verdict = (
-            "This checkpoint computes this run."
-            if found.agrees
-            else "This checkpoint does not compute this run: another made it, or it was changed."
-        )
-        _write_rows(
-            [
-                f"{len(found.recorded)} tokens replayed. The log-probability of token {worst} "
-                f"({word!r}) differs most: {found.recorded[worst]:.5f} recorded, "
-                f"{found.replayed[worst]:.5f} replayed (limit {found.limit:g} nats).",
-                verdict,
-            ]
-        )
+        _write_rows(_verified_rows(found))
     return 0 if found.agrees else FAILED_STATUS
+
+
+def _verified_rows(found: Verification) -> Iterator[str]:
+    yield (
+        f"{found.events} events compared, {found.tokens} of them tokens, whose log-probabilities "
+        f"differ by {found.largest_nats:.6f} nats at most (limit {found.tolerance.nats:g})."
+    )
+    yield from found.notes
+    if found.agrees:
+        yield "This checkpoint computes this run."
+    else:
+        yield "This checkpoint does not compute this run. In the trace / here:"
+        yield from (f"  {difference}" for difference in found.differences)
 
 
 def _finite(value: float) -> float | None:

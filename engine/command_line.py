@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 USAGE_STATUS = 2
-# An environment may lie in the project's folder, too, so that folder alone tells nothing.
-_ROOT: Final = Path(__file__).resolve().parent.parent
-_OURS: Final = frozenset((_ROOT / "engine", _ROOT / "training"))
+_COMPUTING: Final = frozenset(("accelerate", "numpy", "peft", "torch", "transformers"))
 
 
 class UsageError(ValueError):
@@ -36,8 +34,10 @@ def refused(message: str) -> int:
     return USAGE_STATUS
 
 
-def raised_here(error: BaseException) -> bool:
-    """Whether the engine or training raised an error, and no library that they call.
+def is_fault(error: BaseException) -> bool:
+    """Whether a library that computes raised an error: a fault of ours, and no bad input.
+
+    Files that cannot be read are complained of by parsers, and those are not among them.
 
     Args:
         error: that was caught.
@@ -45,9 +45,8 @@ def raised_here(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None:
-        return False
-    return not _OURS.isdisjoint(Path(trace.tb_frame.f_code.co_filename).resolve().parents)
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] in _COMPUTING
 
 
 def system_error_line(error: OSError) -> str:

@@ -106,7 +106,7 @@ class Engine:
         except GeneratorExit:
             raise
         except Exception as error:  # noqa: BLE001 - a run ends in an event, whatever fails
-            failure = _failure(error, time.perf_counter() - clock)
+            failure = failure_of(error, time.perf_counter() - clock)
             logger.warning("run %s ended with %s", run_id, type(error).__name__)
         finally:
             for one in rollout:
@@ -253,7 +253,8 @@ def _notices(
     return tuple(notices)
 
 
-def _failure(error: Exception, seconds: float) -> Failed:
+def failure_of(error: Exception, seconds: float) -> Failed:
+    """What a user is told of an error inside a run."""
     code, message = "unexpected", UNEXPECTED
     if isinstance(error, CheckpointError):
         code, message = "checkpoint", str(error)

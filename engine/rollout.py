@@ -31,6 +31,7 @@ from engine.prompt import tool_message_text, tool_response_text
 from engine.reground import ANSWER_TURN, NO_ZOOMS_LEFT, SKIPPED_MESSAGE, cut_crop
 from engine.request import Request
 from engine.sampling import Draw, packed_step, unpacked_steps
+from engine.script import Script
 from engine.sequence import FedSequence
 from engine.tool_call import ImageSizes, ToolCallError, parse_zoom_call
 from engine.trace import (
@@ -84,6 +85,7 @@ class Rollout:
         count: int = 1,
         forking: Forking | None = None,
         draw_latent: LatentDraw | None = None,
+        script: Script | None = None,
         clock: float | None = None,
         stop: threading.Event | None = None,
     ) -> None:
@@ -97,6 +99,7 @@ class Rollout:
                 forks leave over is filled with fresh branches from the prompt. Attention is not
                 traced then.
             draw_latent: draws what a latent slot is fed from its mean; None: the mean itself.
+            script: tokens of a saved run, which the one branch writes instead of drawing its own.
             clock: `time.perf_counter()` at the start of the run.
             stop: ends the run within one token when set.
 
@@ -114,7 +117,7 @@ class Rollout:
         counted = decoder.loaded.manifest.coordinates
         self._sizes = ImageSizes(start.seen.width, start.seen.height, width, height, counted)
         self.branches = [
-            Branch(self.request, self._sizes, self.vocabulary, decoder.device, index)
+            Branch(self.request, self._sizes, self.vocabulary, decoder.device, index, script)
             for index in range(count)
         ]
         # Row of the batch -> branch; shrinks as branches end.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -272,6 +273,11 @@ class CoordinateWriter:
         self._pieces, self._ends = coordinate_tokens(vocabulary)
         self.text = ""
         self.done = False
+
+    @property
+    def ends(self) -> Collection[int]:
+        """Tokens that end the list and are not themselves written."""
+        return self._ends
 
     def allowed(self) -> list[int]:
         """Ids that may be drawn next; never empty until `done`."""

@@ -1,31 +1,55 @@
 """Whether a saved run is what a checkpoint computes from an image.
 
-The run is laid out once more as one sequence (`engine.replay`), and the log-probability of every
-token that was recorded is compared with the one that comes out. A trace whose answer was written
-in, or that another checkpoint made, does not stand that.
+The run is made once more by the same loop, on the same request, with its recorded tokens in place
+of draws (`engine.script`), and every event is compared with the recorded one: probabilities and
+entropies, texts, latents, heat maps, crops, beliefs, the answer. Numbers may differ by what another
+order of sums explains, pictures by what another version of a library does.
+
+What is not compared: times, memory, the device, the number of positions forwarded, and, at a
+temperature above 0, whether the seed draws these tokens.
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from engine.engine import Engine
-from engine.loading import LoadedModel
-from engine.rasters import encoded_png
-from engine.replay import replayed_logprobs
-from engine.request import Budgets, DisplayImage, Request
-from engine.trace import LatentStep, RequestFacts, RunStarted, Trace
+from engine.display import display_image
+from engine.engine import Engine, failure_of
+from engine.imaging import ImagingError, SourceImage, Window, open_image, render
+from engine.imaging.window import WINDOW_FUNCTIONS
+from engine.rasters import DISPLAY_SIDE, encoded_png
+from engine.request import Budgets, DisplayImage, Request, TracedLayers, Tracing
+from engine.rollout import Rollout
+from engine.script import Script, ScriptError
+from engine.trace import (
+    Alternative,
+    Answered,
+    Belief,
+    Event,
+    EvidenceMap,
+    Failed,
+    Finished,
+    ImageFacts,
+    LatentStep,
+    Reground,
+    RunStarted,
+    TokenStep,
+    Trace,
+)
 
-# Nats. In single precision only the order of the sums differs (1e-4 at most in the tests); in
-# bf16 logits of about 20 are rounded to an eighth.
-LIMIT_FLOAT32: Final = 1e-3
-LIMIT_HALF: Final = 0.25
-MOST_TOKENS: Final = 16_384
+MOST_DIFFERENCES: Final = 8
+# Grey levels: pictures are scaled by Pillow, whose versions round otherwise now and then.
+PICTURE_LEVELS: Final = 2
+_FLOAT32: Final = "float32"
 
 
 class VerificationError(ValueError):
@@ -33,36 +57,84 @@ class VerificationError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """Recorded log-probabilities beside replayed ones, nats.
+class Tolerance:
+    """What number formats explain.
 
     Attributes:
-        recorded, replayed: of every token, in order.
-        limit: the largest difference that the number formats explain.
+        nats: of log-probabilities and entropies.
+        share: of probabilities, cosines and attention, of 1.
+        vector: of a latent, of its length.
+        levels: of a heat map, of 255.
     """
 
-    recorded: tuple[float, ...]
-    replayed: tuple[float, ...]
-    limit: float
+    nats: float
+    share: float
+    vector: float
+    levels: int
 
-    @property
-    def worst(self) -> int:
-        """Index of the token that differs most."""
-        return max(range(len(self.recorded)), key=self.difference)
+
+# In single precision only the order of the sums differs; in half precision logits of about 20
+# are rounded to an eighth.
+SINGLE: Final = Tolerance(nats=1e-3, share=1e-3, vector=1e-3, levels=3)
+HALF: Final = Tolerance(nats=0.25, share=0.1, vector=0.1, levels=64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What came of a comparison.
+
+    Attributes:
+        events: how many were compared.
+        tokens: how many of them are tokens.
+        largest_nats: the largest difference of a token's log-probability.
+        tolerance: that was granted.
+        differences: sentences, in the order of the run; the first `MOST_DIFFERENCES`.
+        notes: what was not compared, or by another measure, in sentences.
+    """
+
+    events: int
+    tokens: int
+    largest_nats: float
+    tolerance: Tolerance
+    differences: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def agrees(self) -> bool:
-        """Whether no token differs by more than the limit."""
-        return self.difference(self.worst) <= self.limit
+        """Whether nothing differs."""
+        return not self.differences
 
-    def difference(self, index: int) -> float:
-        """Of a token; infinite where a number is not one."""
-        distance = abs(self.recorded[index] - self.replayed[index])
-        return distance if np.isfinite(distance) else float("inf")
+
+def image_of_run(source: SourceImage, facts: ImageFacts) -> DisplayImage:
+    """An opened image under the window of a run.
+
+    Args:
+        source: the file that the run was about, at its frame.
+        facts: of the run. The function of a chosen window is not among them: the one that shows
+            the picture which was kept.
+    """
+    shown = display_image(source)
+    center, width = facts.window_center, facts.window_width
+    if source.is_color or facts.window_source not in ("preset", "request"):
+        return shown
+    if center is None or width is None:
+        raise VerificationError("The trace names a chosen window and not which: it is damaged.")
+    kept = _decoded(facts.display_png)
+    nearest = math.inf
+    for function in WINDOW_FUNCTIONS:
+        try:
+            window = Window(center, width, function)
+        except ValueError:
+            continue
+        candidate = display_image(source, window, facts.window_source)
+        distance = _distance(kept, _trusted(encoded_png(candidate.pixels, DISPLAY_SIDE))).mean()
+        if distance < nearest:
+            shown, nearest = candidate, float(distance)
+    return shown
 
 
 def verify(engine: Engine, image: DisplayImage, trace: Trace) -> Verification:
-    """Replays a run on the image that it is said to be of.
+    """Makes a run once more with its own tokens, and compares.
 
     Args:
         engine: with the checkpoint that is said to have made it.
@@ -70,44 +142,108 @@ def verify(engine: Engine, image: DisplayImage, trace: Trace) -> Verification:
         trace: the run, as read from a file.
 
     Raises:
-        VerificationError: it is of another image, or nothing in it can be compared.
-        ImageShapeError: the model cannot take the image.
+        VerificationError: nothing in it can be compared, or it cannot be made once more.
         RequestError: the trace holds a request that cannot be run.
     """
-    started = next((event for event in trace if isinstance(event, RunStarted)), None)
+    started = trace.started
     if started is None or not trace.tokens:
         raise VerificationError("The trace holds no token to compare.")
-    loaded = engine.loaded
-    _check_fits(trace, loaded)
-    request = _request(started.request, image)
-    if request.bottleneck or request.interventions.latents == "blind":
-        raise VerificationError(
-            "A run under the bottleneck, or with blinded latents, cannot be replayed: its "
-            "tokens saw less than a pass over all of it shows."
+    found = _compared(engine, image, trace, started, "default")
+    if found.differences and all("heat map" in one for one in found.differences):
+        # Which layers were traced is not in the file.
+        other = _compared(engine, image, trace, started, "all")
+        return other if other.agrees else found
+    return found
+
+
+def _compared(
+    engine: Engine,
+    image: DisplayImage,
+    trace: Trace,
+    started: RunStarted,
+    layers: TracedLayers,
+) -> Verification:
+    formats = {started.model.dtype, engine.loaded.facts.dtype}
+    comparison = _Comparison(SINGLE if formats == {_FLOAT32} else HALF)
+    if comparison.tolerance is HALF:
+        comparison.notes.append(
+            f"The run says that it was computed in {started.model.dtype}, and this one was in "
+            f"{engine.loaded.facts.dtype}: differences of half precision were let pass."
         )
+    script = Script([token.token_id for token in trace.tokens])
+    recorded = _to_compare(trace, comparison)
+    made = _made_again(engine, _request(trace, started, image, layers), script)
+    try:
+        for event in recorded:
+            other = _next_event(made)
+            if type(other) is not type(event):
+                what = "nothing" if other is None else f"a {type(other).__name__} event"
+                comparison.differ(f"a {type(event).__name__} event", "in the trace", f"{what} here")
+                break
+            comparison.compare(event, other)
+    except ScriptError as error:
+        comparison.differ("the tokens", "in the trace", f"here {error}")
+    finally:
+        made.close()
+    if started.request.sampling.temperature == 0.0:
+        comparison.check_greedy(script)
+    else:
+        comparison.notes.append(
+            "Its tokens were drawn at a temperature above 0: whether this seed draws them was "
+            "not compared."
+        )
+    return comparison.result()
+
+
+def _made_again(engine: Engine, request: Request, script: Script) -> Generator[Event]:
+    clock = time.perf_counter()
     decoder, seen, start = engine.prepare(request)
-    _check_seen(started, encoded_png(loaded.image_processor.seen_pixels(seen)))
-    formats = {started.model.dtype, loaded.facts.dtype}
-    return Verification(
-        recorded=tuple(token.logprob for token in trace.tokens),
-        replayed=replayed_logprobs(decoder, start.request, trace),
-        limit=LIMIT_FLOAT32 if formats == {"float32"} else LIMIT_HALF,
-    )
+    yield engine.started(seen, start, "", clock)
+    rollout = Rollout(decoder, start, script=script, clock=clock)
+    try:
+        for _, event in rollout.events():
+            yield event
+    finally:
+        rollout.release()
 
 
-def _check_fits(trace: Trace, loaded: LoadedModel) -> None:
-    """A trace is anybody's: its numbers go nowhere before they are known to fit the model."""
-    if len(trace.tokens) + len(trace.latents) > MOST_TOKENS:
-        raise VerificationError(f"The trace holds more than {MOST_TOKENS} tokens.")
-    config = loaded.model.config.get_text_config()
-    if not all(0 <= token.token_id < config.vocab_size for token in trace.tokens):
-        raise VerificationError("The trace holds a token that this checkpoint does not know.")
-    width = 4 * config.hidden_size
-    if any(len(event.vector) != width for event in trace if isinstance(event, LatentStep)):
-        raise VerificationError("The trace holds latents of another size than this checkpoint's.")
+def _next_event(made: Iterator[Event]) -> Event | None:
+    """The next event of the run; None behind the last.
+
+    Raises:
+        ScriptError: the recorded tokens cannot have been written.
+        VerificationError: the run failed.
+    """
+    try:
+        return next(made, None)
+    except ScriptError:
+        raise
+    except Exception as error:
+        message = failure_of(error, 0.0).message
+        raise VerificationError(f"The run cannot be made once more: {message}") from error
 
 
-def _request(facts: RequestFacts, image: DisplayImage) -> Request:
+def _to_compare(trace: Trace, comparison: _Comparison) -> list[Event]:
+    """The events up to where the run was broken off from outside."""
+    events = list(trace)
+    last = events[-1]
+    if isinstance(last, Failed):
+        comparison.notes.append("The run ended in an error, which was not compared.")
+        return events[:-1]
+    if isinstance(last, Finished) and last.reason == "stopped":
+        comparison.notes.append("The run was stopped; what came before was compared.")
+        return events[:-1]
+    if not isinstance(last, Finished):
+        comparison.differ("the end of the run", "not in the trace", "here")
+    return events
+
+
+def _request(
+    trace: Trace, started: RunStarted, image: DisplayImage, layers: TracedLayers
+) -> Request:
+    facts, tokens = started.request, trace.tokens
+    answered = trace.answered
+    is_traced = any(token.attention for token in tokens)
     return Request(
         image=image,
         question=facts.question,
@@ -123,17 +259,233 @@ def _request(facts: RequestFacts, image: DisplayImage) -> Request:
         entropy_threshold=facts.entropy_threshold,
         bottleneck=facts.bottleneck,
         interventions=facts.interventions,
+        tracing=Tracing(
+            layers=layers if is_traced else "none",
+            alternatives=min(len(tokens[0].alternatives), 50),
+            belief=bool(trace.beliefs),
+            distribution=answered is None or bool(answered.probabilities),
+        ),
     )
 
 
-def _check_seen(started: RunStarted, seen_png: bytes) -> None:
-    """Whether the model is shown what it was shown then, to the pixel."""
-    with Image.open(io.BytesIO(started.image.seen_png)) as kept:
-        then = np.asarray(kept.convert("RGB"))
-    with Image.open(io.BytesIO(seen_png)) as made:
-        now = np.asarray(made.convert("RGB"))
-    if then.shape != now.shape or not np.array_equal(then, now):
-        raise VerificationError(
-            "The checkpoint sees this image otherwise than the run saw its own: give the frame "
-            "and the window of the run (--frame, --window), or its own image and checkpoint."
+class _Comparison:
+    """Goes along two runs and collects what differs."""
+
+    def __init__(self, tolerance: Tolerance) -> None:
+        self.tolerance = tolerance
+        self.notes: list[str] = []
+        self._differences: list[str] = []
+        self._largest = 0.0
+        self._events = self._tokens = 0
+
+    def result(self) -> Verification:
+        """What has been found."""
+        return Verification(
+            events=self._events,
+            tokens=self._tokens,
+            largest_nats=self._largest,
+            tolerance=self.tolerance,
+            differences=tuple(self._differences[:MOST_DIFFERENCES]),
+            notes=tuple(self.notes),
         )
+
+    def differ(self, what: str, then: object, now: object) -> None:
+        """Something is otherwise than it was recorded."""
+        self._differences.append(f"{what}: {_short(then)} / {_short(now)}")
+
+    def compare(self, then: Event, now: Event) -> None:
+        """Two events of the same kind."""
+        self._events += 1
+        match then, now:
+            case RunStarted(), RunStarted():
+                self._started(then, now)
+            case TokenStep(), TokenStep():
+                self._token(then, now)
+            case LatentStep(), LatentStep():
+                self._latent(then, now)
+            case Reground(), Reground():
+                self._reground(then, now)
+            case Belief(), Belief():
+                where = f"belief ({then.moment}, token {then.token_index})"
+                self._same(where, then, now, "moment", "token_index", "crop", "options")
+                self._near(
+                    where,
+                    (*then.probabilities, then.outside),
+                    (*now.probabilities, now.outside),
+                    self.tolerance.share,
+                )
+            case Answered(), Answered():
+                self._same("answer", then, now, "text", "option", "valid", "options")
+                self._near("answer", then.probabilities, now.probabilities, self.tolerance.share)
+            case Finished(), Finished():
+                self._same("end", then, now, "reason")
+                # `forwarded` counts what a group computed for all its members, too.
+                counted = ("prompt", "image", "generated", "latent", "crop")
+                self._same("end", then.counts, now.counts, *counted)
+            case _:
+                raise ValueError("Two events of one kind are compared.")
+
+    def check_greedy(self, script: Script) -> None:
+        """At temperature 0 every drawn token is the likeliest."""
+        for index, nats in script.shortfalls.items():
+            if nats > self.tolerance.nats:
+                self.differ(
+                    f"token {index}", "drawn greedily", f"{nats:.3f} nats below the likeliest"
+                )
+                return
+
+    def _started(self, then: RunStarted, now: RunStarted) -> None:
+        names = ("id", "stage", "parameters", "layers", "embedded", "trained_methods")
+        self._same("model", then.model, now.model, *names)
+        self._same("run", then, now, "notices")
+        self._image(then.image, now.image)
+        if (then.out_of_distribution is None) != (now.out_of_distribution is None):
+            self.differ("distance", then.out_of_distribution, now.out_of_distribution)
+        elif then.out_of_distribution is not None and now.out_of_distribution is not None:
+            self._same("distance", then.out_of_distribution, now.out_of_distribution, "flagged")
+            self._relative(
+                "distance", then.out_of_distribution.score, now.out_of_distribution.score
+            )
+
+    def _image(self, then: ImageFacts, now: ImageFacts) -> None:
+        pictures = ("display_png", "seen_png")
+        # Runs from before these were kept leave them open.
+        younger = {name for name in ("left_edge", "spacing_kind") if getattr(then, name) == ""}
+        names = {field.name for field in fields(then)} - {*pictures, *younger}
+        self._same("image", then, now, *sorted(names))
+        for name in pictures:
+            self._picture(f"image.{name}", getattr(then, name), getattr(now, name))
+
+    def _token(self, then: TokenStep, now: TokenStep) -> None:
+        self._tokens += 1
+        where = f"token {then.index} ({then.text!r})"
+        self._same(where, then, now, "index", "token_id", "text", "segment", "forced")
+        distance = abs(then.logprob - now.logprob)
+        self._largest = max(self._largest, math.inf if math.isnan(distance) else distance)
+        nats = self.tolerance.nats
+        self._near(f"{where} log-probability", (then.logprob,), (now.logprob,), nats)
+        self._near(f"{where} entropy", (then.entropy_nats,), (now.entropy_nats,), nats)
+        self._alternatives(where, then, now)
+        self._maps(where, then.attention, now.attention)
+
+    def _alternatives(self, where: str, then: TokenStep, now: TokenStep) -> None:
+        known = {one.token_id: one for one in now.alternatives}
+        least = min((one.logprob for one in now.alternatives), default=0.0)
+        if len(then.alternatives) != len(now.alternatives):
+            self.differ(f"{where} alternatives", len(then.alternatives), len(now.alternatives))
+            return
+        for one in then.alternatives:
+            other = known.get(one.token_id)
+            # Of two that are as likely, either may be the last of the list.
+            likely = least if other is None else other.logprob
+            if not abs(one.logprob - likely) <= self.tolerance.nats or (
+                other is not None and one.text != other.text
+            ):
+                said = "not among the likeliest" if other is None else other
+                self.differ(f"{where} alternative", one, said)
+
+    def _latent(self, then: LatentStep, now: LatentStep) -> None:
+        where = f"latent {then.step}"
+        self._same(where, then, now, "step", "steps")
+        self._relative(f"{where} norm", then.norm, now.norm)
+        one, other = (np.frombuffer(raw, dtype="<f4") for raw in (then.vector, now.vector))
+        length = float(np.linalg.norm(other))
+        if one.shape != other.shape or not (
+            float(np.linalg.norm(one - other)) <= self.tolerance.vector * max(length, 1e-6)
+        ):
+            self.differ(where, "fed in the trace", "another is fed here")
+        self._near(
+            f"{where} cosine",
+            () if then.cosine_to_previous is None else (then.cosine_to_previous,),
+            () if now.cosine_to_previous is None else (now.cosine_to_previous,),
+            self.tolerance.share,
+        )
+        self._maps(where, (*then.attention, then.similarity), (*now.attention, now.similarity))
+
+    def _reground(self, then: Reground, now: Reground) -> None:
+        where = f"crop {then.number}"
+        names = ("number", "clamped", "skipped", "rows", "columns", "crop_width", "crop_height")
+        self._same(where, then, now, *names, "box_source_px")
+        self._same(where, then.trigger, now.trigger, "kind", "token_index", "threshold")
+        self._near(f"{where} box", then.box, now.box, 1e-6)
+        self._near(f"{where} box", then.box_seen_px, now.box_seen_px, 1e-3)
+        self._near(
+            f"{where} entropy",
+            () if then.trigger.entropy_nats is None else (then.trigger.entropy_nats,),
+            () if now.trigger.entropy_nats is None else (now.trigger.entropy_nats,),
+            self.tolerance.nats,
+        )
+        self._picture(f"{where} picture", then.crop_png, now.crop_png)
+
+    def _maps(
+        self, where: str, then: tuple[EvidenceMap, ...], now: tuple[EvidenceMap, ...]
+    ) -> None:
+        if len(then) != len(now):
+            self.differ(f"{where} heat maps", len(then), len(now))
+            return
+        for one, other in zip(then, now, strict=True):
+            what = f"{where} heat map of image {one.image}"
+            if (one.image, one.rows, one.columns) != (other.image, other.rows, other.columns):
+                self.differ(what, "of another grid", "here")
+                continue
+            distance = float(np.abs(one.to_array() - other.to_array()).max())
+            levels = 255.0 * distance / max(one.peak, other.peak, 1e-6)
+            if not levels <= self.tolerance.levels:
+                self.differ(what, "another", "here")
+
+    def _same(self, where: str, then: object, now: object, *names: str) -> None:
+        for name in names:
+            one, other = getattr(then, name), getattr(now, name)
+            if one != other:
+                self.differ(f"{where} {name}", one, other)
+
+    def _near(self, where: str, then: Iterable[float], now: Iterable[float], limit: float) -> None:
+        one, other = tuple(then), tuple(now)
+        if len(one) != len(other) or not all(
+            abs(a - b) <= limit for a, b in zip(one, other, strict=True)
+        ):
+            self.differ(where, one, other)
+
+    def _relative(self, where: str, then: float, now: float) -> None:
+        if not abs(then - now) <= self.tolerance.vector * max(abs(now), 1e-6):
+            self.differ(where, then, now)
+
+    def _picture(self, where: str, then: bytes, now: bytes) -> None:
+        if int(_distance(_decoded(then), _trusted(now)).max()) > PICTURE_LEVELS:
+            self.differ(where, "another picture", "here")
+
+
+def _distance(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
+    """Grey levels between two pictures; more than there are, where their sizes differ."""
+    if one.shape != other.shape:
+        return np.array([256], dtype=np.int16)
+    return np.abs(one.astype(np.int16) - other.astype(np.int16))
+
+
+def _decoded(png: bytes) -> npt.NDArray[np.uint8]:
+    """A picture of a trace, which is anybody's: decoded as any upload is."""
+    try:
+        return _as_rgb(render(open_image(png)))
+    except ImagingError as error:
+        raise VerificationError("A picture in the trace is damaged.") from error
+
+
+def _trusted(png: bytes) -> npt.NDArray[np.uint8]:
+    with Image.open(io.BytesIO(png)) as picture:
+        return _as_rgb(np.asarray(picture))
+
+
+def _as_rgb(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=-1)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Alternative):
+        text = f"{value.text!r} {value.logprob:.5f}"
+    elif isinstance(value, float):
+        text = f"{value:.5f}"
+    elif isinstance(value, tuple):
+        text = ", ".join(_short(item) for item in value) or "none"
+    else:
+        text = "none" if value is None else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

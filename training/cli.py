@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli import add_run_options
-from engine.command_line import OneLineParser, raised_here, refused, system_error_line
+from engine.command_line import OneLineParser, is_fault, refused, system_error_line
 from engine.group_io import GROUP_SUFFIX
 from engine.imaging import ImagingError
 from engine.manifest import CheckpointError
@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImagingError, CheckpointError) as error:
         return refused(error.message if isinstance(error, ImagingError) else str(error))
     except ValueError as error:
-        # What a library complains of is a fault of ours, and its place has to be seen.
-        if not raised_here(error):
+        # Of a fault of ours, the place has to be seen.
+        if is_fault(error):
             raise
         return refused(str(error))
     except OSError as error:

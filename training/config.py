@@ -38,9 +38,11 @@ def load_config(cls: type[ConfigT], path: Path, overrides: list[str]) -> ConfigT
         raise ConfigError(
             f"Cannot read the configuration {path.name}: {error.strerror}."
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name} is not text in UTF-8.") from error
     try:
         raw = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date that there is not
         raise ConfigError(f"{path.name} is not valid YAML.") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path.name} must hold keys and values.")
@@ -61,7 +63,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{section!r} in {key!r} is a value, not a section.")
     try:
         target[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"The value of {key!r} is not valid YAML.") from error
 
 

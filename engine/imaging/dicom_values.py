@@ -147,7 +147,7 @@ def read_windows(tags: FrameTags) -> tuple[tuple[Window, ...], bool]:
     function: WindowFunction = "LINEAR"
     for name in WINDOW_FUNCTIONS:
         if code == name:
-            function = name  # type: ignore[assignment]
+            function = name
     centers, widths = group.numbers("WindowCenter"), group.numbers("WindowWidth")
     windows = []
     for center, width in zip(centers, widths, strict=False):

@@ -18,7 +18,7 @@ from engine.imaging.errors import UnusableImageError
 
 WindowFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 WindowSource = Literal["file", "preset", "percentile", "request", "identity"]
-WINDOW_FUNCTIONS: tuple[str, ...] = get_args(WindowFunction)
+WINDOW_FUNCTIONS: tuple[WindowFunction, ...] = get_args(WindowFunction)
 WINDOW_SOURCES: tuple[str, ...] = get_args(WindowSource)
 
 FloatArray = npt.NDArray[np.float64]

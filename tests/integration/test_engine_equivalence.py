@@ -26,11 +26,11 @@ from engine.prompt import (
     option_letter,
     tool_response_text,
 )
-from engine.replay import replayed_logprobs
 from engine.request import Request, Sampling
 from engine.rollout import Rollout
 from engine.trace import Belief, Event, Failed, Finished, LatentStep, TokenStep, Trace
 from tests.integration.conftest import MakeRequest, Reference, prompt_ids
+from tests.replay import replayed_logprobs
 
 
 def run(engine: Engine, request: object) -> Trace:

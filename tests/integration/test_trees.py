@@ -14,12 +14,12 @@ from engine.engine import Engine
 from engine.group import Group, shared_events
 from engine.group_io import read_group, write_group
 from engine.loading import LoadedModel
-from engine.replay import replayed_logprobs
 from engine.request import Budgets, DisplayImage, Request, Sampling, Tracing
 from engine.tiny import tiny_manifest
 from tests.factories import chest
 from tests.integration.conftest import picture
 from tests.integration.test_loading import save
+from tests.replay import replayed_logprobs
 from training.cli import main
 from training.outcomes import coordinates_nats
 from training.prompts import Prompt

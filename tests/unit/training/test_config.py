@@ -66,6 +66,8 @@ def test_numbers_that_yaml_takes_for_texts_are_numbers(
         ("mode: fast", [], "lacks a key"),
         ("- 1", [], "must hold keys and values"),
         ("steps: [", [], "not valid YAML"),
+        ("steps: 2024-13-45", [], "not valid YAML"),
+        ("steps: 1", ["steps=2024-13-45"], "not valid YAML"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, overrides: list[str], said: str) -> None:
@@ -90,3 +92,10 @@ def test_shipped_configurations_load(cls: type, name: str) -> None:
     assert config.language.steps > 0
     assert config.train.split == "train"
     assert config.validation.split == "validation"
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"steps: \xff\n")
+    with pytest.raises(ConfigError, match=r"latin\.yaml is not text in UTF-8"):
+        load_config(Outer, path, [])

@@ -1,8 +1,8 @@
-"""A saved run, sent through the model once more in a single forward.
+"""The naive twin of a run: laid out as one sequence, and sent through the model in one forward.
 
-Teacher-forced: the recorded tokens, the recorded latent vectors and the crops cut again are
-laid out as one sequence, so the log-probability of every token comes from one pass. It shows
-that a trace holds everything that the run depended on.
+Teacher-forced: the recorded tokens, the recorded latent vectors and the crops cut again, so that
+the log-probability of every token comes from one pass. It shows that a trace holds everything that
+the run depended on.
 """
 
 from __future__ import annotations
