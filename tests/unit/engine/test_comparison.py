@@ -152,7 +152,7 @@ def zoom_of(whole: Trace, without: Trace | None) -> Zoom:
 def test_a_run_differs_from_what_was_asked_in_the_way_alone(
     key: RunKey, method: str, threshold: float | None, skipped: tuple[int, ...]
 ) -> None:
-    asked = request_of(BASE, key)
+    asked = request_of(BASE, key, {})
 
     assert (asked.method, asked.entropy_threshold) == (method, threshold)
     assert asked.interventions.skip_crops == skipped
@@ -167,10 +167,21 @@ def test_a_run_differs_from_what_was_asked_in_the_way_alone(
 def test_without_a_number_the_rule_takes_the_limit_of_the_checkpoint() -> None:
     base = replace(BASE, entropy_threshold=None, interventions=Interventions(skip_crops=(3,)))
 
-    asked = request_of(base, RunKey("entropy_rule", 1))
+    asked = request_of(base, RunKey("entropy_rule", 1), {})
 
     assert asked.entropy_threshold == "checkpoint"
     assert asked.interventions.skip_crops == (1, 3)
+
+
+@pytest.mark.parametrize("zooms", [1, 2])
+def test_a_run_without_a_crop_may_look_no_more_often(zooms: int) -> None:
+    """Else a crop that came in its place would be taken for the effect of its absence."""
+    done = {OWN: run(zooms=zooms), RunKey("direct"): run(zooms=0)}
+    base = replace(BASE, budgets=replace(BASE.budgets, max_crops=5))
+
+    assert request_of(base, RunKey("own_calls", 1), done).budgets.max_crops == zooms
+    for key in (OWN, RunKey("direct"), RunKey("entropy_rule")):
+        assert request_of(base, key, done).budgets.max_crops == 5
 
 
 def test_every_crop_that_came_adds_a_run_without_it() -> None:

@@ -1,0 +1,62 @@
+"""The samples that the page begins with show what they are there for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.display import display_image
+from engine.engine import Engine
+from engine.imaging import open_image
+from engine.loading import load_checkpoint
+from engine.request import Budgets, Interventions, Method, Request
+from engine.trace import Trace
+from tests.source_tree import ROOT
+
+SAMPLES = ROOT / "assets/samples"
+INDEX: list[dict[str, Any]] = json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def base() -> Engine:
+    return Engine(load_checkpoint(ROOT / "assets/checkpoints/base", "cpu"))
+
+
+def answer(
+    engine: Engine, sample: dict[str, Any], method: Method, without: tuple[int, ...] = ()
+) -> tuple[str, Trace]:
+    request = Request(
+        image=display_image(open_image(Path(SAMPLES / sample["file"]))),
+        question=sample["question"],
+        options=tuple(sample["options"]),
+        method=method,
+        budgets=Budgets(max_crops=1),
+        interventions=Interventions(skip_crops=without),
+    )
+    trace = Trace.from_events(engine.stream(request))
+    assert trace.answered is not None
+    return trace.answered.text, trace
+
+
+def test_the_margin_is_seen_in_the_crop_alone(base: Engine) -> None:
+    sample = INDEX[0]
+    # There is a nodule in the left lung, too; the question is about this one.
+    assert "right lung" in sample["question"]
+    assert sample["truth"].startswith("nodule (right upper zone; smooth,")
+    looked, trace = answer(base, sample, "zoom")
+
+    assert looked == "smooth"
+    assert len(trace.regrounds) == 1
+    assert answer(base, sample, "direct")[0] != "smooth"
+    assert answer(base, sample, "zoom", without=(1,))[0] != "smooth"
+
+
+@pytest.mark.parametrize("sample", INDEX[1:], ids=lambda sample: sample["file"])
+def test_the_other_samples_are_answered_rightly(base: Engine, sample: dict[str, Any]) -> None:
+    given, _ = answer(base, sample, sample["method"])
+
+    assert given in sample["options"]
+    assert given in sample["truth"]
