@@ -73,6 +73,10 @@ class Cards {
     const { items, cards } = this.app.run;
     for (let c = this.nodes.length; c < cards.length; c += 1) this.open(cards[c][0], cards[c][1]);
     for (; this.drawn < items.length; this.drawn += 1) this.take(this.drawn, items[this.drawn]);
+    const last = this.nodes[this.nodes.length - 1];
+    if (this.app.run.status !== 'running' && last && last.kind === 'crop' && !last.number) {
+      last.status.textContent = 'The run ended before a place was chosen.';
+    }
   }
 
   open(kind, from) {
@@ -357,7 +361,13 @@ class Cards {
     this.toBottom();
     const box = this.list.parentElement;
     const last = this.nodes[this.nodes.length - 1];
-    if (!box || !last || box.scrollHeight <= box.clientHeight) return;
+    if (!box || !last) return;
+    if (box.scrollHeight <= box.clientHeight) {
+      // In one column the page itself scrolls; it is not moved under somebody who looks elsewhere.
+      const { top, bottom } = box.getBoundingClientRect();
+      if (top < window.innerHeight && bottom > 0) last.node.scrollIntoView({ block: 'nearest' });
+      return;
+    }
     const over = last.node.getBoundingClientRect().top - box.getBoundingClientRect().top - 8;
     if (over < 0) box.scrollTop += over;
   }

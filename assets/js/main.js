@@ -223,7 +223,14 @@ class App {
     this.say('Starting…');
     this.wait('running');
     this.follow = true;
+    this.reveal();
     this.send('explain', { turn: this.next(), image: this.shownImage, form });
+  }
+
+  // In one column the reasoning lies far below what was pressed.
+  reveal() {
+    if (this.reasoning.getBoundingClientRect().top < window.innerHeight - 160) return;
+    this.reasoning.scrollIntoView({ block: 'start', behavior: still.matches ? 'auto' : 'smooth' });
   }
 
   stop() {

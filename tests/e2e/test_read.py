@@ -412,6 +412,8 @@ def test_the_page_works_on_a_telephone(page_server: Served, open_page: OpenPage)
     expect(page.locator("#lb-question")).to_have_value(QUESTION)
     page.click("#lb-explain")
     wait_for(page, "done")
+    # What was asked for comes to the reader: the button lies far above it.
+    expect(page.locator(".lb-answer")).to_be_in_viewport()
 
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert wide <= 0
