@@ -510,6 +510,8 @@ def _finite(value: float) -> float | None:
 
 def _render(options: argparse.Namespace) -> int:
     _check_target(options.out)
+    if options.out.suffix.lower() != ".png":
+        raise UsageError(f"{options.out.name} must end in .png: that is what is written.")
     source = open_image(options.image, frame=options.frame)
     pixels = render(source, _window(options.window, source))
     try:

@@ -361,6 +361,12 @@ def _printed(result: dict[str, Any], options: argparse.Namespace) -> str:
         lines.append(
             f"{name:24s} {accuracy:6.1%}  [{low:.1%}, {high:.1%}]  n={result['counts'][name]}"
         )
+    if options.benchmark == "phantoms" and not options.families:
+        lines += [
+            f"No {kind} question is among these: ask more (--limit), or some alone (--families)."
+            for kind in sorted({family.kind for family in FAMILIES_OF[options.modality].values()})
+            if kind not in result["accuracy"]
+        ]
     rest = {
         key: value for key, value in result.items() if key not in ("accuracy", "ci95", "counts")
     }

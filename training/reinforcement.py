@@ -362,7 +362,9 @@ def opened_policy(
     try:
         loaded = load_checkpoint(base, None if device is None else str(device), dtype)
     except CheckpointError as error:
-        raise ConfigError(f"{error} Run the stage that makes it first, or change base.") from error
+        raise ConfigError(
+            f"{error} Run the stage that makes {base} first, or change base."
+        ) from error
     loaded.model.requires_grad_(True)
     loaded.model.model.visual.requires_grad_(False)
     adapter = None if lora is None else add_adapter(loaded.model, lora, base)

@@ -238,7 +238,9 @@ def tuned_model(base: str, tuning: TuningConfig) -> Tuned:
         # What is trained stays in float32: bfloat16 would swallow small updates.
         loaded = load_checkpoint(base, "cpu", half if tuning.lora else torch.float32)
     except CheckpointError as error:
-        raise ConfigError(f"{error} Run the stage that makes it first, or change base.") from error
+        raise ConfigError(
+            f"{error} Run the stage that makes {base} first, or change base."
+        ) from error
     model = loaded.model
     model.set_attn_implementation("sdpa")
     model.requires_grad_(True)

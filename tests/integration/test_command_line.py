@@ -337,6 +337,7 @@ def test_a_file_that_ends_before_its_pixels_is_called_damaged(call: Run, tmp_pat
         (("render", "IMAGE", "--out", "FOLDER"), "folder"),
         (("render", "IMAGE", "--out", "FOLDER/none/a.png"), "folder"),
         (("render", "IMAGE", "--out", "FOLDER/a.png", "--window", "5", "-5"), "width"),
+        (("render", "IMAGE", "--out", "FOLDER/a.jpg"), "must end in .png"),
         (("show", "FOLDER/nowhere.radtrace.zip"), "cannot be read"),
         (("show", "FOLDER"), "cannot be read"),
         (("show", "IMAGE"), "not a saved trace"),
