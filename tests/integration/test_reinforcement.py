@@ -277,7 +277,12 @@ def test_the_reference_stays_where_the_policy_began(
     [
         ("medvr", "latent", {}, "for latent there is vlpo"),
         ("vlpo", "zoom", {}, "for zoom and direct there is medvr"),
-        ("medvr", "zoom", {"base": "nowhere/at/all"}, "Run the stage that makes"),
+        (
+            "medvr",
+            "zoom",
+            {"base": "nowhere/at/all"},
+            "Run the stage that makes nowhere/at/all first",
+        ),
         ("medvr", "zoom", {"rewards": {}}, "Did you mean 'reward'?"),
         ("medvr", "zoom", {"update": {"steps": 3}}, "must be a multiple of update.steps, 3"),
         ("medvr", "zoom", {"trees_every": 3}, "trees_every must be a multiple of update.steps, 2"),
