@@ -56,9 +56,7 @@ class Comparison:
         self._current = next_run(self.traces)
         self._events = []
         self._words = 0
-        if self._current is None:
-            return None
-        return request_of(self._request, self._current, self.traces)
+        return None if self._current is None else request_of(self._request, self._current)
 
     def take(self, events: Iterable[Event]) -> None:
         """Takes events of the run in progress and keeps its pictures for the page."""

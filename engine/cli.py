@@ -336,7 +336,7 @@ def _compare(options: argparse.Namespace) -> int:
         if not options.json:
             _write_rows([progress(done, key)])
             sys.stdout.flush()
-        done[key] = Trace.from_events(stream(request_of(request, key, done)))
+        done[key] = Trace.from_events(stream(request_of(request, key)))
         if options.out is not None:
             _save(options.out / f"{key.name}{SUFFIX}", done[key])
     failed = [event for trace in done.values() for event in trace if isinstance(event, Failed)]

@@ -27,7 +27,7 @@ from engine.trace import (
 )
 
 Way = Literal["direct", "own_calls", "entropy_rule"]
-Effect = Literal["nothing", "answer", "surer", "less_sure", "on_the_way", "unknown"]
+Effect = Literal["nothing", "answer", "surer", "less_sure", "on_the_way", "elsewhere", "unknown"]
 
 WAYS: Final[tuple[Way, ...]] = get_args(Way)
 # Beliefs that differ by less look the same in whole percentage points.
@@ -65,30 +65,19 @@ class RunKey:
         return f"{name}-without-{self.withheld}" if self.withheld else name
 
 
-def request_of(base: Request, key: RunKey, done: Mapping[RunKey, Trace]) -> Request:
+def request_of(base: Request, key: RunKey) -> Request:
     """What one run of a comparison is asked.
 
-    The entropy rule takes the threshold of `base`, and without one that of the checkpoint. A run
-    without a crop may look no more often than the run with it did: a crop that came in place of
-    the one that was withheld would be taken for its effect.
-
-    Args:
-        base: what was asked.
-        key: which run.
-        done: the runs that have been made.
+    The entropy rule takes the threshold of `base`, and without one that of the checkpoint.
     """
     if key.way == "direct":
         return replace(base, method="direct", entropy_threshold=None)
     threshold = base.entropy_threshold if base.entropy_threshold is not None else "checkpoint"
     skipped = {*base.interventions.skip_crops, key.withheld} - {0}
-    budgets = base.budgets
-    if key.withheld and (whole := done.get(RunKey(key.way))) is not None:
-        budgets = replace(budgets, max_crops=len(whole.regrounds))
     return replace(
         base,
         method="zoom",
         entropy_threshold=threshold if key.way == "entropy_rule" else None,
-        budgets=budgets,
         interventions=replace(base.interventions, skip_crops=tuple(sorted(skipped))),
     )
 
@@ -143,7 +132,8 @@ class Standing:
 class Withheld:
     """The same run with one crop withheld; `failure` is a sentence, or empty.
 
-    `answer`, `option` and `valid` are as in `WayReport`.
+    `answer`, `option` and `valid` are as in `WayReport`; `elsewhere` says that it was shown another
+    crop in place of the one that was withheld.
     """
 
     answer: str
@@ -153,6 +143,7 @@ class Withheld:
     tokens: int
     seconds: float
     failure: str
+    elsewhere: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,7 +295,7 @@ def _zoom(
 ) -> Zoom:
     before = _standing(trace, "before_crop", reground.number)
     after = _standing(trace, "after_crop", reground.number)
-    withheld = None if without is None else _withheld(without)
+    withheld = None if without is None else _withheld(without, _shown(trace))
     end = _standing(trace, "end")
     gain = _change(withheld.end if withheld else None, end, followed)
     effect = _effect(trace, withheld, (before, after), gain)
@@ -357,7 +348,13 @@ def _costs(trace: Trace) -> list[tuple[int, float]]:
     return costs
 
 
-def _withheld(trace: Trace) -> Withheld:
+def _shown(trace: Trace) -> int:
+    """How many crops the model saw."""
+    return sum(not reground.skipped for reground in trace.regrounds)
+
+
+def _withheld(trace: Trace, shown: int) -> Withheld:
+    """What came of a run without a crop; the run with it showed so many."""
     answered, finished, failure = trace.answered, _finished(trace), _failure(trace)
     return Withheld(
         answer=answered.text if answered else "",
@@ -367,6 +364,7 @@ def _withheld(trace: Trace) -> Withheld:
         tokens=finished.counts.generated if finished else len(trace.tokens),
         seconds=finished.seconds if finished else 0.0,
         failure=failure.message if failure else "",
+        elsewhere=_shown(trace) >= shown,
     )
 
 
@@ -379,6 +377,8 @@ def _effect(
     answered: Answered | None = trace.answered
     if withheld is None or withheld.failure or answered is None:
         return "unknown"
+    if withheld.elsewhere:
+        return "elsewhere"
     if _read(withheld) != _read(answered):
         return "answer"
     if gain is not None and abs(gain) >= NOTICEABLE:
@@ -401,6 +401,10 @@ def _verdict(effect: Effect, trace: Trace, withheld: Withheld | None, gain: floa
     if effect == "unknown" or withheld is None or answered is None:
         why = f"broke off. {withheld.failure}" if withheld and withheld.failure else "is missing."
         return f"What it changed is not known: the run without it {why}"
+    if effect == "elsewhere":
+        return (
+            "What it changed cannot be told: without it, the model looked somewhere else instead."
+        )
     temperature = started.request.sampling.temperature if started else 0.0
     if effect == "answer":
         text = _changed_answer(answered, withheld, drawn=temperature > 0)

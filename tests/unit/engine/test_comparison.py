@@ -129,10 +129,22 @@ def failed(message: str = "It broke.") -> Trace:
 OWN = RunKey("own_calls")
 
 
+def withholding(trace: Trace) -> Trace:
+    """The run with the first crop withheld."""
+    return Trace(
+        tuple(
+            replace(event, skipped=True)
+            if isinstance(event, Reground) and event.number == 1
+            else event
+            for event in trace
+        )
+    )
+
+
 def zoom_of(whole: Trace, without: Trace | None) -> Zoom:
     done = {OWN: whole}
     if without is not None:
-        done[RunKey("own_calls", 1)] = without
+        done[RunKey("own_calls", 1)] = withholding(without)
     (way,) = compare(done)
     return way.zooms[0]
 
@@ -152,7 +164,7 @@ def zoom_of(whole: Trace, without: Trace | None) -> Zoom:
 def test_a_run_differs_from_what_was_asked_in_the_way_alone(
     key: RunKey, method: str, threshold: float | None, skipped: tuple[int, ...]
 ) -> None:
-    asked = request_of(BASE, key, {})
+    asked = request_of(BASE, key)
 
     assert (asked.method, asked.entropy_threshold) == (method, threshold)
     assert asked.interventions.skip_crops == skipped
@@ -167,21 +179,10 @@ def test_a_run_differs_from_what_was_asked_in_the_way_alone(
 def test_without_a_number_the_rule_takes_the_limit_of_the_checkpoint() -> None:
     base = replace(BASE, entropy_threshold=None, interventions=Interventions(skip_crops=(3,)))
 
-    asked = request_of(base, RunKey("entropy_rule", 1), {})
+    asked = request_of(base, RunKey("entropy_rule", 1))
 
     assert asked.entropy_threshold == "checkpoint"
     assert asked.interventions.skip_crops == (1, 3)
-
-
-@pytest.mark.parametrize("zooms", [1, 2])
-def test_a_run_without_a_crop_may_look_no_more_often(zooms: int) -> None:
-    """Else a crop that came in its place would be taken for the effect of its absence."""
-    done = {OWN: run(zooms=zooms), RunKey("direct"): run(zooms=0)}
-    base = replace(BASE, budgets=replace(BASE.budgets, max_crops=5))
-
-    assert request_of(base, RunKey("own_calls", 1), done).budgets.max_crops == zooms
-    for key in (OWN, RunKey("direct"), RunKey("entropy_rule")):
-        assert request_of(base, key, done).budgets.max_crops == 5
 
 
 def test_every_crop_that_came_adds_a_run_without_it() -> None:
@@ -282,6 +283,16 @@ def test_what_a_zoom_did_is_said_plainly(
 
     assert zoom.effect == effect
     assert says in zoom.verdict
+
+
+def test_another_crop_in_place_of_the_withheld_one_is_no_effect_of_it() -> None:
+    """The two runs then differ in more than the crop."""
+    zoom = zoom_of(run(zooms=1), run(zooms=2, option=0))
+
+    assert zoom.effect == "elsewhere"
+    assert "looked somewhere else instead" in zoom.verdict
+    assert zoom_of(run(zooms=2), run(zooms=2, option=0)).effect == "answer"
+    assert zoom_of(run(zooms=2), run(zooms=1, option=0)).effect == "answer"
 
 
 def unreadable(trace: Trace, text: str = "") -> Trace:
