@@ -480,6 +480,7 @@ def _verify(options: argparse.Namespace) -> int:
             "agrees": found.agrees,
             "events": found.events,
             "tokens": found.tokens,
+            "whole": found.is_whole,
             "limit_nats": found.tolerance.nats,
             "largest_difference_nats": _finite(found.largest_nats),
             "differences": found.differences,
@@ -498,7 +499,9 @@ def _verified_rows(found: Verification) -> Iterator[str]:
     )
     yield from found.notes
     if found.agrees:
-        yield "This checkpoint computes this run."
+        how = "" if found.tolerance.is_single else ", within what half precision explains"
+        far = "" if found.is_whole else ", as far as it went"
+        yield f"This checkpoint computes this run{far}{how}."
     else:
         yield "This checkpoint does not compute this run. In the trace / here:"
         yield from (f"  {difference}" for difference in found.differences)

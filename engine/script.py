@@ -20,11 +20,15 @@ class Script:
         shortfalls: by index of a token, how many nats the decided one lay below the likeliest
             that could have been drawn; 0 where it was the likeliest. Words that the engine itself
             writes are not decided here.
+        masses_above: by index, the probability, at the temperature of the run, of all that were
+            likelier; 0 at temperature 0.
     """
 
-    def __init__(self, token_ids: Sequence[int]) -> None:
+    def __init__(self, token_ids: Sequence[int], temperature: float = 0.0) -> None:
         self._token_ids = tuple(token_ids)
+        self._temperature = temperature
         self.shortfalls: dict[int, float] = {}
+        self.masses_above: dict[int, float] = {}
 
     def token(
         self, masked: torch.Tensor, written: int, unwritten: Collection[int] | None
@@ -52,6 +56,10 @@ class Script:
         else:
             raise ScriptError(f"token {written} cannot be drawn there")
         self.shortfalls[written] = float(masked.max() - masked[chosen])
+        self.masses_above[written] = 0.0
+        if self._temperature > 0.0:
+            shares = torch.softmax(masked.float() / self._temperature, dim=-1)
+            self.masses_above[written] = float(shares[shares > shares[chosen]].sum())
         return chosen
 
 

@@ -275,14 +275,20 @@ def _check_event(event: Event) -> None:
                 raise TraceFileError("The trace names an image size that is out of range.")
         for png in (image.display_png, image.seen_png):
             check_png(png)
+    elif isinstance(event, LatentStep) and len(event.vector) % 4:
+        raise TraceFileError("The trace has an inner step that is cut off.")
     elif isinstance(event, Reground):
-        _check_grid(event.rows, event.columns)
-        check_png(event.crop_png)
-        if event.number < 1:
-            raise TraceFileError("The trace numbers a crop below 1.")
-        x0, y0, x1, y1 = event.box
-        if not (0.0 <= x0 < x1 <= 1.0 and 0.0 <= y0 < y1 <= 1.0):
-            raise TraceFileError("The trace has a crop that lies outside the image.")
+        _check_reground(event)
+
+
+def _check_reground(event: Reground) -> None:
+    _check_grid(event.rows, event.columns)
+    check_png(event.crop_png)
+    if event.number < 1:
+        raise TraceFileError("The trace numbers a crop below 1.")
+    x0, y0, x1, y1 = event.box
+    if not (0.0 <= x0 < x1 <= 1.0 and 0.0 <= y0 < y1 <= 1.0):
+        raise TraceFileError("The trace has a crop that lies outside the image.")
 
 
 def _check_request(request: RequestFacts) -> None:

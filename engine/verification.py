@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -24,10 +25,10 @@ from PIL import Image
 
 from engine.display import display_image
 from engine.engine import Engine, failure_of
-from engine.imaging import ImagingError, SourceImage, Window, open_image, render
+from engine.imaging import SourceImage, Window
 from engine.imaging.window import WINDOW_FUNCTIONS
 from engine.rasters import DISPLAY_SIDE, encoded_png
-from engine.request import Budgets, DisplayImage, Request, TracedLayers, Tracing
+from engine.request import Budgets, DisplayImage, Request, Sampling, TracedLayers, Tracing
 from engine.rollout import Rollout
 from engine.script import Script, ScriptError
 from engine.trace import (
@@ -45,8 +46,13 @@ from engine.trace import (
     TokenStep,
     Trace,
 )
+from engine.trace_io import TraceFileError, check_png
 
 MOST_DIFFERENCES: Final = 8
+LONGEST_TEXT: Final = 80
+# Below the likeliest, at temperature 1: nobody has drawn a token of e^-30.
+RAREST_NATS: Final = 30.0
+MOST_CHUNKS: Final = 65_536
 # Grey levels: pictures are scaled by Pillow, whose versions round otherwise now and then.
 PICTURE_LEVELS: Final = 2
 _FLOAT32: Final = "float32"
@@ -72,11 +78,16 @@ class Tolerance:
     vector: float
     levels: int
 
+    @property
+    def is_single(self) -> bool:
+        """Whether it is that of single precision."""
+        return self == SINGLE
+
 
 # In single precision only the order of the sums differs; in half precision logits of about 20
 # are rounded to an eighth.
 SINGLE: Final = Tolerance(nats=1e-3, share=1e-3, vector=1e-3, levels=3)
-HALF: Final = Tolerance(nats=0.25, share=0.1, vector=0.1, levels=64)
+HALF: Final = Tolerance(nats=0.25, share=0.05, vector=0.1, levels=64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +99,7 @@ class Verification:
         tokens: how many of them are tokens.
         largest_nats: the largest difference of a token's log-probability.
         tolerance: that was granted.
+        is_whole: whether the run was compared to its end.
         differences: sentences, in the order of the run; the first `MOST_DIFFERENCES`.
         notes: what was not compared, or by another measure, in sentences.
     """
@@ -96,6 +108,7 @@ class Verification:
     tokens: int
     largest_nats: float
     tolerance: Tolerance
+    is_whole: bool
     differences: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -170,7 +183,8 @@ def _compared(
             f"The run says that it was computed in {started.model.dtype}, and this one was in "
             f"{engine.loaded.facts.dtype}: differences of half precision were let pass."
         )
-    script = Script([token.token_id for token in trace.tokens])
+    sampling = started.request.sampling
+    script = Script([token.token_id for token in trace.tokens], sampling.temperature)
     recorded = _to_compare(trace, comparison)
     made = _made_again(engine, _request(trace, started, image, layers), script)
     try:
@@ -185,12 +199,11 @@ def _compared(
         comparison.differ("the tokens", "in the trace", f"here {error}")
     finally:
         made.close()
-    if started.request.sampling.temperature == 0.0:
-        comparison.check_greedy(script)
-    else:
+    comparison.check_draws(script, sampling)
+    if sampling.temperature > 0.0:
         comparison.notes.append(
-            "Its tokens were drawn at a temperature above 0: whether this seed draws them was "
-            "not compared."
+            f"Its tokens were drawn at a temperature of {sampling.temperature:g}: whether this "
+            "seed draws them was not compared."
         )
     return comparison.result()
 
@@ -219,16 +232,20 @@ def _next_event(made: Iterator[Event]) -> Event | None:
     except ScriptError:
         raise
     except Exception as error:
-        message = failure_of(error, 0.0).message
-        raise VerificationError(f"The run cannot be made once more: {message}") from error
+        failure = failure_of(error, 0.0)
+        said = failure.message if failure.code != "unexpected" else type(error).__name__
+        raise VerificationError(f"The run cannot be made once more: {said}") from error
 
 
 def _to_compare(trace: Trace, comparison: _Comparison) -> list[Event]:
     """The events up to where the run was broken off from outside."""
     events = list(trace)
     last = events[-1]
+    comparison.is_whole = isinstance(last, Finished) and last.reason != "stopped"
     if isinstance(last, Failed):
-        comparison.notes.append("The run ended in an error, which was not compared.")
+        comparison.notes.append(
+            "The run ended in an error, whose message is the file's own and was not compared."
+        )
         return events[:-1]
     if isinstance(last, Finished) and last.reason == "stopped":
         comparison.notes.append("The run was stopped; what came before was compared.")
@@ -274,7 +291,9 @@ class _Comparison:
     def __init__(self, tolerance: Tolerance) -> None:
         self.tolerance = tolerance
         self.notes: list[str] = []
+        self.is_whole = True
         self._differences: list[str] = []
+        self._count = 0
         self._largest = 0.0
         self._events = self._tokens = 0
 
@@ -285,13 +304,16 @@ class _Comparison:
             tokens=self._tokens,
             largest_nats=self._largest,
             tolerance=self.tolerance,
-            differences=tuple(self._differences[:MOST_DIFFERENCES]),
+            is_whole=self.is_whole,
+            differences=tuple(self._differences),
             notes=tuple(self.notes),
         )
 
     def differ(self, what: str, then: object, now: object) -> None:
         """Something is otherwise than it was recorded."""
-        self._differences.append(f"{what}: {_short(then)} / {_short(now)}")
+        self._count += 1
+        if self._count <= MOST_DIFFERENCES:
+            self._differences.append(f"{what}: {_short(then)} / {_short(now)}")
 
     def compare(self, then: Event, now: Event) -> None:
         """Two events of the same kind."""
@@ -325,27 +347,34 @@ class _Comparison:
             case _:
                 raise ValueError("Two events of one kind are compared.")
 
-    def check_greedy(self, script: Script) -> None:
-        """At temperature 0 every drawn token is the likeliest."""
+    def check_draws(self, script: Script, sampling: Sampling) -> None:
+        """Every token can have been drawn: at temperature 0, only the likeliest."""
+        allowed = self.tolerance.nats + RAREST_NATS * sampling.temperature
+        mass = sampling.top_p + self.tolerance.share
         for index, nats in script.shortfalls.items():
-            if nats > self.tolerance.nats:
+            if nats > allowed or script.masses_above[index] > mass:
                 self.differ(
-                    f"token {index}", "drawn greedily", f"{nats:.3f} nats below the likeliest"
+                    f"token {index}",
+                    f"drawn at temperature {sampling.temperature:g}, top_p {sampling.top_p:g}",
+                    f"{nats:.3f} nats below the likeliest",
                 )
                 return
 
     def _started(self, then: RunStarted, now: RunStarted) -> None:
         names = ("id", "stage", "parameters", "layers", "embedded", "trained_methods")
-        self._same("model", then.model, now.model, *names)
+        self._same("model", then.model, now.model, *names, "entropy_threshold")
+        if then.model.revision and now.model.revision:
+            # A folder has none.
+            self._same("model", then.model, now.model, "revision")
         self._same("run", then, now, "notices")
         self._image(then.image, now.image)
         if (then.out_of_distribution is None) != (now.out_of_distribution is None):
             self.differ("distance", then.out_of_distribution, now.out_of_distribution)
         elif then.out_of_distribution is not None and now.out_of_distribution is not None:
-            self._same("distance", then.out_of_distribution, now.out_of_distribution, "flagged")
-            self._relative(
-                "distance", then.out_of_distribution.score, now.out_of_distribution.score
-            )
+            one, other = then.out_of_distribution, now.out_of_distribution
+            self._same("distance", one, other, "flagged")
+            self._relative("distance", one.score, other.score)
+            self._relative("distance threshold", one.threshold, other.threshold)
 
     def _image(self, then: ImageFacts, now: ImageFacts) -> None:
         pictures = ("display_png", "seen_png")
@@ -358,7 +387,7 @@ class _Comparison:
 
     def _token(self, then: TokenStep, now: TokenStep) -> None:
         self._tokens += 1
-        where = f"token {then.index} ({then.text!r})"
+        where = f"token {then.index} ({then.text[:LONGEST_TEXT]!r})"
         self._same(where, then, now, "index", "token_id", "text", "segment", "forced")
         distance = abs(then.logprob - now.logprob)
         self._largest = max(self._largest, math.inf if math.isnan(distance) else distance)
@@ -388,11 +417,7 @@ class _Comparison:
         where = f"latent {then.step}"
         self._same(where, then, now, "step", "steps")
         self._relative(f"{where} norm", then.norm, now.norm)
-        one, other = (np.frombuffer(raw, dtype="<f4") for raw in (then.vector, now.vector))
-        length = float(np.linalg.norm(other))
-        if one.shape != other.shape or not (
-            float(np.linalg.norm(one - other)) <= self.tolerance.vector * max(length, 1e-6)
-        ):
+        if not self._is_near_vector(then.vector, now.vector):
             self.differ(where, "fed in the trace", "another is fed here")
         self._near(
             f"{where} cosine",
@@ -401,6 +426,13 @@ class _Comparison:
             self.tolerance.share,
         )
         self._maps(where, (*then.attention, then.similarity), (*now.attention, now.similarity))
+
+    def _is_near_vector(self, then: bytes, now: bytes) -> bool:
+        if len(then) != len(now):
+            return False
+        one, other = (np.frombuffer(raw, dtype="<f4").astype(np.float64) for raw in (then, now))
+        length = max(float(np.linalg.norm(other)), 1e-6)
+        return float(np.linalg.norm(one - other)) <= self.tolerance.vector * length
 
     def _reground(self, then: Reground, now: Reground) -> None:
         where = f"crop {then.number}"
@@ -430,7 +462,8 @@ class _Comparison:
                 continue
             distance = float(np.abs(one.to_array() - other.to_array()).max())
             levels = 255.0 * distance / max(one.peak, other.peak, 1e-6)
-            if not levels <= self.tolerance.levels:
+            total = abs(one.total - other.total) / max(abs(other.total), 1.0)
+            if not (levels <= self.tolerance.levels and total <= self.tolerance.share):
                 self.differ(what, "another", "here")
 
     def _same(self, where: str, then: object, now: object, *names: str) -> None:
@@ -463,11 +496,41 @@ def _distance(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> npt.N
 
 
 def _decoded(png: bytes) -> npt.NDArray[np.uint8]:
-    """A picture of a trace, which is anybody's: decoded as any upload is."""
+    """A picture of a trace, which is anybody's: plain grey or RGB PNG, as the engine writes it.
+
+    Whatever else a PNG can hold (transparency, colour profiles, frames, another file in front of
+    or behind it) lets a browser show something else than what is compared.
+    """
+    damaged = VerificationError("A picture in the trace is damaged, or is no plain picture.")
     try:
-        return _as_rgb(render(open_image(png)))
-    except ImagingError as error:
-        raise VerificationError("A picture in the trace is damaged.") from error
+        width, height = check_png(png)
+        kinds = _chunks(png)
+        depth, colour, interlaced = png[24], png[25], png[28]
+        if kinds != ["IHDR", *["IDAT"] * (len(kinds) - 2), "IEND"]:
+            raise damaged
+        if depth != 8 or colour not in (0, 2) or interlaced:
+            raise damaged
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+            pixels = np.asarray(picture)
+    except (TraceFileError, OSError, SyntaxError, ValueError, struct.error) as error:
+        raise damaged from error
+    if pixels.shape[:2] != (height, width):
+        raise damaged
+    return _as_rgb(pixels)
+
+
+def _chunks(png: bytes) -> list[str]:
+    """Types of the chunks of a PNG (ISO/IEC 15948, 5.3), which end where the file does."""
+    kinds, place = [], 8
+    while place < len(png):
+        length, kind = struct.unpack(">I4s", png[place : place + 8])
+        kinds.append(kind.decode("latin-1"))
+        place += 12 + length
+        if len(kinds) > MOST_CHUNKS:
+            raise ValueError("too many chunks")
+    if place != len(png):
+        raise ValueError("the file is cut off")
+    return kinds
 
 
 def _trusted(png: bytes) -> npt.NDArray[np.uint8]:
@@ -481,11 +544,12 @@ def _as_rgb(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 def _short(value: object) -> str:
     if isinstance(value, Alternative):
-        text = f"{value.text!r} {value.logprob:.5f}"
+        text = f"{value.text[:LONGEST_TEXT]!r} {value.logprob:.5f}"
     elif isinstance(value, float):
         text = f"{value:.5f}"
     elif isinstance(value, tuple):
-        text = ", ".join(_short(item) for item in value) or "none"
+        text = ", ".join(_short(item) for item in value[:MOST_DIFFERENCES]) or "none"
     else:
-        text = "none" if value is None else str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+        whole = value[: LONGEST_TEXT + 1] if isinstance(value, str) else value
+        text = "none" if whole is None else str(whole)
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "..."

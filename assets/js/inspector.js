@@ -239,7 +239,7 @@ class Inspector {
       ['Runs on', model.device + ', ' + model.dtype],
       ['Method', (LB.methods[run.facts.method] || [run.facts.method])[0]],
       ['Seed', String(run.facts.seed)],
-      ['Temperature', number(run.facts.temperature, 2)],
+      ['Temperature', number(run.facts.temperature, run.facts.temperature < 0.1 ? 5 : 2)],
     ];
     const { distance } = run.facts;
     if (distance) {

@@ -459,6 +459,9 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
         lambda e: first(e, "RunStarted")["image"].update(rows=10**9, columns=10**9)
     ),
     "box outside": lambda: altered(lambda e: first(e, "Reground").update(box=[0, 0, 2, 2])),
+    "inner step that is cut off": lambda: altered(
+        lambda e: first(e, "LatentStep").update(vector=base64.b64encode(b"\0" * 7).decode())
+    ),
     "picture that is none": lambda: altered(
         lambda e: first(e, "Reground").update(crop_png=base64.b64encode(b"<svg/>").decode())
     ),

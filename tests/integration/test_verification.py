@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from engine.cli import main
 from engine.engine import Engine
+from engine.geometry import Box
 from engine.imaging import open_image, render
 from engine.loading import LoadedModel, load_checkpoint
 from engine.rasters import encoded_png
@@ -86,7 +90,7 @@ def test_a_run_of_the_checkpoint_stands(
     assert found.tokens == len(trace.tokens) > 0
     assert found.events == len(trace)
     assert found.largest_nats < 1e-4
-    drawn = any("temperature above 0" in note for note in found.notes)
+    drawn = any("whether this seed draws them" in note for note in found.notes)
     assert drawn == (name in ("sampled", "nucleus"))
 
 
@@ -170,6 +174,20 @@ FORGERIES: dict[str, tuple[type[Event], Change, int, str]] = {
         "heat map",
     ),
     "crop": (Reground, lambda e: replace(e, crop_png=other_picture(e.crop_png)), 0, "picture"),
+    "total": (
+        TokenStep,
+        lambda e: replace(
+            e, attention=tuple(replace(one, total=one.total * 0.9) for one in e.attention)
+        ),
+        1,
+        "heat map",
+    ),
+    "limit-of-distance": (
+        RunStarted,
+        lambda e: replace(e, out_of_distribution=replace(e.out_of_distribution, threshold=1e6)),
+        0,
+        "distance threshold",
+    ),
     "box": (Reground, lambda e: replace(e, box=(0.1, 0.1, 0.2, 0.2)), 0, "crop 1 box"),
     "box-of-original": (
         Reground,
@@ -276,6 +294,35 @@ def test_another_word_with_its_true_probability_is_found_at_temperature_zero(
     assert any("nats below the likeliest" in one for one in found.differences)
 
 
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0.001), Sampling(temperature=1.0, top_p=1e-6)]
+)
+def test_a_word_that_the_sampling_cannot_draw_is_found(
+    engine: Engine, make_request: MakeRequest, sampling: Sampling
+) -> None:
+    """A forger cannot hide another word behind a temperature that draws nothing else."""
+    request = make_request(method="direct", layers="none", belief=False, options=())
+    trace = run(engine, request)
+    at = 3
+    second = trace.tokens[at].alternatives[1]
+    swapped = changed(
+        trace,
+        TokenStep,
+        lambda e: replace(e, token_id=second.token_id, text=second.text, logprob=second.logprob),
+        at,
+    )
+    said = changed(
+        swapped, RunStarted, lambda e: replace(e, request=replace(e.request, sampling=sampling))
+    )
+    cut = Trace.from_events(
+        event for event in said if not (isinstance(event, TokenStep) and event.index > at)
+    )
+    # What stands there is the likeliest of few: only a clear second is told from it.
+    assert trace.tokens[at].logprob - second.logprob > 0.05
+    found = verify(engine, request.image, cut)
+    assert any("nats below the likeliest" in one for one in found.differences)
+
+
 @pytest.mark.parametrize("kept", [1, 4])
 def test_a_run_that_was_cut_short_is_found(
     engine: Engine, make_request: MakeRequest, kept: int
@@ -303,6 +350,7 @@ def test_a_stopped_run_stands_as_far_as_it_went(engine: Engine, make_request: Ma
     assert found.agrees
     assert found.events == 6
     assert any("stopped" in note for note in found.notes)
+    assert not found.is_whole
 
 
 def test_the_label_of_an_intervention_is_found_by_its_latents(
@@ -327,8 +375,9 @@ def test_a_latent_of_another_run_is_found(engine: Engine, make_request: MakeRequ
     trace = run(engine, request)
     noise = run(engine, make_request(method="latent", latents="noise"))
     vector = noise.latents[1].vector
+    # One byte less is no vector of numbers at all.
     swapped = changed(trace, LatentStep, lambda e: replace(e, vector=vector), 1)
-    short = changed(trace, LatentStep, lambda e: replace(e, vector=e.vector[:-4]), 1)
+    short = changed(trace, LatentStep, lambda e: replace(e, vector=e.vector[:-1]), 1)
 
     for forged in (swapped, short):
         found = verify(engine, request.image, forged)
@@ -390,6 +439,65 @@ def test_a_flood_of_tokens_ends_at_the_budget(engine: Engine, make_request: Make
 
     assert not found.agrees
     assert found.tokens <= 4
+
+
+def polyglot(png: bytes) -> bytes:
+    """A picture with something behind its end."""
+    return png + b"DICM"
+
+
+def transparent(png: bytes) -> bytes:
+    pixels = render(open_image(png))
+    shape = (*pixels.shape[:2], 4)
+    buffer = io.BytesIO()
+    Image.fromarray(np.full(shape, 255, dtype=np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def with_words(png: bytes) -> bytes:
+    buffer = io.BytesIO()
+    words = PngInfo()
+    words.add_text("Comment", "x" * 100)
+    Image.open(io.BytesIO(png)).save(buffer, format="PNG", pnginfo=words)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("change", [polyglot, transparent, with_words])
+def test_a_picture_that_may_show_two_things_is_refused(
+    zoomed: tuple[Engine, DisplayImage, Trace], change: Callable[[bytes], bytes]
+) -> None:
+    engine, image, trace = zoomed
+    forged = changed(trace, Reground, lambda e: replace(e, crop_png=change(e.crop_png)))
+    with pytest.raises(VerificationError, match="no plain picture"):
+        verify(engine, image, forged)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"occlude": (Box(0.0, 0.0, 1.0, 1.0),)},
+        {"image": DisplayImage(pixels=np.full((300, 300), 7, dtype=np.uint8))},
+        {"image": DisplayImage(pixels=picture(0, 30, 5000))},
+        {"image": DisplayImage(pixels=np.dstack([picture(0), picture(1), picture(2)]))},
+        {"image": DisplayImage(pixels=picture(0, 100, 2600))},
+    ],
+    ids=["occluded", "blank", "narrow", "colour", "large"],
+)
+def test_runs_on_odd_pictures_stand(
+    engine: Engine, make_request: MakeRequest, changes: dict[str, Any]
+) -> None:
+    request = make_request(method="direct", layers="default", **changes)
+    assert verify(engine, request.image, run(engine, request)).differences == ()
+
+
+def test_a_flood_of_words_is_cut_short(engine: Engine, make_request: MakeRequest) -> None:
+    request = make_request(method="direct", layers="default")
+    trace = run(engine, request)
+    flood = changed(trace, TokenStep, lambda e: replace(e, text="\x7f" * 1_000_000), 1)
+    found = verify(engine, request.image, flood)
+
+    assert not found.agrees
+    assert sum(map(len, found.differences)) < 5000
 
 
 def test_what_holds_no_token_is_refused(engine: Engine, make_request: MakeRequest) -> None:
