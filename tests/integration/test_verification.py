@@ -273,24 +273,31 @@ def test_runs_from_before_a_fact_was_kept_stand(
     assert verify(engine, image, older).agrees
 
 
+AT = 3
+
+
+def with_second_word(trace: Trace) -> Trace:
+    """The run up to token `AT`, for which the second likeliest stands with its true numbers."""
+    second = trace.tokens[AT].alternatives[1]
+    swapped = changed(
+        trace,
+        TokenStep,
+        lambda e: replace(e, token_id=second.token_id, text=second.text, logprob=second.logprob),
+        AT,
+    )
+    return Trace.from_events(
+        event for event in swapped if not (isinstance(event, TokenStep) and event.index > AT)
+    )
+
+
 def test_another_word_with_its_true_probability_is_found_at_temperature_zero(
     engine: Engine, make_request: MakeRequest
 ) -> None:
     """A forger can compute what another word would have had."""
     request = make_request(method="direct", layers="none", belief=False, options=())
     trace = run(engine, request)
-    at = 3
-    second = trace.tokens[at].alternatives[1]
-    swapped = changed(
-        trace,
-        TokenStep,
-        lambda e: replace(e, token_id=second.token_id, text=second.text, logprob=second.logprob),
-        at,
-    )
-    cut = Trace.from_events(
-        event for event in swapped if not (isinstance(event, TokenStep) and event.index > at)
-    )
-    found = verify(engine, request.image, cut)
+    swapped = with_second_word(trace)
+    found = verify(engine, request.image, swapped)
     assert any("nats below the likeliest" in one for one in found.differences)
 
 
@@ -303,23 +310,13 @@ def test_a_word_that_the_sampling_cannot_draw_is_found(
     """A forger cannot hide another word behind a temperature that draws nothing else."""
     request = make_request(method="direct", layers="none", belief=False, options=())
     trace = run(engine, request)
-    at = 3
-    second = trace.tokens[at].alternatives[1]
-    swapped = changed(
-        trace,
-        TokenStep,
-        lambda e: replace(e, token_id=second.token_id, text=second.text, logprob=second.logprob),
-        at,
-    )
+    swapped = with_second_word(trace)
     said = changed(
         swapped, RunStarted, lambda e: replace(e, request=replace(e.request, sampling=sampling))
     )
-    cut = Trace.from_events(
-        event for event in said if not (isinstance(event, TokenStep) and event.index > at)
-    )
     # What stands there is the likeliest of few: only a clear second is told from it.
-    assert trace.tokens[at].logprob - second.logprob > 0.05
-    found = verify(engine, request.image, cut)
+    assert trace.tokens[AT].logprob - trace.tokens[AT].alternatives[1].logprob > 0.05
+    found = verify(engine, request.image, said)
     assert any("nats below the likeliest" in one for one in found.differences)
 
 
