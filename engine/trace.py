@@ -8,7 +8,7 @@ of the run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +56,35 @@ class EvidenceMap:
         """The map as float32 `(rows, columns)`, within half a step of the original."""
         grid = np.frombuffer(self.values, dtype=np.uint8).astype(np.float32)
         return (grid * (self.peak / 255.0)).reshape(self.rows, self.columns)
+
+
+def peak_place(values: npt.NDArray[np.floating]) -> tuple[float, float]:
+    """Where a map is highest, to a fraction of a cell: `(x, y)`, normalised to its image.
+
+    The centre of the highest cell, moved along each axis to the vertex of the parabola through
+    it and its two neighbours, as peaks of sampled signals are located (quadratic interpolation);
+    at most half a cell, and not at all at the border. A finding smaller than a cell may hold the
+    centre of none.
+
+    Args:
+        values: `(rows, columns)`, at least one cell.
+
+    >>> peak_place(np.array([[0.0, 2.0, 2.0, 0.0]]))
+    (0.5, 0.5)
+    """
+    row, column = divmod(int(values.argmax()), values.shape[1])
+    across, down = values[row].tolist(), values[:, column].tolist()
+    return _vertex(across, column) / len(across), _vertex(down, row) / len(down)
+
+
+def _vertex(line: Sequence[float], best: int) -> float:
+    """Place of the highest value along a line of cells, in cells from its beginning."""
+    if not 0 < best < len(line) - 1:
+        return best + 0.5
+    before, own, after = line[best - 1 : best + 2]
+    bend = before - 2 * own + after
+    # Nothing bends where three are equal.
+    return best + 0.5 + (0.5 * (before - after) / bend if bend < 0 else 0.0)
 
 
 def quantised_map(weights: npt.NDArray[np.floating], image: int) -> EvidenceMap:

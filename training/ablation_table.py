@@ -181,6 +181,7 @@ def _means(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float | Non
 _MEANS: Final = (
     *("overlap", "pointed", "touched", "latent_attended", "latent_attended_touching"),
     *("latent_alike", "latent_alike_touching", "reachable", "chance", "zooms", "seconds"),
+    *("pointed_between", "latent_attended_between", "latent_alike_between"),
 )
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from engine.geometry import Box, PatchGrid
 from engine.tool_call import opens_coordinates
-from engine.trace import EvidenceMap, Failed, Reground, TokenStep, Trace
+from engine.trace import EvidenceMap, Failed, Reground, TokenStep, Trace, peak_place
 from training.questions import Question
 
 # Two-sided 95% of the normal distribution.
@@ -42,6 +42,9 @@ _POINTING: Final = {
     "latent_attention_pointing_game": "latent_attended",
     "latent_similarity_pointing_game": "latent_alike",
     "pointing_game_ceiling": "reachable",
+    "pointing_game_between_cells": "pointed_between",
+    "latent_attention_pointing_game_between_cells": "latent_attended_between",
+    "latent_similarity_pointing_game_between_cells": "latent_alike_between",
     "touching": "touched",
     "latent_attention_touching": "latent_attended_touching",
     "latent_similarity_touching": "latent_alike_touching",
@@ -82,6 +85,8 @@ class Outcome:
         touched, latent_attended_touching, latent_alike_touching: the same, where the cell of the
             peak need only touch a target. A target that is smaller than a cell may hold the
             centre of none, so that no map could point into it.
+        pointed_between, latent_attended_between, latent_alike_between: the same, where the peak is
+            located to a fraction of a cell (`engine.trace.peak_place`).
         reachable: whether a target holds the centre of any cell; None as `touched`.
         chance: share of the cells that touch a target; None as `touched`.
         donor_agrees: whether the latents came from a question with the same answer (`shuffle`).
@@ -101,6 +106,9 @@ class Outcome:
     touched: bool | None = None
     latent_attended_touching: bool | None = None
     latent_alike_touching: bool | None = None
+    pointed_between: bool | None = None
+    latent_attended_between: bool | None = None
+    latent_alike_between: bool | None = None
     reachable: bool | None = None
     chance: float | None = None
     donor_agrees: bool | None = None
@@ -136,6 +144,9 @@ def outcome_of(question: Question, trace: Trace, seconds: float) -> Outcome:
         touched=_touched(reasoning, targets),
         latent_attended_touching=_touched(attended, targets),
         latent_alike_touching=_touched(alike, targets),
+        pointed_between=_pointed_between(reasoning, targets),
+        latent_attended_between=_pointed_between(attended, targets),
+        latent_alike_between=_pointed_between(alike, targets),
         reachable=any(_holds(grid, range(grid.cells), targets)) if grid and targets else None,
         chance=len(_touching(grid, targets)) / grid.cells if grid and targets else None,
     )
@@ -194,13 +205,15 @@ class _Peak:
 
     grid: PatchGrid
     cell: int
+    place: tuple[float, float]
 
 
 def _peak(maps: Sequence[EvidenceMap]) -> _Peak | None:
     if not maps:
         return None
     mean = np.asarray(sum(evidence.to_array() for evidence in maps))
-    return _Peak(PatchGrid(maps[0].rows, maps[0].columns), int(mean.argmax()))
+    grid = PatchGrid(maps[0].rows, maps[0].columns)
+    return _Peak(grid, int(mean.argmax()), peak_place(mean))
 
 
 def _pointed(peak: _Peak | None, targets: Sequence[Box]) -> bool | None:
@@ -208,6 +221,13 @@ def _pointed(peak: _Peak | None, targets: Sequence[Box]) -> bool | None:
     if peak is None or not targets:
         return None
     return any(_holds(peak.grid, [peak.cell], targets))
+
+
+def _pointed_between(peak: _Peak | None, targets: Sequence[Box]) -> bool | None:
+    """The pointing game with the peak between the cells."""
+    if peak is None or not targets:
+        return None
+    return any(target.contains(*peak.place) for target in targets)
 
 
 def _touched(peak: _Peak | None, targets: Sequence[Box]) -> bool | None:

@@ -52,10 +52,24 @@ function contourLines(grid, level) {
   return lines;
 }
 
+// Centre of the highest cell, moved along each axis to the vertex of the parabola through it and
+// its two neighbours; at the border it stays. As engine/trace.py's peak_place.
+function peakPlace(grid) {
+  let best = 0;
+  for (let i = 0; i < grid.values.length; i += 1) if (grid.values[i] > grid.values[best]) best = i;
+  const vertex = (index, count, step) => {
+    if (index === 0 || index === count - 1) return (index + 0.5) / count;
+    const [before, own, after] = [best - step, best, best + step].map((i) => grid.values[i]);
+    const bend = before - 2 * own + after;
+    return (index + 0.5 + (bend < 0 ? (0.5 * (before - after)) / bend : 0)) / count;
+  };
+  return [vertex(best % grid.columns, grid.columns, 1),
+    vertex(Math.floor(best / grid.columns), grid.rows, grid.columns)];
+}
+
 function gridFacts(grid) {
   let sum = 0;
   let border = 0;
-  let best = 0;
   for (let i = 0; i < grid.values.length; i += 1) {
     const row = Math.floor(i / grid.columns);
     const column = i % grid.columns;
@@ -63,10 +77,8 @@ function gridFacts(grid) {
     if (row === 0 || column === 0 || row === grid.rows - 1 || column === grid.columns - 1) {
       border += grid.values[i];
     }
-    if (grid.values[i] > grid.values[best]) best = i;
   }
-  const x = ((best % grid.columns) + 0.5) / grid.columns;
-  const y = (Math.floor(best / grid.columns) + 0.5) / grid.rows;
+  const [x, y] = peakPlace(grid);
   const height = y < 1 / 3 ? 'upper' : y < 2 / 3 ? 'middle' : 'lower';
   const side = x < 1 / 3 ? 'left' : x < 2 / 3 ? 'centre' : 'right';
   return { border: sum > 0 ? border / sum : 0, sum, place: height + ' ' + side, x, y };

@@ -146,7 +146,8 @@ class Inspector {
     nodes.push(bar('at the border', facts.border, percent(facts.border),
       facts.border > 0.5 ? '#FF8A4C' : '#66727E'));
     nodes.push(el('p', { class: 'lb-quiet',
-      text: 'Strongest: ' + facts.place + ' of ' + (grid.image ? name : 'the picture') + '. '
+      text: 'Strongest (the ring): ' + facts.place + ' of '
+        + (grid.image ? name : 'the picture') + '. '
         + (label === 'similarity' ? LB.text.similarity : LB.text.heat) }));
     return nodes;
   }

@@ -593,6 +593,7 @@ class Viewer {
     if (this.layer === 'heat') {
       context.imageSmoothingEnabled = true;
       context.drawImage(gridCanvas(this.heat, this.heatScale, this.limit), x, y, width, height);
+      this.paintPeak(context, matrix, [x, y, width, height]);
       return;
     }
     const path = new Path2D();
@@ -607,6 +608,24 @@ class Viewer {
     context.strokeStyle = '#FEE838';
     context.lineWidth = 2 * (this.ratio || 1);
     context.stroke(path);
+    this.paintPeak(context, matrix, [x, y, width, height]);
+  }
+
+  // A ring where the map is highest, dark and white, to be seen on every colour.
+  paintPeak(context, matrix, [x, y, width, height]) {
+    if (!(this.heat.peak > 0)) return;
+    const [px, py] = peakPlace(this.heat);
+    const point = matrix.transformPoint(new DOMPoint(x + px * width, y + py * height));
+    const ratio = this.ratio || 1;
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.setLineDash([]);
+    for (const [color, line] of [['#000', 4], ['#fff', 1.5]]) {
+      context.beginPath();
+      context.arc(point.x, point.y, 6 * ratio, 0, 2 * Math.PI);
+      context.strokeStyle = color;
+      context.lineWidth = line * ratio;
+      context.stroke();
+    }
   }
 
   corners(matrix, box) {

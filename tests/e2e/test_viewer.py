@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from app.pictures import describe, picture_files
 from engine.imaging import Window, render
 from engine.imaging import open_image as open_source
-from engine.trace import Event, EvidenceMap, Reground, TokenStep
+from engine.trace import Event, EvidenceMap, Reground, TokenStep, peak_place
 from engine.trace_io import to_zip
 from tests.e2e.conftest import OpenPage, Served
 from tests.e2e.test_read import ask, open_image, upload, wait_for
@@ -276,8 +276,49 @@ def test_the_heat_of_a_crop_lies_over_all_that_was_cut(
     page.locator(".lb-token", has_text="spiculated").first.click()
     page.get_by_role("group", name="Picture").get_by_role("button", name="Crop 1").click()
     # The cut begins at (32, 113), the box at (52, 133).
-    page.wait_for_function(f"({COLOR})(40, 121) > 60")
+    page.wait_for_function(f"({COLOR})(60, 141) > 60")
     assert page.evaluate(f"({COLOR})(26, 107)") == 0
+
+
+def test_the_peak_of_a_map_is_where_the_engine_says(browser: Browser) -> None:
+    page = browser.new_page()
+    page.add_script_tag(path=Path("assets/js/grids.js"))
+    rng = np.random.default_rng(3)
+    # Few levels, so that some are equal; small grids, so that some peaks lie at a border.
+    grids = [rng.integers(0, 9, (rows, columns)) for rows in range(1, 7) for columns in range(1, 7)]
+    asked = [[*grid.shape, grid.flatten().tolist()] for grid in grids]
+    found = page.evaluate(
+        "(all) => all.map(([rows, columns, values]) => peakPlace({ rows, columns, values }))", asked
+    )
+    np.testing.assert_allclose(found, [peak_place(grid) for grid in grids], atol=1e-12)
+    page.close()
+
+
+def test_a_ring_marks_the_peak_of_the_heat_map(page_server: Served, open_page: OpenPage) -> None:
+    page = open_page(page_server)
+    hot = bytes(200 if cell in (27, 28) else 10 for cell in range(64))
+    between = EvidenceMap(image=0, rows=8, columns=8, values=hot, peak=0.1, total=0.5)
+    events = [
+        replace(event, attention=(between,)) if isinstance(event, TokenStep) else event
+        for event in events_of(request())
+    ]
+    upload(page, to_zip(events), "x.radtrace.zip")
+    wait_for(page, "done")
+    page.locator(".lb-token").first.click()
+    expect(page.locator(".lb-inspect")).to_contain_text("Strongest (the ring): middle centre")
+    # Two equal cells share the middle of the fitted picture as their border, in the fourth row.
+    ring = """() => {
+      const canvas = document.querySelector('.lb-canvas');
+      const scale = Math.min(canvas.width, canvas.height) / 8;
+      const [x, y] = [canvas.width / 2, canvas.height / 2 - scale / 2];
+      const at = (dx, dy) => canvas.getContext('2d').getImageData(
+        Math.round(x + dx), Math.round(y + dy), 1, 1).data;
+      const radius = 6 * (window.devicePixelRatio || 1);
+      return [at(radius, 0), at(-radius, 0), at(0, 0)].map(([r, , b]) => [r, b]);
+    }"""
+    page.wait_for_function(f"({ring})().slice(0, 2).every(([r, b]) => r === b && r > 150)")
+    middle = page.evaluate(ring)[2]
+    assert middle[0] - middle[1] > 60
 
 
 def test_escape_leaves_a_box_undrawn(page_server: Served, open_page: OpenPage) -> None:

@@ -92,6 +92,7 @@ def test_latent_maps_are_scored_against_the_targets(loaded: LoadedModel) -> None
     assert len(trace.latents) == 3
     assert outcome.latent_attended is True
     assert outcome.latent_alike is True
+    assert outcome.latent_alike_between is True
 
 
 def test_a_single_question_cannot_be_shuffled(loaded: LoadedModel) -> None:

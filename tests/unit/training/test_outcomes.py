@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engine.geometry import Box, PatchGrid
-from engine.trace import TokenStep, Trace
+from engine.trace import TokenStep, Trace, quantised_map
 from tests import factories
 from training.evaluate import asked_families
 from training.outcomes import (
@@ -13,7 +13,9 @@ from training.outcomes import (
     Outcome,
     _bootstrap,
     _Peak,
+    _peak,
     _pointed,
+    _pointed_between,
     _touched,
     coordinates_nats,
     spearman,
@@ -97,12 +99,26 @@ def test_table_counts_each_group() -> None:
 def test_a_small_target_may_hold_no_centre_and_is_still_touched() -> None:
     """On a grid of 2 x 2 the box lies in the upper left cell, away from its centre."""
     small, off = Box(0.3, 0.3, 0.4, 0.4), Box(0.6, 0.0, 1.0, 0.4)
-    peak = _Peak(PatchGrid(2, 2), 0)
+    peak = _Peak(PatchGrid(2, 2), 0, (0.25, 0.25))
     assert _pointed(peak, [small]) is False
     assert _touched(peak, [small]) is True
     assert _touched(peak, [off]) is False
-    assert _pointed(_Peak(PatchGrid(2, 2), 1), [off]) is True
+    assert _pointed(_Peak(PatchGrid(2, 2), 1, (0.75, 0.25)), [off]) is True
     assert _touched(None, [small]) is _pointed(peak, []) is None
+
+
+def test_a_peak_between_cells_points_into_a_target_that_holds_no_centre() -> None:
+    """Of 4 x 4 cells the four in the middle are equal: the peak lies on the corner they share."""
+    small = [Box(0.45, 0.45, 0.55, 0.55)]
+    middle = np.zeros((4, 4))
+    middle[1:3, 1:3] = 1.0
+    peak = _peak([quantised_map(middle, 0)])
+    assert _pointed(peak, small) is False
+    assert _pointed_between(peak, small) is True
+    assert _pointed_between(peak, [Box(0.0, 0.0, 0.4, 1.0)]) is False
+    assert _pointed_between(None, small) is _pointed_between(peak, []) is None
+    table = summary([outcome(latent_alike_between=True), outcome(latent_alike_between=False)])
+    assert table["latent_similarity_pointing_game_between_cells"] == 0.5
 
 
 def test_shuffles_are_told_apart_by_the_donors_answer() -> None:
