@@ -26,7 +26,11 @@ def test_at_the_border_and_on_a_plain() -> None:
 
 
 @given(
-    st.integers(3, 9), st.integers(3, 9), st.floats(1.01, 1.99), st.floats(1.01, 1.99), st.floats(0.1, 5)
+    st.integers(3, 9),
+    st.integers(3, 9),
+    st.floats(1.01, 1.99),
+    st.floats(1.01, 1.99),
+    st.floats(0.1, 5),
 )
 def test_a_sampled_parabola_is_located_exactly(
     rows: int, columns: int, x: float, y: float, height: float
