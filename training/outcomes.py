@@ -255,8 +255,9 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
     `coarse_from_image` is `coarse` without the families that the question itself answers;
     `mean_iou` is over questions about findings, `anatomy_mean_iou` over lungs and hearts.
-    `pointing_game_ceiling` is what pointing games could reach at best, `touching_by_chance` what
-    a map that knows nothing would reach of `touching`. `shuffled` is None without donors.
+    `pointing_game_ceiling` is what pointing games by centres of cells could reach at best,
+    `touching_by_chance` what a map that knows nothing would reach of `touching`, and
+    `pointing_game_count` the questions with a map and a target. `shuffled` is None without donors.
     """
     groups: dict[str, list[Outcome]] = {"overall": list(outcomes)}
     for kind in ("coarse", "fine"):
@@ -287,6 +288,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             name: _mean(value for o in outcomes if (value := getattr(o, field)) is not None)
             for name, field in _POINTING.items()
         },
+        "pointing_game_count": sum(outcome.reachable is not None for outcome in outcomes),
         "shuffled": _by_donor(outcomes),
         "zoom_entropy": _entropy_and_overlap(outcomes),
         "zooms_per_question": _mean(outcome.zooms for outcome in outcomes),

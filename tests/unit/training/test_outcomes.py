@@ -134,6 +134,7 @@ def test_shuffles_are_told_apart_by_the_donors_answer() -> None:
     assert table["shuffled"]["other_answer"]["accuracy"] == 0.5
     assert table["shuffled"]["other_answer"]["count"] == 2
     assert table["pointing_game_ceiling"] == table["touching_by_chance"] == 0.5
+    assert table["pointing_game_count"] == 2
     assert summary([outcome()])["shuffled"] is None
 
 
