@@ -19,6 +19,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.distributed.tensor import DTensor
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from training.checkpoints import (
     check_kind,
@@ -60,6 +61,11 @@ class Accelerated:
             cpu=not torch.cuda.is_available(),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
         )
+        self._wrapped: nn.Module | None = None
+        if self._is_deepspeed:
+            # Left set, transformers would spread weights as it reads them, those of a frozen tower
+            # too, which runs by itself before anything is trained.
+            unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
     @property
     def count(self) -> int:
@@ -82,6 +88,10 @@ class Accelerated:
         """Whether no process holds all weights (FSDP, DeepSpeed)."""
         kind = self._accelerator.distributed_type
         return kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+    @property
+    def _is_deepspeed(self) -> bool:
+        return bool(self._accelerator.distributed_type == DistributedType.DEEPSPEED)
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
@@ -122,7 +132,7 @@ class Accelerated:
         """
         own = parts_of_each(parts, self.count)
         self._accelerator.gradient_accumulation_steps = own
-        if self._accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if self._is_deepspeed:
             settings = self._accelerator.state.deepspeed_plugin.deepspeed_config
             # Accelerate reads it off a data loader, which there is none of here.
             settings["train_micro_batch_size_per_gpu"] = 1
@@ -136,8 +146,8 @@ class Accelerated:
         self, network: nn.Module | None, optimizer: torch.optim.Optimizer
     ) -> tuple[nn.Module | None, torch.optim.Optimizer]:
         """Network and optimiser on the device, wrapped."""
-        wrapped, wrapped_optimizer = self._accelerator.prepare(network, optimizer)
-        return wrapped, wrapped_optimizer
+        self._wrapped, wrapped_optimizer = self._accelerator.prepare(network, optimizer)
+        return self._wrapped, wrapped_optimizer
 
     def part(self, network: nn.Module | None) -> contextlib.AbstractContextManager[None]:
         """Gradients are exchanged after the last part of a step only."""
@@ -237,7 +247,9 @@ class Accelerated:
 
     def whole_state(self, network: nn.Module) -> dict[str, torch.Tensor]:
         """All weights of a network, gathered to the main process; empty elsewhere."""
-        gathered: dict[str, torch.Tensor] = self._accelerator.get_state_dict(network)
+        # DeepSpeed's engine alone knows where all of them lie; FSDP changes the network itself.
+        holder = self._wrapped if self._is_deepspeed else network
+        gathered: dict[str, torch.Tensor] = self._accelerator.get_state_dict(holder)
         return gathered if self.is_main else {}
 
 

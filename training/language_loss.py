@@ -18,7 +18,8 @@ from training.places import NO_PLACES, PlaceTerms
 from training.roi import RoiLoss, contrast_loss, roi_loss
 
 
-@dataclass(frozen=True, slots=True)
+# Without slots: DeepSpeed looks for the tensors in what a network returns by `vars`.
+@dataclass(frozen=True)
 class LanguageLoss:
     """Sums over the targets of a batch; batches are added before they are divided.
 

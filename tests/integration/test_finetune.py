@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -412,22 +415,49 @@ def test_two_processes_have_the_loss_of_one(
     assert load_checkpoint(folder / name / "checkpoint").facts.layers == 3
 
 
-@pytest.mark.parametrize("vision", ["frozen", "trained"])
-def test_spread_weights_learn_what_whole_ones_learn(folder: Path, vision: str) -> None:
-    """FSDP2 in two processes: losses, norms, scores and weights; its state can be read again."""
-    tuning = {"vision": vision, "evaluate_every": 2, "evaluate_records": 4}
-    expected = run(folder, f"unspread-{vision}", **tuning)
-    name = f"spread-{vision}"
-    path = config_file(folder, name, **tuning)
+def fsdp_command(folder: Path) -> list[str]:
+    """Starts two processes that spread weights by FSDP2."""
+    del folder
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = str(ROOT / "tests" / "integration" / "sharded_run.py")
+    return [*launcher, str(ROOT / "tests" / "integration" / "sharded_run.py")]
+
+
+def deepspeed_command(folder: Path) -> list[str]:
+    """Starts two processes that spread weights by what `deepspeed.yaml` asks for."""
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed (pip install wheel deepspeed)")
+    raw = yaml.safe_load((CONFIGS / "accelerate" / "deepspeed.yaml").read_text(encoding="utf-8"))
+    raw |= {"num_processes": 2, "mixed_precision": "no", "use_cpu": True, "main_process_port": 0}
+    path = folder / "deepspeed.yaml"
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    launcher = ["accelerate.commands.launch", "--config_file", str(path)]
+    return [*launcher, str(ROOT / "tests" / "integration" / "deepspeed_run.py")]
+
+
+@pytest.mark.parametrize("vision", ["frozen", "trained"])
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        pytest.param(fsdp_command, "pytorch_model_fsdp_0", id="fsdp2"),
+        pytest.param(deepspeed_command, "pytorch_model", id="deepspeed"),
+    ],
+)
+def test_spread_weights_learn_what_whole_ones_learn(
+    folder: Path, command: Callable[[Path], list[str]], parts: str, vision: str
+) -> None:
+    """Two processes: losses, norms, scores and weights of one; their state can be read again."""
+    launcher = command(folder)
+    name = f"{command.__name__}-{vision}"
+    tuning = {"vision": vision, "evaluate_every": 2, "evaluate_records": 4}
+    expected = run(folder, f"unspread-{name}", **tuning)
+    path = config_file(folder, name, **tuning)
     exported = folder / name / "checkpoint" / "model.safetensors"
 
     def launched() -> dict[str, torch.Tensor]:
         done = subprocess.run(
-            [sys.executable, "-m", *launcher, script, "sft", str(path)],
+            [sys.executable, "-m", *launcher, "sft", str(path)],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"},
             capture_output=True,
             text=True,
             check=False,
@@ -444,15 +474,19 @@ def test_spread_weights_learn_what_whole_ones_learn(folder: Path, vision: str) -
         for key in whole.keys() - CLOCKS:
             assert record[key] == pytest.approx(whole[key], rel=1e-5, abs=1e-5), key
     state = folder / name / "language" / "state"
-    assert (state / "pytorch_model_fsdp_0").is_dir()
-    one = load_file(folder / f"unspread-{vision}" / "checkpoint" / "model.safetensors")
+    assert (state / parts).is_dir()
+    one = load_file(folder / f"unspread-{name}" / "checkpoint" / "model.safetensors")
     for key, value in one.items():
         torch.testing.assert_close(weights[key], value, rtol=1e-2, atol=1e-3)
     if vision == "trained":
-        # A finished run that is started again reads its state and exports the same.
-        exported.unlink()
-        again = launched()
-        assert all(torch.equal(again[key], value) for key, value in weights.items())
+        # Killed between the two renames of its last save, it goes on from the state before and
+        # ends in the same weights; finished, it reads its last state and exports the same.
+        shutil.rmtree(state)
+        for _ in range(2):
+            exported.unlink()
+            again = launched()
+            assert all(torch.equal(again[key], value) for key, value in weights.items())
+        assert [record["step"] for record in logged(folder / name)] == [1, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -45,5 +45,7 @@ def test_it_stays_within_the_highest_cell(cells: list[float]) -> None:
     values = np.array(cells, dtype=np.float32).reshape(3, 4)
     x, y = peak_place(values)
     row, column = divmod(int(values.argmax()), 4)
-    assert column <= x * 4 + 1e-6 and x * 4 <= column + 1 + 1e-6
-    assert row <= y * 3 + 1e-6 and y * 3 <= row + 1 + 1e-6
+    assert column <= x * 4 + 1e-6
+    assert x * 4 <= column + 1 + 1e-6
+    assert row <= y * 3 + 1e-6
+    assert y * 3 <= row + 1 + 1e-6
