@@ -35,7 +35,10 @@ CURVES: Final[Mapping[str, str]] = {
     "box_area": "area of the zooms, share of the image",
     "rollout_tokens": "tokens written in a batch of rollouts",
     "latent_drift_over_sigma": "drift of the latents, in sigma",
+    "answer_tokens_right": "answer tokens right, training",
 }
+# Of these one more panel shows what was reached at equal compute: rows differ in what a step costs.
+_AGAINST_SECONDS: Final = ("validation_accuracy", "answer_tokens_right")
 # Logged at every batch, and noisy: each point is the mean of as many around it.
 _SMOOTHED: Final = 5
 
@@ -122,12 +125,18 @@ def _curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Fi
     ]
     if not shown:
         return None
-    figure, panels = _panels(len(shown), 3, (3.6, 2.5))
-    for name, axes in zip(shown, panels, strict=True):
+    timed = [name for name in _AGAINST_SECONDS if name in shown]
+    seconds = {row: _seconds(runs) for row, runs in curves.items()}
+    timed = timed if any(seconds.values()) else []
+    figure, panels = _panels(len(shown) + len(timed), 3, (3.6, 2.5))
+    for place, axes in enumerate(panels):
+        is_timed = place >= len(shown)
+        name = (*shown, *timed)[place]
         for number, (row, runs) in enumerate(curves.items()):
-            _curve(axes, row, [_points(run, name) for run in runs], f"C{number % 10}")
+            at = seconds[row] if is_timed else None
+            _curve(axes, row, [_points(run, name) for run in runs], f"C{number % 10}", at)
         axes.set_title(CURVES[name], fontsize=9)
-        axes.set_xlabel("optimiser step")
+        axes.set_xlabel("seconds of training" if is_timed else "optimiser step")
     named = dict[str, Any]()
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
@@ -151,18 +160,41 @@ def _points(run: Sequence[Mapping[str, float]], name: str) -> dict[float, float]
     return {record["step"]: record[name] for record in run if name in record}
 
 
-def _curve(axes: Axes, row: str, runs: Sequence[Mapping[float, float]], colour: str) -> None:
+def _seconds(runs: Sequence[Sequence[Mapping[str, float]]]) -> dict[float, float]:
+    """Seconds of training up to each logged step, means over the runs that log their speed."""
+    known = dict[float, list[float]]()
+    for run in runs:
+        total = last = 0.0
+        for record in run:
+            if "steps_per_second" in record:
+                total += (record["step"] - last) / record["steps_per_second"]
+                last = record["step"]
+                known.setdefault(last, []).append(total)
+    found = {step: sum(totals) / len(totals) for step, totals in known.items()}
+    return {0.0: 0.0, **found} if found else {}
+
+
+def _curve(
+    axes: Axes,
+    row: str,
+    runs: Sequence[Mapping[float, float]],
+    colour: str,
+    at: Mapping[float, float] | None = None,
+) -> None:
+    """One row's curve over optimiser steps, or over where `at` puts each of them."""
     steps = sorted(set[float]().union(*runs))
     steps = [step for step in steps if all(step in run for run in runs if run)]
+    steps = [step for step in steps if at is None or step in at]
     values = np.array([[run[step] for step in steps] for run in runs if run], dtype=np.float64)
     if not values.any():
         return
     if len(steps) > 4 * _SMOOTHED:
         values = np.stack([smoothed(one, _SMOOTHED) for one in values])
     marker = "" if len(steps) > 4 * _SMOOTHED else "."
-    axes.plot(steps, values.mean(axis=0), color=colour, marker=marker, label=row, linewidth=1.4)
+    places = steps if at is None else [at[step] for step in steps]
+    axes.plot(places, values.mean(axis=0), color=colour, marker=marker, label=row, linewidth=1.4)
     if len(values) > 1:
-        axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.12)
+        axes.fill_between(places, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.12)
 
 
 def smoothed(values: Floats, width: int) -> Floats:

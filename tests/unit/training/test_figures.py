@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from training.cli import main
-from training.figures import smoothed, write_figures
+from training.figures import _seconds, smoothed, write_figures
 
 CURVE = [{"step": step, "entropy": 0.1 * step, "tool_rate": 0.0} for step in (2.0, 4.0)]
 LATENTS = {"between_steps": [[1.0, 0.5], [0.5, 1.0]], "between_inputs": [0.75, 0.85], "inputs": 4}
@@ -46,6 +46,24 @@ def test_every_figure_names_its_rows(tmp_path: Path) -> None:
     assert "share of rollouts that zoom" not in texts["curves"]
     assert "blinded" not in texts["latents"]
     assert "between inputs 0.80" in texts["latents"]
+
+
+def test_accuracy_is_drawn_against_seconds_too(tmp_path: Path) -> None:
+    slow = [
+        {"step": 2.0, "steps_per_second": 0.5},
+        {"step": 2.0, "validation_accuracy": 0.4},
+        {"step": 6.0, "steps_per_second": 0.4},
+        {"step": 6.0, "validation_accuracy": 0.8},
+    ]
+    # A run that does not log its speed is put where the others of its row were.
+    untimed = [{"step": 2.0, "validation_accuracy": 0.5}, {"step": 6.0, "validation_accuracy": 0.7}]
+    assert _seconds([slow, untimed]) == {0.0: 0.0, 2.0: 4.0, 6.0: 14.0}
+    assert _seconds([untimed]) == {}
+
+    *_, curves, _ = write_figures(tmp_path, found(curves={"row": [slow, untimed]}))
+    assert curves.name == "curves.svg"
+    assert curves.read_text().count("accuracy, validation") == 2
+    assert curves.read_text().count("seconds of training") == 1
 
 
 def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:
