@@ -340,8 +340,9 @@ def latent_cosines(segments: Sequence[np.ndarray[Any, Any]]) -> dict[str, Any] |
 
     Returns:
         `between_steps`: `(K, K)`, cosines of the steps of one input, mean over inputs;
-        `between_inputs`: `(K,)`, cosine of the same step of two inputs, mean over pairs. None
-        for fewer than two segments of the same K.
+        `between_inputs`: `(K,)`, cosine of the same step of two inputs, mean over pairs;
+        `across_inputs`: `(N, N)`, cosines of the same step of two inputs, mean over steps, to
+        three decimals. None for fewer than two segments of the same K.
     """
     steps = len(segments[0])
     same = [one for one in segments if len(one) == steps]
@@ -355,6 +356,7 @@ def latent_cosines(segments: Sequence[np.ndarray[Any, Any]]) -> dict[str, Any] |
     return {
         "between_steps": within.tolist(),
         "between_inputs": ((total - len(same)) / pairs).tolist(),
+        "across_inputs": np.round(np.einsum("ikd,jkd->ij", unit, unit) / steps, 3).tolist(),
         "inputs": len(same),
     }
 
@@ -363,4 +365,4 @@ def printed(found: Mapping[str, Any], *, as_json: bool) -> str:
     """What the command prints."""
     if as_json:
         return json.dumps(found) + "\n"
-    return readable(found["lines"], len(found["seeds"]))
+    return readable(found["lines"], len(found["seeds"]), found["curves"])

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from training.checkpoints import write_whole
 
@@ -209,18 +210,32 @@ def smoothed(values: Floats, width: int) -> Floats:
 
 
 def _latents(latents: Mapping[str, Sequence[Mapping[str, Any] | None]]) -> Figure | None:
-    """Cosines of the steps of one input, as a matrix, and of the same step of two inputs."""
+    """Cosines of the steps of one input, as a matrix, and of the same step of two inputs.
+
+    Behind them the matrices of the inputs, where a row has kept them.
+    """
     # Interventions feed what they feed: what a row makes of itself is in the line of its name.
     plain = {name: runs for name, runs in latents.items() if ", " not in name}
     known = {name: kept for name, runs in plain.items() if (kept := [one for one in runs if one])}
     if not known:
         return None
-    figure, panels = _panels(len(known), 4, (2.5, 2.7))
-    for (name, runs), axes in zip(known.items(), panels, strict=True):
+    # The first run's inputs alone: another run's latents have directions of their own, and a row
+    # that was kept before inputs were set beside each other has none.
+    across = {name: m for name, (one, *_) in known.items() if (m := one.get("across_inputs"))}
+    figure, panels = _panels(len(known) + len(across), 4, (2.5, 2.7))
+    for (name, runs), axes in zip(known.items(), panels[: len(known)], strict=True):
         matrix = np.mean([one["between_steps"] for one in runs], axis=0)
         between = float(np.mean([one["between_inputs"] for one in runs]))
-        axes.set_axis_off()
-        drawn = axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap=colormaps["viridis"])
-        axes.set_title(f"{name}\nbetween inputs {between:.2f}", fontsize=8)
+        drawn = _cosines(axes, matrix, f"{name}\nbetween inputs {between:.2f}")
+    for (name, matrix), axes in zip(across.items(), panels[len(known) :], strict=True):
+        _cosines(axes, np.array(matrix), f"{name}\n{len(matrix)} inputs, mean over steps")
     figure.colorbar(drawn, ax=panels, shrink=0.7, label="cosine of two steps of one input")
+    if across:
+        figure.axes[-1].set_ylabel("cosine of two steps of one input, or of two inputs")
     return figure
+
+
+def _cosines(axes: Axes, matrix: Floats, title: str) -> AxesImage:
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=8)
+    return axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap=colormaps["viridis"])

@@ -242,6 +242,8 @@ def test_cosines_of_latents_by_hand() -> None:
     # The steps of the first are orthogonal, those of the other the same.
     assert found["between_steps"] == [[1.0, 0.5], [0.5, 1.0]]
     assert found["between_inputs"] == [0.0, 1.0]
+    # Of their two steps one is orthogonal and one the same.
+    assert found["across_inputs"] == [[1.0, 0.5], [0.5, 1.0]]
 
 
 def test_one_segment_is_compared_with_nothing() -> None:

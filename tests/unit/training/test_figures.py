@@ -48,6 +48,14 @@ def test_every_figure_names_its_rows(tmp_path: Path) -> None:
     assert "between inputs 0.80" in texts["latents"]
 
 
+def test_inputs_are_set_beside_each_other_where_they_were_kept(tmp_path: Path) -> None:
+    wide = {**LATENTS, "across_inputs": np.eye(3).tolist()}
+    (*_, latents) = write_figures(tmp_path, found(latents={"old": [LATENTS], "new": [wide, wide]}))
+    text = latents.read_text()
+    assert text.count("3 inputs, mean over steps") == 1
+    assert "or of two inputs" in text
+
+
 def test_accuracy_is_drawn_against_seconds_too(tmp_path: Path) -> None:
     slow = [
         {"step": 2.0, "steps_per_second": 0.5},
