@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 from pydicom.data import get_testdata_file
 
 from app.startup import CHECKPOINTS
+from engine.trace import Belief
 from engine.trace_io import read_trace
 from tests.e2e.conftest import ROOT, OpenPage, served
 from tests.e2e.test_read import saved_trace, upload
@@ -137,6 +138,52 @@ def test_a_real_radiograph_from_a_drop_to_a_replay_without_torch(
         upload(page, file.read_bytes(), "lesson.radtrace.zip")
         assert ended(page) == answer
         expect(page.locator("#lb-explain")).to_be_disabled()
+
+
+@pytest.mark.skipif(not (CHECKPOINTS / "medlvr").is_dir(), reason="needs the checkpoint medlvr")
+def test_medlvr_shows_its_inner_steps_and_an_intervention_is_a_click_away(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    with served(tmp_path / "app", program="app.py") as server:
+        page = open_page(server)
+        page.locator(".lb-sample").first.click()
+        expect(page.locator(".lb-stage")).to_have_attribute("data-busy", "false", timeout=SLOWLY)
+        # Offered by name, and what it was trained for follows.
+        page.locator(".lb-composer summary", has_text="Settings").click()
+        page.locator("#lb-model").select_option(label="Lightbox MedLVR")
+        expect(page.locator('.lb-method[data-method="latent"]')).to_have_attribute(
+            "aria-checked", "true"
+        )
+        page.click("#lb-explain")
+        ended(page)
+
+        thumbs = page.locator(".lb-thumb")
+        expect(thumbs).to_have_count(8)
+        expect(page.locator(".lb-thumb canvas")).to_have_count(8)
+        # Belief at the prompt, behind the inner steps, and at the end.
+        assert page.locator(".lb-card .lb-bar-value").count() >= 6
+        thumbs.last.click()
+        expect(page.locator(".lb-inspect")).to_contain_text("Parts of the image that it resembles")
+        expect(page.locator(".lb-inspect")).to_contain_text("Strongest (the ring)")
+        page.screenshot(path=str(tmp_path / "medlvr.png"))
+
+        page.locator(".lb-composer summary", has_text="What if").click()
+        page.select_option("#lb-latents", "zero")
+        page.click("#lb-again")
+        expect(page.locator(".lb-banner-change")).to_contain_text(
+            "inner steps fed with zeros", timeout=SLOWLY
+        )
+        ended(page)
+        expect(page.locator(".lb-thumb canvas")).to_have_count(8)
+        file = saved_trace(page, tmp_path)
+
+    trace = read_trace(file)
+    assert trace.started is not None
+    assert trace.started.model.stage == "medlvr"
+    assert trace.started.request.interventions.latents == "zero"
+    assert all(not any(step.vector) for step in trace.latents)
+    moments = [event.moment for event in trace if isinstance(event, Belief)]
+    assert moments == ["prefill", "latent", "end"]
 
 
 @pytest.mark.perf
