@@ -40,6 +40,8 @@ CURVES: Final[Mapping[str, str]] = {
 }
 # Of these one more panel shows what was reached at equal compute: rows differ in what a step costs.
 _AGAINST_SECONDS: Final = ("validation_accuracy", "answer_tokens_right")
+# Of matplotlib's own cycle, which begins anew behind them.
+_COLOURS: Final = 10
 # Logged at every batch, and noisy: each point is the mean of as many around it.
 _SMOOTHED: Final = 5
 
@@ -134,8 +136,9 @@ def _curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Fi
         is_timed = place >= len(shown)
         name = (*shown, *timed)[place]
         for number, (row, runs) in enumerate(curves.items()):
+            colour = f"C{number}" if len(curves) <= _COLOURS else colormaps["tab20"](number % 20)
             at = seconds[row] if is_timed else None
-            _curve(axes, row, [_points(run, name) for run in runs], f"C{number % 10}", at)
+            _curve(axes, row, [_points(run, name) for run in runs], colour, at)
         axes.set_title(CURVES[name], fontsize=9)
         axes.set_xlabel("seconds of training" if is_timed else "optimiser step")
     named = dict[str, Any]()
@@ -179,7 +182,7 @@ def _curve(
     axes: Axes,
     row: str,
     runs: Sequence[Mapping[float, float]],
-    colour: str,
+    colour: str | tuple[float, float, float, float],
     at: Mapping[float, float] | None = None,
 ) -> None:
     """One row's curve over optimiser steps, or over where `at` puts each of them."""

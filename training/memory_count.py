@@ -5,7 +5,7 @@ Computed and not measured. Per device:
 - weights: 2 bytes where they are frozen in bfloat16 (4 in float32); 16 where they are trained (a
   float32 weight, its gradient, two moments of AdamW), and 2 more for the bfloat16 copy that
   autocast keeps. Spread over the devices where they are sharded, and then one layer is gathered
-  in bfloat16 twice (the present one and the next);
+  twice as it is kept (the present one and the next), and autocast keeps nothing;
 - activations: 2 x D bytes a layer and token where layers are computed again, and what one layer
   keeps; without, what every layer keeps; twice that in the relaxation of latent segments, where
   the pass that makes the latents has gradients, too;
@@ -113,7 +113,8 @@ def memory_count(
         frozen += VISION_PARAMETERS
     copies = 2 if tuning.precision == "bf16" else 0
     if is_sharded:
-        gathered = 2 * width * (LAYER_PARAMETERS // LAYERS + EMBEDDING_PARAMETERS)
+        kept = width if tuning.lora else 4
+        gathered = 2 * kept * (LAYER_PARAMETERS // LAYERS + EMBEDDING_PARAMETERS)
         weights = TRAINED_BYTES * trained // devices + gathered
         frozen_bytes = width * frozen // devices
     else:

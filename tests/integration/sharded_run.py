@@ -1,8 +1,9 @@
 """A stage with its weights spread by FSDP2 over processes on the CPU.
 
-`torchrun … tests/integration/sharded_run.py sft CONFIG`. Accelerate offers FSDP on accelerators
-alone; torch shards on the CPU as well: the stage is told that it runs under FSDP, and all the rest
-is what runs on GPUs.
+`accelerate launch --config_file training/configs/accelerate/fsdp2.yaml
+tests/integration/sharded_run.py sft CONFIG`. Accelerate offers FSDP on accelerators alone; torch
+shards on the CPU as well: the stage is told that it runs under FSDP, and all the rest is what runs
+on GPUs.
 """
 
 from __future__ import annotations
@@ -18,19 +19,16 @@ from training.cli import main
 
 
 class Sharding(Accelerator):  # type: ignore[misc]
-    """As `training/configs/accelerate/fsdp2.yaml` sets it up, in the precision of the run."""
+    """As the file given to the launcher sets it up, and no setting besides."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            reshard_after_forward=True,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"],
-            state_dict_type="SHARDED_STATE_DICT",
-            cpu_ram_efficient_loading=False,
-            cpu_offload=False,
-        )
+        # The launcher has put every key of `fsdp_config` into the environment, whence the plugin
+        # reads it. On a CPU accelerate makes the plugin and leaves it out of the state.
+        plugin = FullyShardedDataParallelPlugin()
+        if self.mixed_precision != "no":
+            plugin.set_mixed_precision(self.mixed_precision)
+        self.state.fsdp_plugin = plugin
         self.state.distributed_type = DistributedType.FSDP
         # Every new view of the state is copied from this one.
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
