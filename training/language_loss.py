@@ -28,7 +28,8 @@ class LanguageLoss:
         weight: their weights.
         right: answer tokens that the model would have written.
         answers: answer tokens.
-        roi: losses of the latent slots against their targets.
+        roi: losses of the latent slots against their targets, weighted contrasts among them.
+        contrast: of it, the contrasts without their weight.
         slots: how many slots there are.
         corners: mean error of the kept corners, times the records; 0 where none are kept.
         records: of the batch.
@@ -41,6 +42,7 @@ class LanguageLoss:
     right: int
     answers: int
     roi: torch.Tensor
+    contrast: torch.Tensor
     slots: int
     corners: torch.Tensor
     records: int
@@ -190,14 +192,15 @@ def language_loss(
         losses = losses.index_copy(0, spots, free_losses(logits, batch.numbers, bounds[spots]))
     answers = weights > 1
     slots = len(batch.slot_targets)
-    latent = hidden.new_zeros(())
+    latent = rivals = hidden.new_zeros(())
     if slots:
         means = slot_means(hidden, batch.slots)
         latent = slots * roi_loss(means, batch.slot_targets, roi)
         for region in batch.regions:
             own = means[region.first : region.first + region.count]
             tokens = region.tokens.to(own.device)
-            latent = latent + contrast * region.count * contrast_loss(own, tokens, region.cells)
+            rivals = rivals + region.count * contrast_loss(own, tokens, region.cells)
+        latent = latent + contrast * rivals
     kept = hidden.new_zeros(())
     if corners is not None:
         images = batch.ids == model.config.image_token_id
@@ -208,6 +211,7 @@ def language_loss(
         int(hits[answers].sum()),
         int(answers.sum()),
         latent,
+        rivals,
         slots,
         kept,
         len(batch.ids),

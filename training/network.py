@@ -42,6 +42,7 @@ class LanguageNetwork(nn.Module):
         latents: what latent slots are to hold; None: there are none.
         bf16: compute in bfloat16 by autocast; losses stay in float32.
         head_chunk: tokens whose logits are held at a time; 0: all.
+        spread: whether weights are spread over processes, and gathered when they are needed.
         places: what is asked of places beside the words.
     """
 
@@ -53,6 +54,7 @@ class LanguageNetwork(nn.Module):
         *,
         bf16: bool = False,
         head_chunk: int = 0,
+        spread: bool = False,
         places: PlaceTerms = NO_PLACES,
     ) -> None:
         super().__init__()
@@ -61,13 +63,17 @@ class LanguageNetwork(nn.Module):
         self.corners = places.corners
         self._places = places
         self._bank, self._latents = bank, latents
-        self._bf16, self._head_chunk = bf16, head_chunk
+        self._bf16, self._head_chunk, self._spread = bf16, head_chunk, spread
 
     def forward(self, part: Part) -> LanguageLoss:
         """Sums of losses over a part, not yet divided."""
         # Encoding belongs inside: a tower that is trained has to be called through the wrapper.
         device = self.model.device
-        casts = torch.autocast(device.type, torch.bfloat16) if self._bf16 else None
+        casts = None
+        if self._bf16:
+            # Autocast keeps a weight's copy for the passes that follow. Of a weight that is gathered
+            # anew for each, it would keep one without gradients (self-fed latents), or all of them.
+            casts = torch.autocast(device.type, torch.bfloat16, cache_enabled=not self._spread)
         with casts or contextlib.nullcontext():
             batch = filled(part.layout, self._bank, self._latents).to(device)
             kind = self._latents.loss if self._latents else "cosine"
@@ -157,6 +163,8 @@ def part_losses(
         if latents is not None and totals.slots:
             roi = found.roi / totals.slots
             numbers |= {"text": float(loss.detach()), "roi": float(roi.detach())}
+            if latents.config.contrast:
+                numbers["contrast"] = float(found.contrast.detach()) / totals.slots
             loss = loss + latents.roi_weight * roi
         corners = found.corners / totals.records
         grounding = found.grounding / max(1, totals.looking)

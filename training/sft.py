@@ -337,6 +337,7 @@ def train(
         latents,
         bf16=tuning.precision == "bf16",
         head_chunk=tuning.head_chunk,
+        spread=processes.is_sharded,
         places=places,
     )
 

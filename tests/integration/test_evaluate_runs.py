@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +13,14 @@ import pytest
 from engine.engine import Engine
 from engine.loading import LoadedModel
 from engine.request import DisplayImage
+from engine.tiny import tiny_model
 from engine.trace import Trace
+from engine.trace_io import read_trace
 from tests.integration.conftest import picture
+from tests.integration.test_loading import save
+from training import evaluate
 from training.cli import main
-from training.evaluate import ASKED_BUDGETS, AskConfig, asked_in_turn, donors_of
+from training.evaluate import ASKED_BUDGETS, AskConfig, asked_how, asked_in_turn, donors_of
 from training.outcomes import EvaluationError
 from training.questions import Question
 
@@ -112,3 +119,43 @@ def test_what_is_about_latents_needs_their_method(
     assert main(["evaluate", "--checkpoint", str(DEFAULT_CHECKPOINT), *about_latents]) == 2
     said = f"{about_latents[0]} is about latent steps: it needs --method latent."
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["zero", "noise", "shuffle", "blind", "skip"])
+def test_the_command_line_reaches_how_questions_are_asked(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[AskConfig] = []
+
+    def run_benchmark(options: argparse.Namespace, report: object) -> str:
+        found.append(asked_how(options))
+        return ""
+
+    monkeypatch.setattr(evaluate, "run_benchmark", run_benchmark)
+    arguments = ["evaluate", "--checkpoint", "any", "--method", "latent", "--intervention", kind]
+    more = ["--bottleneck", "--max-new-tokens", "9", "--max-crops", "1", "--seed", "4"]
+
+    assert main([*arguments, "--latent-steps", "5", *more]) == 0
+    assert main(arguments) == 0
+
+    budgets = dataclasses.replace(ASKED_BUDGETS, max_new_tokens=9, max_crops=1, latent_steps=5)
+    asked = AskConfig(method="latent", seed=4, latents=kind, budgets=budgets, bottleneck=True)  # type: ignore[arg-type]
+    assert found == [asked, AskConfig(method="latent", latents=kind)]  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""
+
+
+def test_the_command_line_changes_the_latents_of_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tiny_model(), tmp_path / "model")
+    checkpoint = ["evaluate", "--checkpoint", str(tmp_path / "model"), "--method", "latent"]
+    few = ["--limit", "2", "--max-new-tokens", "8", "--json"]
+    latents = ["--intervention", "zero", "--latent-steps", "3"]
+
+    assert main([*checkpoint, *few, *latents, "--traces", str(tmp_path / "traces")]) == 0
+
+    assert json.loads(capsys.readouterr().out)["counts"]["overall"] == 2
+    for path in sorted((tmp_path / "traces").iterdir()):
+        zeroed = vectors(read_trace(path))
+        assert len(zeroed) == 3
+        assert all(vector == bytes(len(vector)) for vector in zeroed)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -334,6 +335,69 @@ def test_a_killed_fine_tuning_goes_on_to_the_bit(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def unscheduled(folder: Path) -> list[dict[str, float]]:
+    """Metrics of two steps on latent records whose settings stay as they begin."""
+    return scheduled(folder, "unscheduled", ["latents.self_fed=0.0", "latents.bottleneck_last=0.0"])
+
+
+def scheduled(folder: Path, name: str, overrides: list[str]) -> list[dict[str, float]]:
+    """Fine-tunes on latent records alone; the second step is half of the way."""
+    path = config_file(folder, name)
+    finetune(load_config(FinetuneConfig, path, ["mix.latent=1.0", *overrides]), lambda _: None)
+    return logged(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("self_fed", "bottleneck_last", "relaxation"),
+    [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 0.5)],
+    ids=["fed", "bottled", "relaxed"],
+)
+def test_a_step_has_the_settings_of_its_own_phase(
+    folder: Path,
+    unscheduled: list[dict[str, float]],
+    self_fed: float,
+    bottleneck_last: float,
+    relaxation: float,
+) -> None:
+    """Each of them is 0 at the first step."""
+    first, second = scheduled(
+        folder,
+        f"scheduled-{self_fed}-{bottleneck_last}-{relaxation}",
+        [
+            f"latents.self_fed={self_fed}",
+            f"latents.bottleneck_last={bottleneck_last}",
+            f"latents.relaxation={relaxation}",
+        ],
+    )
+    for name in ("loss", "text", "roi", "gradient_norm"):
+        assert first[name] == pytest.approx(unscheduled[0][name], rel=1e-6)
+    assert first["loss"] == pytest.approx(first["text"] + first["roi"], rel=1e-5)
+    assert second["text"] != pytest.approx(unscheduled[1]["text"], rel=1e-4)
+    regions = 0.0 if relaxation else second["roi"]
+    assert second["loss"] == pytest.approx(second["text"] + regions, rel=1e-5)
+
+
+def test_a_rehearsal_touches_nothing_and_says_what_is_needed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run whose phantoms are still to be drawn, with evaluations and the relaxation."""
+    path = config_file(
+        folder, "rehearsed", questions=QUESTIONS, evaluate_every=2, evaluate_records=4
+    )
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+
+    changes = ["latents.relaxation=0.1", f"world={folder / 'undrawn'}"]
+    assert main(["sft", str(path), *changes, "--rehearse"]) == 0
+
+    said = capsys.readouterr()
+    assert "The rehearsal works: the whole run will take about" in said.out
+    assert "language: step 3/3" in said.err
+    assert "validation_accuracy" in said.err
+    assert not (folder / "rehearsed").exists()
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+
+
+@pytest.fixture(scope="module")
 def records(folder: Path) -> Path:
     """A file of records about two drawn images, each asked about twice in either split."""
     lines = []
@@ -385,40 +449,84 @@ def test_records_of_ones_own_train_beside_phantoms_or_alone(
     assert "holds no record of the split test" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-        ["accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate" / "cpu.yaml")],
-    ],
-    ids=["torchrun", "accelerate"],
-)
-def test_two_processes_have_the_loss_of_one(
-    folder: Path, whole: list[dict[str, float]], launcher: list[str]
+def launched_by(name: str, *changes: str) -> list[str]:
+    """How accelerate starts what a shipped file asks for, with changes on the command line."""
+    config = ["--config_file", str(CONFIGS / "accelerate" / f"{name}.yaml")]
+    return ["accelerate.commands.launch", *config, *changes]
+
+
+def check_two_have_the_loss_of_one(
+    out: Path, whole: list[dict[str, float]], said: list[str]
 ) -> None:
-    """The same global batch, gloo on the CPU; `evaluate` and latents included."""
-    name = launcher[0].split(".")[0]
-    path = config_file(folder, name, questions=QUESTIONS, evaluate_every=2, evaluate_records=4)
-    command = [sys.executable, "-m", *launcher, "-m", "training", "sft", str(path)]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=800
-    )
-    assert done.returncode == 0, done.stderr
-    found = logged(folder / name)
+    """What two processes logged and said against what one logged."""
+    found = logged(out)
     assert [record["step"] for record in found] == [1, 2, 2]
     for record, expected in zip(found, whole, strict=True):
         for key in expected.keys() - CLOCKS:
             assert record[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-5), key
     assert "validation_accuracy" in found[-1]
     # Both took part: one alone would have said that it is the main of two only by mistake.
-    assert done.stderr.count("2 processes") == 1
-    assert load_checkpoint(folder / name / "checkpoint").facts.layers == 3
+    assert "".join(said).count("2 processes") == 1
+    assert load_checkpoint(out / "checkpoint").facts.layers == 3
+
+
+# What `ddp.yaml` asks for is eight processes, and a port that another run may have taken.
+@pytest.mark.parametrize(
+    ("name", "launcher"),
+    [
+        ("torchrun", ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]),
+        ("cpu", launched_by("cpu")),
+        ("ddp", launched_by("ddp", "--num_processes", "2", "--main_process_port", "0")),
+    ],
+    ids=["torchrun", "accelerate", "ddp"],
+)
+def test_two_processes_have_the_loss_of_one(
+    folder: Path, whole: list[dict[str, float]], name: str, launcher: list[str]
+) -> None:
+    """The same global batch, gloo on the CPU; `evaluate` and latents included."""
+    path = config_file(folder, name, questions=QUESTIONS, evaluate_every=2, evaluate_records=4)
+    command = [sys.executable, "-m", *launcher, "-m", "training", "sft", str(path)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=800
+    )
+    assert done.returncode == 0, done.stderr
+    check_two_have_the_loss_of_one(folder / name, whole, [done.stderr])
+
+
+def test_two_machines_have_the_loss_of_one(folder: Path, whole: list[dict[str, float]]) -> None:
+    """Two launches that know nothing of each other but an address, as `ddp.yaml` says."""
+    path = config_file(
+        folder, "machines", questions=QUESTIONS, evaluate_every=2, evaluate_records=4
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = ["--num_machines", "2", "--num_processes", "2"]
+    address = ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
+    machines = []
+    for rank in ("0", "1"):
+        launcher = launched_by("ddp", *shared, *address, "--machine_rank", rank)
+        command = [sys.executable, "-m", *launcher, "-m", "training", "sft", str(path)]
+        machines.append(
+            subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    try:
+        said = [machine.communicate(timeout=800)[1] for machine in machines]
+    finally:
+        # Where one has failed the other waits for it; told to end, it ends its own process, too.
+        for machine in machines:
+            machine.terminate()
+            machine.wait(60)
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    check_two_have_the_loss_of_one(folder / "machines", whole, said)
 
 
 def fsdp_command(folder: Path) -> list[str]:
-    """Starts two processes that spread weights by FSDP2."""
+    """Starts two processes that spread weights by what `fsdp2.yaml` asks for."""
     del folder
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = launched_by("fsdp2", "--num_processes", "2", "--main_process_port", "0")
     return [*launcher, str(ROOT / "tests" / "integration" / "sharded_run.py")]
 
 
@@ -487,6 +595,29 @@ def test_spread_weights_learn_what_whole_ones_learn(
             again = launched()
             assert all(torch.equal(again[key], value) for key, value in weights.items())
         assert [record["step"] for record in logged(folder / name)] == [1, 2, 2]
+
+
+def test_spread_weights_compute_in_bfloat16_as_the_recipe_asks(folder: Path) -> None:
+    """As `8x80gb` is run: `fsdp2.yaml`, bfloat16, layers computed again; and self-fed latents."""
+    name = "spread-bf16"
+    path = config_file(folder, name, precision="bf16", gradient_checkpointing=True, head_chunk=8)
+    alone = load_config(FinetuneConfig, path, [f"out={folder / 'unspread-bf16'}"])
+    finetune(alone, lambda _: None)
+    command = [sys.executable, "-m", *fsdp_command(folder), "sft", str(path)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=800,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = logged(folder / "unspread-bf16")
+    for record, one in zip(logged(folder / name), expected, strict=True):
+        for key in one.keys() - CLOCKS:
+            assert record[key] == pytest.approx(one[key], rel=5e-3), key
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,22 @@ def test_fine_tuning_changes_the_language_model_and_not_the_tower(trained: Path)
 
 
 @pytest.mark.timeout(900)
+def test_a_rehearsal_of_the_pretraining_touches_nothing_and_says_what_is_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config(tmp_path, f"out: {tmp_path / 'run'}\nfirst_layer: {FIRST}\nvision:{PART}")
+    few = ["train.count=4", "validation.count=4"]
+
+    assert main(["pretrain", path, *few, "--rehearse"]) == 0
+
+    said = capsys.readouterr()
+    assert "The rehearsal works: the whole run will take about" in said.out
+    for part in ("first layer", "find", "language"):
+        assert f"{part}: step 3/3" in said.err
+    assert [file.name for file in tmp_path.iterdir()] == [Path(path).name]
+
+
+@pytest.mark.timeout(900)
 def test_evaluation_prints_one_json_object_with_every_key(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 
-from training import cli
+from training import ablation, bench, cli
+from training.ablation import AblationConfig
 from training.rewards import RewardConfig
 
 
@@ -38,3 +41,46 @@ def test_what_a_library_complains_of_keeps_its_place(
     with pytest.raises(ValueError, match="learning rate"):
         run(lambda: torch.optim.SGD([torch.zeros(1)], lr=-1.0))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("method", ["medlvr", "medvr"])
+def test_an_ablation_is_asked_for_and_printed(
+    method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped configuration and what the command line changes; nothing is trained."""
+    asked: list[tuple[AblationConfig, list[str]]] = []
+
+    def ablate(config: AblationConfig, report: object, rows: Sequence[str]) -> dict[str, Any]:
+        asked.append((config, list(rows)))
+        return {"lines": [], "seeds": list(config.seeds)}
+
+    monkeypatch.setattr(ablation, "ablate", ablate)
+    row = {"medlvr": "vlpo", "medvr": "zoom"}[method]
+    arguments = ["--rows", row, "--seeds", "1", "2", "--json"]
+
+    assert cli.main(["ablate", method, "out=elsewhere", *arguments]) == 0
+
+    assert json.loads(capsys.readouterr().out) == {"lines": [], "seeds": [1, 2]}
+    ((config, rows),) = asked
+    assert (config.seeds, str(config.out), rows) == ((1, 2), "elsewhere", [row])
+    assert row in {each.name for each in config.rows}
+    # Seeds and rows are those of the file where none are given.
+    assert cli.main(["ablate", method, "--json"]) == 0
+    assert (asked[1][0].seeds, asked[1][1]) == ((1, 2, 3), [])
+
+
+def test_a_benchmark_is_asked_for_and_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def benchmark(*, repeats: int) -> dict[str, Any]:
+        asked.append(repeats)
+        return {"settings": [], "trl": None}
+
+    monkeypatch.setattr(bench, "benchmark", benchmark)
+
+    assert cli.main(["bench", "--json", "--repeats", "3"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"settings": [], "trl": None}
+    assert cli.main(["bench", "--json"]) == 0
+    assert asked == [3, 7]

@@ -223,6 +223,8 @@ def test_a_latent_competes_within_its_own_view(model, records, bank, tokenizer) 
     )
     assert loss.item() == pytest.approx(numbers["text"] + 2.0 * numbers["roi"], rel=1e-5)
     assert numbers["roi"] == pytest.approx(float(found.roi) / found.slots, rel=1e-4)
+    # By itself and without its weight, so that the two parts can be told apart in a log.
+    assert numbers["contrast"] == pytest.approx(wanted / found.slots, rel=1e-4)
 
 
 def test_parts_add_up_to_the_step_however_slots_fall_into_them(

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from training.config import ConfigError
+from training.config import ConfigError, load_config
 from training.run_settings import claim_run
+from training.sft import MAY_CHANGE, FinetuneConfig
+
+CONFIGS = Path(__file__).resolve().parents[3] / "training" / "configs"
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,15 @@ def test_another_run_is_refused_and_nothing_is_written(
 def test_of_several_processes_one_writes(tmp_path: Path) -> None:
     claim_run(tmp_path / "run", Run(tmp_path), [], writes=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["medlvr-sft", "sft-zoom", "cold-start"])
+def test_a_run_goes_on_under_a_watch_that_it_was_not_begun_with(tmp_path: Path, name: str) -> None:
+    """The shipped configurations of stages that begin with a trained checkpoint have one."""
+    begun, shipped = (
+        load_config(FinetuneConfig, CONFIGS / f"{name}.yaml", [f"out={tmp_path}", *overrides])
+        for overrides in (["language.divergence=0"], [])
+    )
+    assert (begun.language.divergence, shipped.language.divergence) == (0.0, 4.0)
+    claim_run(begun.out, begun, MAY_CHANGE)
+    claim_run(shipped.out, shipped, MAY_CHANGE)
