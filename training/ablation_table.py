@@ -9,11 +9,13 @@ training varies, so that an interval from three is rather too narrow than too wi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+from training.outcomes import entropy_against_overlap
 
 Floats = npt.NDArray[np.float64]
 
@@ -97,7 +99,9 @@ def table(
         For each name, as plain data: `accuracy` (mean of the families' accuracies over the
         seeds), `ci95`, `by_seed`, `families`, `kinds`, and means of what else was measured, of
         `overlap` with `overlap_ci95`; of shuffled latents `right_by_same_donors` and
-        `right_by_other_donors`, shares of right answers by the donor's answer. Where a line is
+        `right_by_other_donors`, shares of right answers by the donor's answer; `zoom_entropy`
+        (`training.outcomes.entropy_against_overlap`) of the zooms of all seeds together, its
+        interval as if no two of them answered the same question. Where a line is
         compared: `against`, `difference` and `difference_ci95`, and where both have overlaps
         `overlap_difference` and `overlap_difference_ci95`.
 
@@ -123,6 +127,11 @@ def table(
             "families": _by(right, families),
             "kinds": _by(right, [outcome["kind"] for outcome in first]),
             **_means(runs),
+            "zoom_entropy": entropy_against_overlap(
+                (o["family"], o.get("coordinates_nats"), o.get("overlap"))
+                for run in runs
+                for o in run
+            ),
         }
         accuracies, overlaps = draws[len(runs)].means(right), None
         line["ci95"] = interval(accuracies)
@@ -185,8 +194,19 @@ _MEANS: Final = (
 )
 
 
-def readable(lines: Sequence[Mapping[str, Any]], seeds: int) -> str:
-    """The table as text."""
+def readable(
+    lines: Sequence[Mapping[str, Any]],
+    seeds: int,
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]] | None = None,
+) -> str:
+    """The table as text.
+
+    Args:
+        lines: as `table` returns them.
+        seeds: how many runs a row has.
+        curves: by row, for each seed the records that were logged; of those that time their
+            rollouts the mean is told.
+    """
     head = f"{'row':44s} accuracy  95% interval      compared; boxes; latents"
     shown = [f"Mean accuracy over families, {seeds} seed(s)", head]
     for line in lines:
@@ -204,9 +224,23 @@ def readable(lines: Sequence[Mapping[str, Any]], seeds: int) -> str:
             text += f" {line['overlap_difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
         if line["zooms"]:
             text += f"  zooms {line['zooms']:.2f}"
+        if line.get("zoom_entropy"):
+            found = line["zoom_entropy"]
+            low, high = found["spearman_ci95"]
+            text += f"  entropy to IoU {found['spearman']:+.2f} [{low:+.2f}, {high:+.2f}]"
         if line["latent_attended"] is not None:
             text += f"  latents point {line['latent_attended']:.0%}"
         if "right_by_other_donors" in line:
             text += f"  other donors {line['right_by_other_donors']:.0%}"
         shown.append(text)
-    return "\n".join(shown) + "\n"
+    return "\n".join([*shown, *_rollout_seconds(curves or {})]) + "\n"
+
+
+def _rollout_seconds(
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+) -> Iterator[str]:
+    for name, runs in curves.items():
+        seconds = [r["rollout_seconds"] for run in runs for r in run if "rollout_seconds" in r]
+        if seconds:
+            mean = sum(seconds) / len(seconds)
+            yield f"{name}: {mean:.1f} s for a batch of rollouts, mean of {len(seconds)}"

@@ -2,9 +2,10 @@
 
 Both sides of a ratio run in every round, in turning order, on one thread, timed by processor time
 (see `engine.bench`); a ratio is that of the fastest runs, and says how many times as fast ours
-is. Models have random weights: what they write does not matter, that both sides write as much
-does. What forks save is measured on a shipped agent (`training.fork_bench`), and a whole step
-against one of TRL where that is installed (`training.trl_bench`).
+is; that of logits in chunks, how many times as long they take. Models have random weights: what
+they write does not matter, that both sides write as much does. What forks save is measured on a
+shipped agent (`training.fork_bench`), and a whole step against one of TRL where that is installed
+(`training.trl_bench`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from engine.tiny import TinyShape, tiny_manifest, tiny_model
 from training.fork_bench import MEMBERS, fork_costs
 from training.packing import PackedGroup, packed_group
 from training.policy import chunked_log_probs, policy_outputs
+from training.policy_updates import UpdateConfig
 from training.trl_bench import interleaved_with_trl, policy_step, trl_version
 
 SHAPE: Final = TinyShape(
@@ -36,7 +38,9 @@ SHAPE: Final = TinyShape(
 IMAGE_TOKENS: Final = 576
 SETTINGS: Final = ((24, 8), (48, 16))
 """Completion tokens R and branches G."""
-CHUNK: Final = 64
+CHUNK: Final = UpdateConfig().head_chunk
+LOGPROB_GROUPS: Final = 4
+"""Groups whose log-probabilities are taken: the tokens of one may be less than a chunk."""
 LATENT_STEPS: Final = 8
 MOST_SEEDS: Final = 20
 
@@ -146,6 +150,7 @@ def measure(setting: Setting, repeats: int) -> dict[str, Any]:
         },
         repeats,
     )
+    taken = LOGPROB_GROUPS * setting.tokens
     return {
         "completion_tokens": sides.new_tokens,
         "branches": branches,
@@ -154,10 +159,11 @@ def measure(setting: Setting, repeats: int) -> dict[str, Any]:
         "group_rollout_over_generate": _speed(rollouts["generate"], rollouts["group"]),
         "packed_update_over_separate": _speed(updates["separate"], updates["packed"]),
         "packed_token_ratio": round(group.separate / group.columns, 4),
+        "logprob_chunked_over_whole": logprob_time(model, taken, CHUNK, repeats),
         "logprob_peak_bytes": {
-            "chunked": logprob_peak_bytes(model, setting.tokens, CHUNK),
-            "all_at_once": logprob_peak_bytes(model, setting.tokens, setting.tokens),
-            "tokens": setting.tokens,
+            "chunked": logprob_peak_bytes(model, taken, CHUNK),
+            "all_at_once": logprob_peak_bytes(model, taken, taken),
+            "tokens": taken,
             "chunk": CHUNK,
         },
     }
@@ -262,20 +268,43 @@ def updated(model: Any, groups: Sequence[PackedGroup]) -> int:  # noqa: ANN401
     return count
 
 
+def logprob_time(model: Any, tokens: int, chunk: int, repeats: int) -> Ratio:  # noqa: ANN401
+    """Time of log-probabilities and their gradients in chunks, over that of all at once.
+
+    Both compute logits again in the backward pass: what differs is how many rows they take at a
+    time.
+    """
+    times = interleaved(
+        {
+            "chunked": logprob_run(model, tokens, chunk),
+            "whole": logprob_run(model, tokens, tokens),
+        },
+        repeats,
+    )
+    return {**ratio(times["chunked"], times["whole"]), "unit": "times as long"}
+
+
 def logprob_peak_bytes(model: Any, tokens: int, chunk: int) -> int:  # noqa: ANN401
     """Most bytes held at a time by log-probabilities of so many tokens and their gradients."""
+    return peak_bytes(logprob_run(model, tokens, chunk))
+
+
+def logprob_run(model: Any, tokens: int, chunk: int) -> Callable[[], list[int]]:  # noqa: ANN401
+    """Log-probabilities of so many tokens, and their gradients; gives how many there were."""
     head = model.lm_head.weight.detach().clone().requires_grad_(True)
     hidden = torch.randn(tokens, head.shape[1], requires_grad=True)
     targets = torch.arange(tokens) % head.shape[0]
 
-    def run() -> None:
+    def run() -> list[int]:
+        head.grad = hidden.grad = None
         log_probs = chunked_log_probs(hidden, head, targets, chunk)
         log_probs.sum().backward()  # type: ignore[no-untyped-call]
+        return [len(log_probs)]
 
-    return peak_bytes(run)
+    return run
 
 
-def peak_bytes(run: Callable[[], None]) -> int:
+def peak_bytes(run: Callable[[], object]) -> int:
     """Most bytes that torch's CPU allocator has held beyond those it held before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
@@ -308,6 +337,8 @@ def readable(report: dict[str, Any]) -> str:
         )
         lines += [_speed_line(name, setting[name]) for name in names]
         lines.append(f"  {'packed_token_ratio':<30} {setting['packed_token_ratio']:7.2f}")
+        chunked = setting["logprob_chunked_over_whole"]
+        lines.append(_speed_line("logprob_chunked_over_whole", chunked, "times as long"))
         peak = setting["logprob_peak_bytes"]
         lines.append(
             f"  {'logprob_peak_bytes':<30} {peak['chunked']:,} in chunks of {peak['chunk']}, "
@@ -329,9 +360,9 @@ def readable(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _speed_line(name: str, speed: Ratio) -> str:
+def _speed_line(name: str, speed: Ratio, unit: str = "times as fast") -> str:
     low, high = speed["spread"]
     return (
-        f"  {name:<30} {speed['value']:7.2f} times as fast   "
+        f"  {name:<30} {speed['value']:7.2f} {unit}   "
         f"rounds {low:.2f} to {high:.2f} ({speed['repeats']})"
     )

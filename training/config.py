@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import re
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -24,6 +25,15 @@ _EXPONENT: Final = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?[eE][+-]?\d{1,2}")
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key and what to do."""
+
+
+@typing.runtime_checkable
+class HasPresets(typing.Protocol):
+    """A section that may also be given as the name of one of its presets."""
+
+    @classmethod
+    def presets(cls) -> Mapping[str, object]:
+        """What the names stand for."""
 
 
 def load_config(cls: type[ConfigT], path: Path, overrides: list[str]) -> ConfigT:
@@ -93,6 +103,29 @@ def build(cls: type[ConfigT], raw: dict[str, Any], prefix: str = "") -> ConfigT:
         raise ConfigError(_cut(f"{prefix if is_named else ''}{error}", 3 * _MOST_SHOWN)) from error
 
 
+def section(cls: type[ConfigT], value: object, name: str) -> ConfigT:
+    """Builds a dataclass from its section, or takes one of its presets by name.
+
+    Args:
+        cls: has presets where it has a class method `presets`.
+        value: plain data: keys and values, or the name of a preset.
+        name: of the section, for messages.
+
+    Raises:
+        ConfigError: neither of both, an unknown preset, or as `build`.
+    """
+    if isinstance(value, dict):
+        return build(cls, value, f"{name}.")
+    if not issubclass(cls, HasPresets):
+        raise ConfigError(f"{name!r} must be a section with keys.")
+    presets = cls.presets()
+    if not isinstance(value, str):
+        raise ConfigError(f"{name!r} must be a section with keys or one of {', '.join(presets)}.")
+    if value not in presets:
+        raise ConfigError(f"{name!r} must be one of {', '.join(presets)}, not {shown(value)}.")
+    return typing.cast("ConfigT", presets[value])
+
+
 def shown(value: object) -> str:
     """What was given, for a message: control characters escaped, and cut where it is long."""
     try:
@@ -110,9 +143,7 @@ def _cut(text: str, most: int) -> str:
 def _checked(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401
     """`value` as the type hint asks; type hints and YAML values have no type in common."""
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{name!r} must be a section with keys.")
-        return build(typing.cast("type[Any]", hint), value, f"{name}.")
+        return section(typing.cast("type[Any]", hint), value, name)
     if typing.get_origin(hint) is not None:
         return _checked_generic(hint, value, name)
     return _checked_plain(hint, value, name)

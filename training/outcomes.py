@@ -257,7 +257,8 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     `mean_iou` is over questions about findings, `anatomy_mean_iou` over lungs and hearts.
     `pointing_game_ceiling` is what pointing games by centres of cells could reach at best,
     `touching_by_chance` what a map that knows nothing would reach of `touching`, and
-    `pointing_game_count` the questions with a map and a target. `shuffled` is None without donors.
+    `pointing_game_count` the questions with a map and a target; `findings` has the same of
+    questions about findings alone. `shuffled` is None without donors.
     """
     groups: dict[str, list[Outcome]] = {"overall": list(outcomes)}
     for kind in ("coarse", "fine"):
@@ -284,16 +285,27 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "anatomy_mean_iou": _mean(anatomy),
         "anatomy_mean_iou_count": len(anatomy),
         "anatomy_mean_iou_ci95": _bootstrap(anatomy),
-        **{
-            name: _mean(value for o in outcomes if (value := getattr(o, field)) is not None)
-            for name, field in _POINTING.items()
-        },
-        "pointing_game_count": sum(outcome.reachable is not None for outcome in outcomes),
+        **_pointing_games(outcomes),
+        "findings": _pointing_games(
+            [outcome for outcome in outcomes if outcome.family not in ANATOMY_FAMILIES]
+        ),
         "shuffled": _by_donor(outcomes),
-        "zoom_entropy": _entropy_and_overlap(outcomes),
+        "zoom_entropy": entropy_against_overlap(
+            (outcome.family, outcome.coordinates_nats, outcome.overlap) for outcome in outcomes
+        ),
         "zooms_per_question": _mean(outcome.zooms for outcome in outcomes),
         "seconds_per_question": _mean(outcome.seconds for outcome in outcomes),
     }
+
+
+def _pointing_games(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Shares of `_POINTING`, None where no question tells one, and how many questions there are."""
+    shares = {
+        name: _mean(value for o in outcomes if (value := getattr(o, field)) is not None)
+        for name, field in _POINTING.items()
+    }
+    count = sum(outcome.reachable is not None for outcome in outcomes)
+    return {**shares, "pointing_game_count": count}
 
 
 def _by_donor(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
@@ -318,20 +330,25 @@ def _overlaps(outcomes: Sequence[Outcome], *, of_anatomy: bool) -> list[float]:
     ]
 
 
-def _entropy_and_overlap(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
+def entropy_against_overlap(
+    zooms: Iterable[tuple[str, float | None, float | None]],
+) -> dict[str, Any] | None:
     """Whether zooms to a finding hit it less where their coordinates were unsure (MedVR, Fig. 4).
 
-    `spearman` is the rank correlation between `coordinates_nats` and `overlap`;
-    `mean_iou_of_thirds` goes from the surest third of the zooms to the least sure. None for
-    fewer than three zooms.
+    Args:
+        zooms: `family`, `coordinates_nats` and `overlap` of outcomes; those that lack a number or
+            ask for anatomy are left out.
+
+    Returns:
+        `spearman`, the rank correlation between entropy and overlap, with `spearman_ci95`;
+        `mean_iou_of_thirds`, from the surest third of the zooms to the least sure; `count` and
+        `mean_nats` of the zooms. None for fewer than three.
     """
     pairs = np.array(
         [
-            (outcome.coordinates_nats, outcome.overlap)
-            for outcome in outcomes
-            if outcome.coordinates_nats is not None
-            and outcome.overlap is not None
-            and outcome.family not in ANATOMY_FAMILIES
+            (nats, overlap)
+            for family, nats, overlap in zooms
+            if nats is not None and overlap is not None and family not in ANATOMY_FAMILIES
         ]
     )
     if len(pairs) < 3:

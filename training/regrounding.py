@@ -47,6 +47,11 @@ class BranchRule:
         if not 1 <= self.opening <= MOST:
             raise ValueError(f"opening must be a number of 1 to {MOST:g}, not {self.opening}.")
 
+    @classmethod
+    def presets(cls) -> Mapping[str, BranchRule]:
+        """Rules that a configuration may name instead of writing them out."""
+        return PRESETS
+
 
 PRESETS: Final[Mapping[str, BranchRule]] = {
     "medvr": BranchRule(),

@@ -33,6 +33,7 @@ def measured(group: RewardedGroup) -> Measured:
         "reward_tool": (part.tool for part in group.rewards),
         "accuracy": (t.outcome.correct for t in trajectories),
         "malformed": (not t.outcome.well_formed for t in trajectories),
+        "failed_calls": (t.failed_calls for t in trajectories),
         "made_to_answer": (t.made_to_answer for t in trajectories),
         "tool_rate": (bool(t.outcome.boxes) for t in trajectories),
         "box_area": (box.area for t in trajectories for box in t.outcome.boxes),
@@ -56,7 +57,8 @@ def rollout_numbers(groups: Sequence[Measured]) -> dict[str, float]:
         groups: at least one, as `measured` reads them.
 
     Returns:
-        `reward` and its parts, means over trajectories; `accuracy`; `malformed`,
+        `reward` and its parts, means over trajectories; `failed_calls`: mean number of zoom calls
+        of a trajectory that could not be carried out; `accuracy`; `malformed`,
         `made_to_answer` (`Trajectory`), `tool_rate`: shares of trajectories; `box_area`:
         mean share of the image of a zoom box; `sibling_overlap`: mean IoU of the zoom masks of two
         trajectories of a group;

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.geometry import Box, BoxError
-from training.config import ConfigError, build, shown
+from training.config import ConfigError, build, section, shown
 from training.consensus import Mask
-from training.regrounding import PRESETS, BranchRule, branch_probability, mean_entropy
+from training.regrounding import BranchRule, branch_probability, mean_entropy
 from training.rewards import RewardConfig, TrajectoryOutcome, group_advantages, group_rewards
 
 MOST_TRAJECTORIES = 1024
@@ -111,18 +111,8 @@ def read_group(raw: Any) -> ScoredGroup:  # noqa: ANN401
             _trajectory(item, f"trajectories[{i}]") for i, item in enumerate(listed)
         ),
         reward=reward,
-        branching=_rule(raw.get("branching", {})),
+        branching=section(BranchRule, raw.get("branching", {}), "branching"),
     )
-
-
-def _rule(raw: Any) -> BranchRule:  # noqa: ANN401
-    if isinstance(raw, str):
-        if raw not in PRESETS:
-            raise ConfigError(f"'branching' must be one of {', '.join(PRESETS)}, not {shown(raw)}.")
-        return PRESETS[raw]
-    if not isinstance(raw, dict):
-        raise ConfigError("'branching' must be an object or the name of a preset.")
-    return build(BranchRule, raw, "branching.")
 
 
 def _trajectory(raw: Any, where: str) -> ScoredTrajectory:  # noqa: ANN401

@@ -38,6 +38,7 @@ class Trajectory:
         origin: where it forked; None for a branch from the prompt.
         made_to_answer: whether the engine opened its answer, at the end of the budget or behind a
             turn that had none.
+        failed_calls: zoom calls that it wrote and that could not be carried out as they stood.
     """
 
     sequence: FedSequence
@@ -46,6 +47,7 @@ class Trajectory:
     events: tuple[Event, ...]
     origin: Origin | None
     made_to_answer: bool = False
+    failed_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,20 +93,31 @@ def roll_out(
     """
     decoder, _, start = engine.prepare(request)
     decisions: list[tuple[int, ForkDecision]] = []
-    forking = None if forks is None else Forking(count, _children(*forks, decisions))
+    forking = None if forks is None else Forking(count, fork_draws(*forks, decisions))
     roots = count if forks is None else max(1, count // 2)
     rollout = Rollout(decoder, start, count=roots, forking=forking, draw_latent=draw_latent)
     events: dict[int, list[Event]] = {}
     for branch, event in rollout.events():
         events.setdefault(branch, []).append(event)
-    trajectories = tuple(_trajectory(rollout, number, events, question) for number in range(count))
+    trajectories = tuple(
+        trajectory_of(rollout, number, events, question) for number in range(count)
+    )
     return TrajectoryGroup(trajectories, tuple(decisions), decoder.forwarded)
 
 
-def _children(
+def fork_draws(
     rule: BranchRule, rng: np.random.Generator, decisions: list[tuple[int, ForkDecision]]
 ) -> Callable[[ZoomUncertainty], int]:
-    """One draw for every zoom call: does the branch fork?"""
+    """One draw for every zoom call: does the branch fork?
+
+    Args:
+        rule: gives the probability.
+        rng: draws.
+        decisions: takes the number of the branch and what was weighed, call by call.
+
+    Returns:
+        `engine.forking.Forking.children`.
+    """
 
     def children(uncertainty: ZoomUncertainty) -> int:
         if not uncertainty.coordinates or not uncertainty.opening:
@@ -125,12 +138,20 @@ def _children(
     return children
 
 
-def _trajectory(
+def trajectory_of(
     rollout: Rollout,
     number: int,
     events: Mapping[int, Sequence[Event]],
     question: Question | None,
 ) -> Trajectory:
+    """What a branch of a rollout that has ended came to.
+
+    Args:
+        rollout: has ended.
+        number: of the branch.
+        events: of every branch, those that a fork shares with its parent at the parent's.
+        question: as in `roll_out`.
+    """
     branch = rollout.branches[number]
     whole = whole_events(rollout.origins, number, events)
     answered = next(event for event in whole if isinstance(event, Answered))
@@ -146,6 +167,7 @@ def _trajectory(
         events=tuple(whole),
         origin=rollout.origins.get(number),
         made_to_answer=branch.made_to_answer,
+        failed_calls=branch.failed_calls,
     )
 
 

@@ -12,6 +12,7 @@ from engine.decode import Decoder
 from engine.tiny import TinyShape
 from training.bench import (
     LATENT_STEPS,
+    LOGPROB_GROUPS,
     against_trl,
     benchmark,
     latent_steps,
@@ -40,6 +41,7 @@ def test_every_setting_has_every_figure(report: dict) -> None:
             "group_rollout_over_generate",
             "latent_batch_over_one_by_one",
             "packed_update_over_separate",
+            "logprob_chunked_over_whole",
         ):
             low, high = setting[name]["spread"]
             assert 0 < low <= setting[name]["value"] <= high
@@ -49,9 +51,11 @@ def test_every_setting_has_every_figure(report: dict) -> None:
         expected = branches * (prompt + fed) / (prompt + branches * fed)
         assert setting["packed_token_ratio"] == pytest.approx(expected, abs=1e-3)
         peak = setting["logprob_peak_bytes"]
-        assert peak["tokens"] == tokens * branches
+        assert peak["tokens"] == LOGPROB_GROUPS * tokens * branches
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert readable(report).count("times as fast") == 8 + (report["trl"] is not None)
+    assert readable(report).count("logprob_chunked_over_whole") == 2
+    assert readable(report).count("times as long") == 2
 
 
 @pytest.mark.filterwarnings("ignore")

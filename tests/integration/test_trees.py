@@ -26,7 +26,7 @@ from training.prompts import Prompt
 from training.questions import Question, case_for
 from training.regrounding import BranchRule, branch_probability
 from training.rollout_groups import RolloutConfig, policy_request
-from training.trajectories import roll_out
+from training.trajectories import TrajectoryGroup, roll_out
 from training.trees import tree_of
 
 pytestmark = pytest.mark.timeout(900)
@@ -110,23 +110,61 @@ def test_a_benchmark_reads_the_entropy_that_decided_about_forks(
         assert found == pytest.approx(member.decisions[0].coordinates_nats, abs=1e-12)
 
 
-def test_a_call_that_cannot_be_carried_out_makes_no_fork() -> None:
-    """Its children would be told that no zooms are left, whatever they wrote."""
-    engine = Engine.load("assets/checkpoints/medvr")
+@pytest.fixture(scope="module")
+def agent() -> Engine:
+    """The shipped agent, which calls the tool by itself."""
+    return Engine.load("assets/checkpoints/medvr")
+
+
+def forked(agent: Engine, count: int, most_crops: int = 1) -> tuple[Request, TrajectoryGroup]:
+    """A group of the shipped agent in which every fork is taken that there is room for."""
     prompt = Prompt(
         case_for("nodule_margin", "smooth", 5).question, DisplayImage(pixels=chest(448))
     )
-    rolled = {}
-    for most in (0, 1):
-        config = RolloutConfig(prompts=1, group=8, max_new_tokens=120, max_crops=most)
-        request = policy_request(prompt, "zoom", config, seed=1)
-        forks = (ALWAYS, np.random.default_rng(0))
-        rolled[most] = roll_out(engine, request, prompt.question, 8, forks)
+    config = RolloutConfig(prompts=1, group=count, max_new_tokens=120, max_crops=most_crops)
+    request = policy_request(prompt, "zoom", config, seed=1)
+    draws = np.random.default_rng(0)
+    return request, roll_out(agent, request, prompt.question, count, (ALWAYS, draws))
 
-    assert any("<tool_call>" in trajectory.text for trajectory in rolled[0].trajectories)
-    assert rolled[0].decisions == ()
-    assert [t.origin for t in rolled[0].trajectories] == [None] * 8
-    assert any(trajectory.origin for trajectory in rolled[1].trajectories)
+
+def test_a_call_that_cannot_be_carried_out_makes_no_fork(agent: Engine) -> None:
+    """Its children would be told that no zooms are left, whatever they wrote."""
+    (_, none), (_, one) = forked(agent, 8, most_crops=0), forked(agent, 8)
+
+    assert any("<tool_call>" in trajectory.text for trajectory in none.trajectories)
+    assert none.decisions == ()
+    assert [t.origin for t in none.trajectories] == [None] * 8
+    assert any(trajectory.origin for trajectory in one.trajectories)
+
+
+@pytest.mark.parametrize(("count", "roots"), [(7, 3), (8, 4)])
+def test_half_of_a_group_are_roots_and_half_forks_where_every_fork_is_taken(
+    agent: Engine, count: int, roots: int
+) -> None:
+    _, found = forked(agent, count)
+    origins = [trajectory.origin for trajectory in found.trajectories]
+
+    assert origins[:roots] == [None] * roots
+    assert None not in origins[roots:]
+    assert len(origins) == count
+    # Nothing was asked once the group was full.
+    assert len(found.decisions) == count - roots
+
+
+def test_no_member_of_a_group_is_a_copy_and_each_has_a_seed_of_its_own(agent: Engine) -> None:
+    request, found = forked(agent, 8)
+    tree = tree_of(agent, request, found, TRUTH)
+    written = [
+        tuple(token.token_id for token in trajectory.sequence.written)
+        for trajectory in found.trajectories
+    ]
+    forks = [t.origin for t in found.trajectories if t.origin is not None]
+
+    assert len(forks) == 4
+    assert all(written[o.parent] != own for o, own in zip(forks, written[4:], strict=True))
+    assert len(set(written)) == 8
+    seeds = [member.trace.started.request.seed for member in tree.members if member.trace.started]
+    assert seeds == [request.seed + number for number in range(8)]
 
 
 def test_every_member_of_a_saved_tree_replays_to_its_own_log_probabilities(

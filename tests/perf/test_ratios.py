@@ -36,6 +36,7 @@ from engine.positions import PositionCursor
 from engine.tiny import BENCH_SHAPE, EMBEDDED_SHAPE, tiny_manifest
 from engine.trace import Belief, RunStarted, TokenStep
 from training.bench import IMAGE_TOKENS, SHAPE, measure, prepare
+from training.fork_bench import AGENT, fork_costs
 
 pytestmark = [pytest.mark.perf, pytest.mark.timeout(1800)]
 
@@ -193,3 +194,16 @@ def test_a_packed_update_is_as_fast_as_its_tokens_let_it_be(rollouts: dict[str, 
 
 def test_latent_steps_in_a_batch_are_faster_than_one_by_one(rollouts: dict[str, Any]) -> None:
     assert rollouts["latent_batch_over_one_by_one"]["value"] >= 2.0
+
+
+def test_a_group_with_forks_is_faster_than_independent_sampling() -> None:
+    """Sixteen of the shipped agent, against sixteen that are sampled one by one (goals B)."""
+    if not AGENT.is_dir():
+        pytest.skip("the shipped agent is not here")
+    costs = fork_costs(repeats=3)
+    assert costs["forks"] >= costs["members"] // 4
+    assert costs["separate_over_forked"]["value"] >= 1.4
+
+
+def test_log_probabilities_in_chunks_take_hardly_longer(rollouts: dict[str, Any]) -> None:
+    assert rollouts["logprob_chunked_over_whole"]["value"] <= 1.15

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.branch import Branch
-from engine.request import DisplayImage, Request
+from engine.request import DisplayImage, Request, Sampling
 from engine.sampling import Draw
 from engine.tiny import tiny_tokenizer
 from engine.tool_call import ImageSizes
@@ -64,3 +64,21 @@ def test_an_answer_in_a_turn_of_its_own_begins_that_turn(vocabulary: Vocabulary,
     assert forced == vocabulary.encode("<answer>")
     assert branch.transcript.segment == "answer"
     assert branch.text == f"{text}\n<answer>"
+
+
+def test_a_copy_draws_from_the_seed_of_its_own_number(vocabulary: Vocabulary) -> None:
+    """So that no two branches of a run draw the same, wherever they began."""
+    image = DisplayImage(pixels=np.zeros((56, 56), dtype=np.uint8))
+    request = Request(image=image, question="Where?", seed=11, sampling=Sampling(temperature=1.0))
+    sizes, device = ImageSizes(56, 56, 56, 56), torch.device("cpu")
+    fresh = [Branch(request, sizes, vocabulary, device, number) for number in range(4)]
+    logits = torch.zeros(vocabulary.head_size)
+
+    def drawn(branch: Branch) -> list[int]:
+        return [int(branch.choose(logits)) for _ in range(8)]
+
+    own = [drawn(branch) for branch in fresh]
+    assert len(set(map(tuple, own))) == 4
+    # Of one that has drawn already, and of a copy of a copy.
+    assert drawn(fresh[0].copied(2)) == own[2]
+    assert drawn(fresh[0].copied(2).copied(3)) == own[3]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from training.ablation import printed
 from training.ablation_table import family_means, readable, table
 
 
@@ -129,3 +130,47 @@ def test_overlaps_are_compared_where_both_have_one() -> None:
     # The same questions are drawn for both, and each is 0.2 better.
     assert high["overlap_difference_ci95"] == pytest.approx([0.2, 0.2])
     assert "+0.20 [+0.20, +0.20]" in readable([high], 1)
+
+
+def zooms(*pairs: tuple[float | None, float | None], family: str = "a") -> list[dict[str, Any]]:
+    return [outcome(family, True, coordinates_nats=nats, overlap=over) for nats, over in pairs]
+
+
+def test_a_line_sets_entropy_against_overlap_over_all_seeds() -> None:
+    """Fig. 4: three zooms of two seeds; the surer, the better."""
+    missed = outcome("a", True, overlap=0.0)
+    seeds = [[*zooms((0.1, 0.6), (0.2, 0.5)), missed], [*zooms((0.3, 0.1)), missed, missed]]
+    lungs = [zooms((0.1, 0.6), (0.2, 0.5), (0.3, 0.4), family="lung")]
+    (line,) = table({"row": seeds}, {})
+    (anatomy,) = table({"lungs": lungs}, {})
+
+    found = line["zoom_entropy"]
+    assert (found["count"], found["mean_nats"]) == (3, pytest.approx(0.2))
+    assert found["spearman"] == pytest.approx(-1.0)
+    assert found["mean_iou_of_thirds"] == pytest.approx([0.6, 0.5, 0.1])
+    low, high = found["spearman_ci95"]
+    assert low == pytest.approx(-1.0)
+    text = readable([line], 2)
+    assert f"  entropy to IoU -1.00 [{low:+.2f}, {high:+.2f}]" in text
+    assert anatomy["zoom_entropy"] is None
+    assert "entropy" not in readable([anatomy], 1)
+
+
+def test_the_text_tells_the_seconds_of_a_batch_of_rollouts_where_they_were_logged() -> None:
+    (line,) = table({"row": [run(True, True, True, True)]}, {})
+    curves = {
+        "fine-tuned": [[{"step": 1.0, "loss": 2.0}]],
+        "row": [
+            # Greedy scores stand in a record of their own.
+            [{"step": 0.0}, {"step": 2.0, "rollout_seconds": 4.0}],
+            [{"step": 2.0, "rollout_seconds": 5.0}, {"step": 4.0, "rollout_seconds": 9.0}],
+        ],
+        "asked": [[]],
+    }
+    text = readable([line], 2, curves)
+    assert text.splitlines()[-1] == "row: 6.0 s for a batch of rollouts, mean of 3"
+    assert text.count("rollouts") == 1
+    assert "rollouts" not in readable([line], 2)
+    assert "\nrow: 6.0 s" in printed(
+        {"lines": [line], "seeds": [1, 2], "curves": curves}, as_json=False
+    )

@@ -8,6 +8,8 @@ import pytest
 
 from training.config import ConfigError, load_config
 from training.pretrain import PretrainConfig
+from training.regrounding import PRESETS
+from training.reinforcement import ReinforcementConfig
 from training.sft import FinetuneConfig
 
 CONFIGS = Path(__file__).resolve().parents[3] / "training" / "configs"
@@ -73,6 +75,35 @@ def test_numbers_that_yaml_takes_for_texts_are_numbers(
 def test_mistakes_are_named(tmp_path: Path, text: str, overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
         load_config(Outer, written(tmp_path, text), overrides)
+
+
+@pytest.mark.parametrize("name", ["medvr", "literal", "arpo"])
+def test_a_preset_is_given_by_its_name(name: str, tmp_path: Path) -> None:
+    path = CONFIGS / "medvr.yaml"
+    config = load_config(ReinforcementConfig, path, [f"rollouts.branching={name}"])
+    assert config.rollouts.branching == PRESETS[name]
+    # In a file as well as on a command line.
+    branching = "branching: {base: 0.2, gamma: 0.5, least_rise: 0.0, opening: 20}"
+    text = path.read_text(encoding="utf-8").replace(branching, f"branching: {name}")
+    written_out = load_config(ReinforcementConfig, written(tmp_path, text), [])
+    assert written_out.rollouts.branching == PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("apro", r"^'rollouts\.branching' must be one of medvr, literal, arpo, not 'apro'\.$"),
+        (
+            "0.5",
+            r"^'rollouts\.branching' must be a section with keys or one of medvr, literal, arpo",
+        ),
+        ("[arpo]", r"^'rollouts\.branching' must be a section with keys or one of"),
+        ("{gama: 1}", r"Did you mean 'rollouts\.branching\.gamma'"),
+    ],
+)
+def test_what_is_no_preset_is_named(value: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(ReinforcementConfig, CONFIGS / "medvr.yaml", [f"rollouts.branching={value}"])
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -135,6 +135,11 @@ def test_shuffles_are_told_apart_by_the_donors_answer() -> None:
     assert table["shuffled"]["other_answer"]["count"] == 2
     assert table["pointing_game_ceiling"] == table["touching_by_chance"] == 0.5
     assert table["pointing_game_count"] == 2
+    lung = outcome(family="lung", reachable=True, latent_alike=True)
+    mixed = summary([lung, outcome(reachable=False, latent_alike=False)])
+    assert mixed["latent_similarity_pointing_game"] == 0.5
+    assert mixed["findings"]["latent_similarity_pointing_game"] == 0.0
+    assert mixed["findings"]["pointing_game_count"] == 1
     assert summary([outcome()])["shuffled"] is None
 
 

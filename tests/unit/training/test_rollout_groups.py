@@ -76,6 +76,7 @@ def group() -> RewardedGroup:
             events=(),
             origin=origin,
             made_to_answer=any(token.forced for token in sequence.written),
+            failed_calls=0 if formed else 2,
         )
         for sequence, correct, formed, boxes, origin in shapes
     )
@@ -160,6 +161,8 @@ def test_numbers_of_a_batch_by_hand() -> None:
             "reward_tool": 2.5 / 4,
             "accuracy": 3 / 4,
             "malformed": 1 / 4,
+            # Two of one trajectory.
+            "failed_calls": 2 / 4,
             "made_to_answer": 1 / 4,
             "tool_rate": 3 / 4,
             "box_area": 0.5,

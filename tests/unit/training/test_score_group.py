@@ -47,6 +47,7 @@ def test_lists_of_entropies_are_averaged_over_the_opening() -> None:
         ({"trajectories": [{"correct": True, "baseline_entropy": -1}]}, "nats"),
         ({"trajectories": [{"correct": True, "baseline_entropy": []}]}, "nats"),
         ({"trajectories": [{"correct": True}], "branching": "best"}, "medvr, literal, arpo"),
+        ({"trajectories": [{"correct": True}], "branching": 0.5}, "one of medvr, literal, arpo"),
         ({"trajectories": [{"correct": True}], "branching": {"gama": 1}}, "branching.gamma"),
         (
             {"trajectories": [{"correct": True}], "reward": {"consensus": {"eta": 7}}},

@@ -1,11 +1,14 @@
 """What a rollout came to: answers, form, and the events of forked branches."""
 
+import numpy as np
 import pytest
 
-from engine.forking import Origin
+from engine.forking import Origin, ZoomUncertainty
+from engine.group import ForkDecision
 from engine.trace import Answered, Event, Finished, Reground, TokenStep
 from tests import factories
-from training.trajectories import well_formed, whole_events
+from training.regrounding import BranchRule
+from training.trajectories import fork_draws, well_formed, whole_events
 
 CALL = '<tool_call>\n{"name": "image_zoom_in_tool"}\n</tool_call>'
 
@@ -52,3 +55,32 @@ def test_a_forks_events_begin_with_what_it_shares() -> None:
     assert [e.index for e in two if isinstance(e, TokenStep)] == [0, 1, 2, 3, 4]
     assert not any(isinstance(event, Finished | Answered | Reground) for event in one)
     assert two[0] is whole[0]
+
+
+@pytest.mark.parametrize(("tool", "probability"), [(0.5, 0.2), (1.5, 0.7)])
+def test_a_fork_is_drawn_with_its_probability(tool: float, probability: float) -> None:
+    """One number of the generator a call; where it is below the probability, the branch forks."""
+    rule = BranchRule(base=0.2, gamma=0.5, least_rise=-np.inf, opening=2)
+    decisions: list[tuple[int, ForkDecision]] = []
+    children = fork_draws(rule, np.random.default_rng(7), decisions)
+    # The third of the opening tokens is none of the first two.
+    calls = [ZoomUncertainty(number, (0.25, 0.75, 9.0), (tool,)) for number in range(200)]
+
+    made = [children(call) for call in calls]
+
+    assert made == [int(u < probability) for u in np.random.default_rng(7).random(200)]
+    assert abs(sum(made) / 200 - probability) < 0.1
+    weighed = ForkDecision(
+        token_index=3, baseline_nats=0.5, coordinates_nats=tool, probability=probability
+    )
+    assert decisions == [(number, weighed) for number in range(200)]
+
+
+def test_a_call_without_entropies_makes_no_fork_and_draws_nothing() -> None:
+    rng, decisions = np.random.default_rng(7), list[tuple[int, ForkDecision]]()
+    children = fork_draws(BranchRule(base=1.0, least_rise=-np.inf), rng, decisions)
+
+    assert children(ZoomUncertainty(0, (), (1.0,))) == 0
+    assert children(ZoomUncertainty(0, (1.0,), ())) == 0
+    assert decisions == []
+    assert rng.random() == np.random.default_rng(7).random()
