@@ -352,11 +352,12 @@ def latent_cosines(segments: Sequence[np.ndarray[Any, Any]]) -> dict[str, Any] |
     unit = stacked / np.maximum(np.linalg.norm(stacked, axis=-1, keepdims=True), 1e-12)
     within = np.einsum("ikd,ijd->kj", unit, unit) / len(same)
     total = np.einsum("ikd,jkd->k", unit, unit)
+    rows = unit.reshape(len(same), -1)
     pairs = len(same) * (len(same) - 1)
     return {
         "between_steps": within.tolist(),
         "between_inputs": ((total - len(same)) / pairs).tolist(),
-        "across_inputs": np.round(np.einsum("ikd,jkd->ij", unit, unit) / steps, 3).tolist(),
+        "across_inputs": np.round(rows @ rows.T / steps, 3).tolist(),
         "inputs": len(same),
     }
 

@@ -71,8 +71,8 @@ class LanguageNetwork(nn.Module):
         device = self.model.device
         casts = None
         if self._bf16:
-            # Autocast keeps a weight's copy for the passes that follow. Of one gathered anew for each,
-            # it would keep a copy without gradients (self-fed latents), and in time copies of all.
+            # Autocast keeps a weight's copy for the passes that follow. Of one gathered anew for
+            # each, it would keep a copy without gradients (self-fed latents), or several.
             casts = torch.autocast(device.type, torch.bfloat16, cache_enabled=not self._spread)
         with casts or contextlib.nullcontext():
             batch = filled(part.layout, self._bank, self._latents).to(device)
