@@ -103,6 +103,14 @@ class Accelerated:
         """Until all processes have come here."""
         self._accelerator.wait_for_everyone()
 
+    def close(self) -> None:
+        """Takes leave of the other processes, with which nothing can be exchanged any more.
+
+        A process that only ends may be torn down under a thread that still listens for them.
+        """
+        if self.count > 1:
+            self._accelerator.end_training()
+
     @property
     def index(self) -> int:
         """Of this process, from 0."""

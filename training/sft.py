@@ -282,6 +282,7 @@ def finetune(config: FinetuneConfig, report: Report) -> Path:
             tuned = whole_model(config, weights)
         export(config, tuned, materials)
     processes.wait()
+    processes.close()
     return config.out / "checkpoint"
 
 

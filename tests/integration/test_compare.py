@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, get_args
 
 import pytest
 
 from engine.cli import main
-from engine.comparison import RunKey, report_json
+from engine.comparison import Effect, RunKey, report_json
 from engine.tiny import tiny_model
 from engine.trace import Trace
 from engine.trace_io import read_trace
 from tests.factories import chest, png
 from tests.integration.test_loading import save
+from tests.source_tree import ROOT
 
 pytestmark = pytest.mark.slow
 
 RUNS = (RunKey("direct"), RunKey("own_calls"), RunKey("entropy_rule"), RunKey("entropy_rule", 1))
+
+SHIPPED: Final = ("base", "cold-start", "medlvr-sft", "medlvr", "medvr")
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -103,3 +106,31 @@ def test_bad_input_is_one_line(call: Call, tmp_path: Path) -> None:
     ):
         status, out, err = call(*arguments)
         assert (status, out, err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_checkpoint_looks_again_side_by_side(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Its own calls and the entropy rule on one image, with what each zoom cost and brought."""
+    folder = ROOT / "assets" / "checkpoints" / name
+    if not folder.is_dir():
+        pytest.skip(f"the checkpoint {name} is not here")
+    image = str(ROOT / "assets" / "samples" / "phantom-1.dcm")
+    question = "How is the margin of the nodule in the right lung?"
+    options = ("--option", "spiculated", "--option", "smooth")
+    arguments = ("compare", image, question, *options, "--checkpoint", str(folder), "--json")
+    assert main([*arguments, "--max-crops", "1"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [way["way"] for way in report["ways"]] == ["direct", "own_calls", "entropy_rule"]
+    assert not any(way["failure"] for way in report["ways"])
+    zooms = [zoom for way in report["ways"] for zoom in way["zooms"]]
+    for zoom in zooms:
+        assert zoom["tokens"] > 0
+        assert zoom["image_tokens"] > 0
+        assert zoom["effect"] in get_args(Effect)
+        # Belief just before and just after it, and with the crop withheld.
+        assert len(zoom["before"]["probabilities"]) == len(zoom["after"]["probabilities"]) == 2
+        assert zoom["gain"] is None or -1.0 <= zoom["gain"] <= 1.0
+    # Those that were trained for latent steps write no calls.
+    assert bool(zooms) is not name.startswith("medlvr")
