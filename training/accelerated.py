@@ -90,6 +90,11 @@ class Accelerated:
         return kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
     @property
+    def keeps_matrices(self) -> bool:
+        """Whether an optimiser is given matrices as they are; DeepSpeed gives it flat pieces."""
+        return not self._is_deepspeed
+
+    @property
     def _is_deepspeed(self) -> bool:
         return bool(self._accelerator.distributed_type == DistributedType.DEEPSPEED)
 

@@ -38,7 +38,7 @@ CURVES: Final[Mapping[str, str]] = {
     "latent_drift_over_sigma": "drift of the latents, in sigma",
     "answer_tokens_right": "answer tokens right, training",
 }
-# Of these one more panel shows what was reached at equal compute: rows differ in what a step costs.
+# Of these one more panel shows what was reached after how long: rows differ in what a step costs.
 _AGAINST_SECONDS: Final = ("validation_accuracy", "answer_tokens_right")
 # Of matplotlib's own cycle, which begins anew behind them.
 _COLOURS: Final = 10
@@ -140,7 +140,7 @@ def _curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Fi
             at = seconds[row] if is_timed else None
             _curve(axes, row, [_points(run, name) for run in runs], colour, at)
         axes.set_title(CURVES[name], fontsize=9)
-        axes.set_xlabel("seconds of training" if is_timed else "optimiser step")
+        axes.set_xlabel("seconds by the clock" if is_timed else "optimiser step")
     named = dict[str, Any]()
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
@@ -165,7 +165,10 @@ def _points(run: Sequence[Mapping[str, float]], name: str) -> dict[float, float]
 
 
 def _seconds(runs: Sequence[Sequence[Mapping[str, float]]]) -> dict[float, float]:
-    """Seconds of training up to each logged step, means over the runs that log their speed."""
+    """Seconds by the clock up to each logged step, means over the runs that log their speed.
+
+    Of the last stage of a row, with the scorings and saves on the way.
+    """
     known = dict[float, list[float]]()
     for run in runs:
         total = last = 0.0

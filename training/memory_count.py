@@ -5,7 +5,8 @@ Computed and not measured. Per device:
 - weights: 2 bytes where they are frozen in bfloat16 (4 in float32); 16 where they are trained (a
   float32 weight, its gradient, two moments of AdamW), and 2 more for the bfloat16 copy that
   autocast keeps. Spread over the devices where they are sharded, and then one layer is gathered
-  twice as it is kept (the present one and the next), and autocast keeps nothing;
+  twice as it is kept (the present one and the next), and the bfloat16 copies are those that the
+  backward pass needs: of all trained weights, or, where layers are computed again, of one;
 - activations: 2 x D bytes a layer and token where layers are computed again, and what one layer
   keeps; without, what every layer keeps; twice that in the relaxation of latent segments, where
   the pass that makes the latents has gradients, too;
@@ -115,7 +116,9 @@ def memory_count(
     if is_sharded:
         kept = width if tuning.lora else 4
         gathered = 2 * kept * (LAYER_PARAMETERS // LAYERS + EMBEDDING_PARAMETERS)
-        weights = TRAINED_BYTES * trained // devices + gathered
+        one = LAYER_PARAMETERS // LAYERS + EMBEDDING_PARAMETERS
+        cast = copies * (min(trained, one) if tuning.gradient_checkpointing else trained)
+        weights = TRAINED_BYTES * trained // devices + gathered + cast
         frozen_bytes = width * frozen // devices
     else:
         # With several devices gradients are exchanged in buckets of their own.

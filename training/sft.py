@@ -260,14 +260,19 @@ def finetune(config: FinetuneConfig, report: Report) -> Path:
     """Runs the stage and exports a checkpoint folder, whose path is returned.
 
     Raises:
-        ConfigError: the base checkpoint is not there or cannot be used, or the folder holds a run
-            of other settings.
+        ConfigError: the base checkpoint is not there or cannot be used, the folder holds a run
+            of other settings, or DeepSpeed is to train with Muon.
         ValueError: the parts of a step cannot be shared by the processes.
         DivergedError: see `training.loop.run_stage`.
     """
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     processes = Accelerated(unused=config.tuning.vision == "trained")
+    if config.language.optimizer == "muon" and not processes.keeps_matrices:
+        raise ConfigError(
+            "Muon needs whole matrices, which DeepSpeed cuts into flat pieces: set "
+            "language.optimizer to adamw, or spread the weights with fsdp2.yaml."
+        )
     processes.expect(-(-config.step_records // config.tuning.micro_batch))
     claim_run(config.out, config, MAY_CHANGE, writes=processes.is_main)
     if processes.is_main and processes.count > 1:

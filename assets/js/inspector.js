@@ -130,6 +130,7 @@ class Inspector {
     const scale = label === 'similarity' ? 1 : Math.max(this.app.run.scale, 1e-6);
     this.app.viewer.setHeat(grid, scale, label);
     const facts = gridFacts(grid);
+    const ringed = grid.peak > 0 && this.app.viewer.layer !== 'off';
     const name = grid.image ? 'crop ' + grid.image : 'the image';
     const nodes = [el('h3', { class: 'lb-sub', text: label === 'similarity'
       ? 'Parts of the image that it resembles' : 'Where it looked' })];
@@ -146,7 +147,7 @@ class Inspector {
     nodes.push(bar('at the border', facts.border, percent(facts.border),
       facts.border > 0.5 ? '#FF8A4C' : '#66727E'));
     nodes.push(el('p', { class: 'lb-quiet',
-      text: 'Strongest (the ring): ' + facts.place + ' of '
+      text: 'Strongest' + (ringed ? ' (the ring): ' : ': ') + facts.place + ' of '
         + (grid.image ? name : 'the picture') + '. '
         + (label === 'similarity' ? LB.text.similarity : LB.text.heat) }));
     return nodes;

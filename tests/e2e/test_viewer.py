@@ -276,7 +276,7 @@ def test_the_heat_of_a_crop_lies_over_all_that_was_cut(
     page.locator(".lb-token", has_text="spiculated").first.click()
     page.get_by_role("group", name="Picture").get_by_role("button", name="Crop 1").click()
     # The cut begins at (32, 113), the box at (52, 133).
-    page.wait_for_function(f"({COLOR})(60, 141) > 60")
+    page.wait_for_function(f"({COLOR})(46, 127) > 60")
     assert page.evaluate(f"({COLOR})(26, 107)") == 0
 
 

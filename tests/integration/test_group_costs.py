@@ -77,7 +77,7 @@ def sampled(make_request: MakeRequest, method: str, seed: int, **changes: object
     return zooming(make_request, seed, **{"method": method, "max_new_tokens": 15, **changes})
 
 
-# --- goal B1: the prompt once, what each branch was fed once, every image once ------------
+# --- the prompt once, what each branch was fed once, every image once ------------
 
 
 # Of these seeds all branches are fed until the last round: none waits in the batch for others.
@@ -98,7 +98,7 @@ def test_a_group_runs_its_prompt_once_and_encodes_every_image_once(
     assert seen.layers.count((1, prompt)) == 1
 
 
-# --- goal B6: ended branches leave the batch ----------------------------------------------
+# --- ended branches leave the batch ----------------------------------------------
 
 
 @contextlib.contextmanager
@@ -154,7 +154,7 @@ def test_ended_branches_leave_the_batch(
             assert_replays(loaded, sequence)
 
 
-# --- goal B2: a fork is the moment it began at, to the bit --------------------------------
+# --- a fork is the moment it began at, to the bit --------------------------------
 
 
 def test_a_fork_is_its_parent_at_that_moment_to_the_bit(

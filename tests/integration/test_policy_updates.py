@@ -253,7 +253,7 @@ def test_an_update_reads_rollouts_as_they_were_written(
     (part,) = source._parts_of(rewarded(PROMPT.question, found, REWARD))
     written = torch.tensor([w.logprob for s in sequences for w in s.written if not w.forced])
     old = part.old.log_probs[part.packed.learned]
-    # Goal B5 is 1e-4; in float32 they differ by 2.1e-6 at most, the width of two roundings.
+    # In float32 they differ by 2.1e-6 at most, the width of two roundings.
     torch.testing.assert_close(old, written, atol=2e-5, rtol=0)
 
 

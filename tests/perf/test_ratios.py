@@ -179,7 +179,7 @@ def test_the_embedded_model_gives_its_first_event_at_once() -> None:
 
 @pytest.fixture(scope="module")
 def rollouts() -> dict[str, Any]:
-    """Eight branches of 24 tokens behind 600, random weights (goals B)."""
+    """Eight branches of 24 tokens behind 600, random weights."""
     return measure(prepare(SHAPE, IMAGE_TOKENS, 24, 8), REPEATS)
 
 
@@ -197,7 +197,7 @@ def test_latent_steps_in_a_batch_are_faster_than_one_by_one(rollouts: dict[str, 
 
 
 def test_a_group_with_forks_is_faster_than_independent_sampling() -> None:
-    """Sixteen of the shipped agent, against sixteen that are sampled one by one (goals B)."""
+    """Sixteen of the shipped agent, against sixteen that are sampled one by one."""
     if not AGENT.is_dir():
         pytest.skip("the shipped agent is not here")
     costs = fork_costs(repeats=3)

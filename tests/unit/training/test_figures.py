@@ -71,7 +71,7 @@ def test_accuracy_is_drawn_against_seconds_too(tmp_path: Path) -> None:
     *_, curves, _ = write_figures(tmp_path, found(curves={"row": [slow, untimed]}))
     assert curves.name == "curves.svg"
     assert curves.read_text().count("accuracy, validation") == 2
-    assert curves.read_text().count("seconds of training") == 1
+    assert curves.read_text().count("seconds by the clock") == 1
 
 
 def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:

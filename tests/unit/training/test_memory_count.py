@@ -146,6 +146,8 @@ def test_accelerate_takes_the_shipped_configurations(name: str, kind: str) -> No
     path = CONFIGS / "accelerate" / f"{name}.yaml"
     read = load_config_from_file(str(path))
     assert read.distributed_type == kind
+    # Bfloat16 is asked for by a training configuration.
+    assert read.mixed_precision == "no"
     assert read.num_processes == (2 if name == "cpu" else 8)
     wrapped = yaml.safe_load(path.read_text()).get("fsdp_config", {})
     if wrapped:
