@@ -9,9 +9,9 @@ then sees the question and the latents, not the image nor any text that has read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from training.roi import RoiLoss, RoiTarget, roi_cells
 
 Feeding = Literal["teacher", "own", "relaxed"]
 
+# Of the losses on regions: LVR's of its own, and ours of ours.
+_WEIGHTS: Final[Mapping[RoiLoss, float]] = {"cosine": 1.0, "mse": 0.1}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentConfig:
@@ -31,7 +34,7 @@ class LatentConfig:
         steps: K, slots of a segment under `roi_pooled`.
         target: what the slots are to hold.
         loss: of slots against targets.
-        weight: of that loss; 0 leaves the regions out.
+        weight: of that loss; 0 leaves the regions out; None: 1 of `cosine`, and 0.1 of `mse` (LVR).
         contrast: of the tokens that compete for a latent, beside that loss and under its weight.
         self_fed: probability, at its highest, that a batch is fed the model's own latents.
         bottleneck_first, bottleneck_last: probability at the first and at the last step that a
@@ -43,7 +46,7 @@ class LatentConfig:
     steps: int = 8
     target: RoiTarget = "roi_pooled"
     loss: RoiLoss = "cosine"
-    weight: float = 1.0
+    weight: float | None = None
     contrast: float = 0.0
     self_fed: float = 0.5
     bottleneck_first: float = 0.0
@@ -54,11 +57,16 @@ class LatentConfig:
         if not 1 <= self.steps <= 64:
             raise ValueError(f"steps must lie in 1 to 64, not {self.steps}.")
         for name in ("weight", "contrast"):
-            if not getattr(self, name) >= 0.0:
+            if getattr(self, name) is not None and not getattr(self, name) >= 0.0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
         for name in ("self_fed", "bottleneck_first", "bottleneck_last", "relaxation"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in 0 to 1, not {getattr(self, name)}.")
+
+    @property
+    def roi_weight(self) -> float:
+        """Weight of the loss on the regions while it is taught."""
+        return _WEIGHTS[self.loss] if self.weight is None else self.weight
 
     def slots(self, boxes: Sequence[Box], grid: PatchGrid) -> int:
         """How many slots a record with these regions of interest has."""
@@ -97,7 +105,7 @@ class LatentPhase:
     @property
     def roi_weight(self) -> float:
         """Weight of the loss on the regions."""
-        return 0.0 if self.relaxed else self.config.weight
+        return 0.0 if self.relaxed else self.config.roi_weight
 
     def feeding(self, rng: np.random.Generator) -> Feeding:
         """What goes into the slots of the next batch."""

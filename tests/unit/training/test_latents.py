@@ -196,6 +196,15 @@ def test_the_weight_of_the_regions(model, records, bank, tokenizer, weight: floa
     )
 
 
+def test_each_loss_on_regions_has_a_weight_of_its_own() -> None:
+    """LVR takes 0.1 of its squared error; what is configured comes first, nothing included."""
+    assert LatentConfig(loss="mse").at(0.0).roi_weight == 0.1
+    assert LatentConfig(loss="cosine").at(0.0).roi_weight == 1.0
+    assert LatentConfig(loss="mse", weight=2.0).at(0.0).roi_weight == 2.0
+    assert LatentConfig(weight=0.0).at(0.0).roi_weight == 0.0
+    assert LatentConfig(loss="mse", relaxation=0.5).at(0.7).roi_weight == 0.0
+
+
 def test_a_latent_competes_within_its_own_view(model, records, bank, tokenizer) -> None:
     """Records with boxes only, each against its own visual tokens."""
     config = LatentConfig(steps=STEPS, weight=2.0, contrast=0.5, self_fed=0.0)
