@@ -477,3 +477,17 @@ def offered(*engines: StreamEngine) -> Models:
 def vector_bytes(values: list[float]) -> bytes:
     """Little-endian float32 bytes."""
     return struct.pack(f"<{len(values)}f", *values)
+
+
+class Curves:
+    """Stands in for TensorBoard's writer, which need not be installed."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[str, float, int]] = []
+        self.closed = False
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        self.points.append((tag, scalar_value, global_step))
+
+    def close(self) -> None:
+        self.closed = True

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.factories import Curves
 from training import loop
 from training.loop import (
     Stage,
@@ -106,30 +107,17 @@ def test_metrics_are_one_json_object_a_line(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
 
 
-class Curves:
-    """Stands in for TensorBoard's writer, and notes what was asked of it."""
-
-    def __init__(self, folder: Path, start: int) -> None:
-        self.asked = (folder, start)
-        self.points: list[tuple[str, float, int]] = []
-        self.closed = False
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        self.points.append((tag, scalar_value, global_step))
-
-    def close(self) -> None:
-        self.closed = True
-
-
 @pytest.mark.parametrize("wanted", [True, False])
 def test_curves_are_the_metrics_where_they_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
 ) -> None:
     """Of the steps and of the evaluations, of a run that goes on as well."""
     opened: list[Curves] = []
+    asked: list[tuple[Path, int]] = []
 
     def writer(folder: Path, start: int) -> Curves:
-        opened.append(Curves(folder, start))
+        opened.append(Curves())
+        asked.append((folder, start))
         return opened[-1]
 
     monkeypatch.setattr(loop, "tensorboard_writer", writer)
@@ -148,7 +136,7 @@ def test_curves_are_the_metrics_where_they_are_asked_for(
     if not wanted:
         assert not opened
         return
-    assert [curves.asked for curves in opened] == [(tmp_path, 0), (tmp_path, 4)]
+    assert asked == [(tmp_path, 0), (tmp_path, 4)]
     assert all(curves.closed for curves in opened)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 2, 4, 4, 6, 6]

@@ -6,22 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.factories import Curves
 from training.config import ConfigError
 from training.metrics import Metrics, readable_seconds, tensorboard_writer
-
-
-class Curves:
-    """Stands in for TensorBoard's writer."""
-
-    def __init__(self) -> None:
-        self.points: list[tuple[str, float, int]] = []
-        self.closed = False
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        self.points.append((tag, scalar_value, global_step))
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def test_records_are_lines_and_points(tmp_path: Path) -> None:
