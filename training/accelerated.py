@@ -109,10 +109,11 @@ class Accelerated:
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Takes leave of the other processes, with which nothing can be exchanged any more.
+        """Takes leave of the other processes when all have come here; nothing can be exchanged after.
 
         A process that only ends may be torn down under a thread that still listens for them.
         """
+        self.wait()
         if self.count > 1:
             self._accelerator.end_training()
 

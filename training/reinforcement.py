@@ -311,7 +311,7 @@ def reinforce(config: ReinforcementConfig, report: Report) -> Path:
     run_stage(stage, said, replicas)
     if replicas.is_main:
         export(config, policy, unseen)
-    replicas.wait()
+    replicas.close()
     return config.out / "checkpoint"
 
 

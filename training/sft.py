@@ -286,7 +286,6 @@ def finetune(config: FinetuneConfig, report: Report) -> Path:
         if weights is not None:
             tuned = whole_model(config, weights)
         export(config, tuned, materials)
-    processes.wait()
     processes.close()
     return config.out / "checkpoint"
 

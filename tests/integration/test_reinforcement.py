@@ -491,8 +491,11 @@ def test_two_processes_learn_what_one_learns(
     method: str,
     launcher: tuple[str, ...],
     changes: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Three prompts a batch, shared unevenly: rates, rollouts, losses, scores and weights."""
+    left: list[int] = []
+    monkeypatch.setattr(Accelerated, "close", lambda processes: left.append(processes.index))
     prompts = {"count": 5, "seed": 3, "families": ["nodule_margin", "nodule_zone"]}
     branching = {"branching": {"gamma": 0.5}} if method == "zoom" else {}
     changes |= {
@@ -505,6 +508,7 @@ def test_two_processes_learn_what_one_learns(
     names = [f"{name}-{command}" for name in ("one", "two")]
     one, two = (written(folder, name, method, **changes) for name in names)
     assert main([command, str(one)]) == 0
+    assert left == [0]
     done = launched(two, command, *launcher)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("2 processes train together") == 1

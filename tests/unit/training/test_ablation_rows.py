@@ -39,6 +39,12 @@ MEDLVR: dict[str, dict[str, Any]] = {
     "latents-fed": UNTAUGHT,
     "latents-roi": {"latents.bottleneck_last": 0.0},
     "medlvr-sft": {},
+    "text-sft-longer": {
+        "language.steps": 420,
+        "mix.latent": 0.0,
+        "latents": None,
+        "questions.method": "direct",
+    },
     "roi-full": {"latents.target": "roi_full"},
     "K2": {"latents.steps": 2},
     "K4": {"latents.steps": 4},
@@ -126,7 +132,7 @@ def test_the_rows_of_medlvr_take_the_same_steps_of_each_stage() -> None:
     for row in config.rows[1:]:
         own, _ = made(config, row)
         if isinstance(own, FinetuneConfig):
-            assert own.language.steps == 300
+            assert own.language.steps == (420 if row.name == "text-sft-longer" else 300)
         else:
             assert own.steps.steps == 64
     of = {row.name: made(config, row)[0] for row in config.rows[1:]}
@@ -161,10 +167,10 @@ def test_the_lines_of_medlvr_are_asked_and_compared_as_they_are_called() -> None
     rivals = {
         "text-sft": "base",
         **dict.fromkeys(("latents", "latents-fed", "latents-roi", "medlvr-sft"), "text-sft"),
-        **dict.fromkeys(("roi-full", "K2", "K4", "K16"), "medlvr-sft"),
+        **dict.fromkeys(("text-sft-longer", "roi-full", "K2", "K4", "K16"), "medlvr-sft"),
         **{"grpo-text": "text-sft", "grpo-latents-masked": "medlvr-sft", "vlpo": "medlvr-sft"},
     }
-    texts = ("base", "text-sft", "grpo-text")
+    texts = ("base", "text-sft", "text-sft-longer", "grpo-text")
     for row in shipped("medlvr").rows:
         steps = int(row.name[1:]) if row.name[0] == "K" else 8
         method = "direct" if row.name in texts else "latent"
