@@ -611,9 +611,10 @@ class Viewer {
     this.paintPeak(context, matrix, [x, y, width, height]);
   }
 
-  // A ring where the map is highest, dark and white, to be seen on every colour.
+  // A ring where the map is highest, dark and white, to be seen on every colour; none where the
+  // limit hides the whole map.
   paintPeak(context, matrix, [x, y, width, height]) {
-    if (!(this.heat.peak > 0)) return;
+    if (!(this.heat.peak > 0 && this.heat.peak >= this.limit * this.heatScale)) return;
     const [px, py] = peakPlace(this.heat);
     const point = matrix.transformPoint(new DOMPoint(x + px * width, y + py * height));
     const ratio = this.ratio || 1;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -298,8 +299,9 @@ def test_a_ring_marks_the_peak_of_the_heat_map(page_server: Served, open_page: O
     page = open_page(page_server)
     hot = bytes(200 if cell in (27, 28) else 10 for cell in range(64))
     between = EvidenceMap(image=0, rows=8, columns=8, values=hot, peak=0.1, total=0.5)
+    maps = chain([between, replace(between, peak=0.01)], repeat(between))
     events = [
-        replace(event, attention=(between,)) if isinstance(event, TokenStep) else event
+        replace(event, attention=(next(maps),)) if isinstance(event, TokenStep) else event
         for event in events_of(request())
     ]
     upload(page, to_zip(events), "x.radtrace.zip")
@@ -319,6 +321,21 @@ def test_a_ring_marks_the_peak_of_the_heat_map(page_server: Served, open_page: O
     page.wait_for_function(f"({ring})().slice(0, 2).every(([r, b]) => r === b && r > 150)")
     middle = page.evaluate(ring)[2]
     assert middle[0] - middle[1] > 60
+    darkest = """() => {
+      const canvas = document.querySelector('.lb-canvas');
+      const scale = Math.min(canvas.width, canvas.height) / 8;
+      const ratio = window.devicePixelRatio || 1;
+      const row = canvas.getContext('2d').getImageData(
+        Math.round(canvas.width / 2 + 3 * ratio), Math.round(canvas.height / 2 - scale / 2),
+        Math.round(6 * ratio), 1).data;
+      return Math.min(...row.filter((value, at) => at % 4 === 0));
+    }"""
+    assert page.evaluate(darkest) < 60
+    # Of a weak map, whose highest cell is below the limit, nothing is drawn, and no ring either.
+    page.locator(".lb-token").nth(1).click()
+    # The ring is black outside: around its radius the picture alone is nowhere as dark.
+    page.wait_for_function(f"({ring})()[2].every(value => value > 150)")
+    page.wait_for_function(f"({darkest})() > 100")
 
 
 def test_escape_leaves_a_box_undrawn(page_server: Served, open_page: OpenPage) -> None:
