@@ -288,8 +288,9 @@ def _scored(
     # Asked greedily, what nothing was trained for answers the same under every seed.
     folder = _folder(config, row, seed) if row.stages or row.begins_with else config.out / row.name
     path = folder / f"asked-{asked.name or 'plainly'}.json"
+    # What a line is compared with changes no answer.
     how: dict[str, Any] = {
-        "asked": asdict(asked),
+        "asked": asdict(replace(asked, against="")),
         "questions": asdict(config.questions),
         "checkpoint": checkpoint_identity(checkpoint),
     }
@@ -298,6 +299,7 @@ def _scored(
     settings = json.loads(json.dumps(how))
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
+        kept["settings"]["asked"]["against"] = ""
         if kept["settings"] == settings:
             return dict(kept)
     pool = PromptPool(config.phantoms, config.questions)

@@ -109,7 +109,7 @@ class Accelerated:
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Takes leave of the other processes when all have come here; nothing can be exchanged after.
+        """Takes leave of the other processes, once all have come here; the end of all exchange.
 
         A process that only ends may be torn down under a thread that still listens for them.
         """

@@ -119,6 +119,17 @@ def test_what_is_finished_is_neither_trained_nor_asked_again(
     assert second == first
 
 
+def test_another_comparison_asks_nothing_again(tmp_path: Path, recorder: Recorder) -> None:
+    ablate(config(tmp_path), lambda _: None, stages=recorder)
+    asked = len(recorder.asked)
+    others = [*ROWS[:2], ROWS[2] | {"asked": [{"method": "latent", "against": "base"}]}]
+
+    found = ablate(config(tmp_path, rows=others), lambda _: None, stages=recorder)
+
+    assert len(recorder.asked) == asked
+    assert found["lines"][3]["difference"] == 1.0
+
+
 def test_scores_of_other_questions_are_not_taken(tmp_path: Path, recorder: Recorder) -> None:
     ablate(config(tmp_path), lambda _: None, stages=recorder)
     asked = len(recorder.asked)
