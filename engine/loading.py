@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +41,11 @@ from engine.trace import ModelFacts
 from engine.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+# transformers exchanges functions of torch.nn.init, and torch's default dtype, while it reads
+# weights. Two models read at once by two threads found weights missing, and left torch in a state
+# in which no other could be read.
+_READING: Final = threading.Lock()
 
 MODEL_TYPE: Final = "qwen2_5_vl"
 ADAPTER_FILE: Final = "adapter_config.json"
@@ -273,14 +279,15 @@ def _load_base(
             f"The checkpoint {_label(name)} is of the type {config.model_type}; "
             "only Qwen2.5-VL models can be used."
         )
-    loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        files.source,
-        dtype=dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32),
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        **files.options,
-    )
+    with _READING:
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            files.source,
+            dtype=dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **files.options,
+        )
     model, report = loaded
     if report["missing_keys"] or report.get("mismatched_keys"):
         raise CheckpointError(
@@ -316,7 +323,8 @@ def _load_adapter(
         raise CheckpointError(f"The adapter has no {ADAPTER_WEIGHTS}: save it as safetensors.")
     base_name = _adapter_base(folder)
     base = load_checkpoint(base_name, str(device), dtype, cache_dir)
-    wrapped: Any = PeftModel.from_pretrained(base.model, str(folder), use_safetensors=True)
+    with _READING:
+        wrapped: Any = PeftModel.from_pretrained(base.model, str(folder), use_safetensors=True)
     merged = wrapped.merge_and_unload()
     manifest = read_manifest(folder) if (folder / MANIFEST_FILE).is_file() else base.manifest
     return replace(

@@ -129,9 +129,29 @@ def drawn_latents(
     lengths = means.norm(dim=-1, keepdim=True)
     # Noise of the length sigma, whatever the width.
     noise = noise * policy.sigma / means.shape[-1] ** 0.5
-    moved = torch.nn.functional.normalize(means, dim=-1) + noise
-    drawn: torch.Tensor = torch.nn.functional.normalize(moved, dim=-1) * lengths
+    drawn: torch.Tensor = _directions(_directions(means) + noise) * lengths
     return drawn
+
+
+def squared_latent_distances(
+    means: torch.Tensor, others: torch.Tensor, policy: LatentPolicyConfig
+) -> torch.Tensor:
+    """Squared distances of slots in units of sigma, `(N,)`; of directions if `spherical`.
+
+    Args:
+        means: `(N, D)`.
+        others: `(N, D)`.
+        policy: kind and deviation.
+    """
+    if policy.kind == "spherical":
+        means, others = _directions(means), _directions(others)
+    distances: torch.Tensor = ((means - others) ** 2).sum(-1)
+    return distances / policy.sigma**2
+
+
+def _directions(vectors: torch.Tensor) -> torch.Tensor:
+    directions: torch.Tensor = torch.nn.functional.normalize(vectors, dim=-1)
+    return directions
 
 
 def latent_log_ratios(
@@ -166,10 +186,7 @@ def latent_log_ratios(
         distances: torch.Tensor = ((old_means - means) ** 2).sum(-1)
         return -distances / scale
     if policy.kind == "spherical":
-        latents, means, old_means = (
-            torch.nn.functional.normalize(vectors, dim=-1)
-            for vectors in (latents, means, old_means)
-        )
+        latents, means, old_means = map(_directions, (latents, means, old_means))
         width = 1
     else:
         width = latents.shape[-1]

@@ -21,6 +21,7 @@ from training.objectives import (
     clipped_surrogate,
     latent_log_ratios,
     low_variance_divergence,
+    squared_latent_distances,
 )
 from training.packing import PackedGroup
 from training.policy import PolicyOutputs
@@ -147,26 +148,27 @@ def _text_terms(
 def _latent_terms(
     found: PolicyOutputs, part: PolicyPart, totals: Totals, config: ObjectiveConfig
 ) -> PartLoss:
-    means, sigma = found.latent_means, config.latents.sigma
-    drifts = (means - part.old.latent_means).detach().norm(dim=-1)
-    drift = float(drifts.sum()) / totals.slots
+    means, old = found.latent_means, part.old.latent_means
+    drifts = (means - old).detach().norm(dim=-1)
+    in_sigma = squared_latent_distances(means, old, config.latents).detach().sqrt()
     numbers = {
         "latent_norm": float(part.packed.latents.norm(dim=-1).sum()) / totals.slots,
-        "latent_drift": drift,
-        "latent_drift_over_sigma": drift / sigma,
+        "latent_drift": float(drifts.sum()) / totals.slots,
+        "latent_drift_over_sigma": float(in_sigma.sum()) / totals.slots,
     }
     loss = means.new_zeros(())
     if config.latents.kind != "none":
         advantages = _of_owners(part.advantages, part.packed.latent_owners, means)
         latents = part.packed.latents.to(means.device)
-        ratios = latent_log_ratios(latents, means, part.old.latent_means, config.latents)
+        ratios = latent_log_ratios(latents, means, old, config.latents)
         surrogate = clipped_surrogate(ratios, advantages, config.clip)
         latent = surrogate.losses.sum() / totals.slots
         numbers["latent_loss"] = float(latent.detach())
         numbers["latent_clipped"] = _share(surrogate, totals.slots)
         loss = loss + config.latent_weight * latent
     if part.reference is not None:
-        distances = ((means - part.reference.latent_means) ** 2).sum(-1) / (2.0 * sigma**2)
+        reference = part.reference.latent_means
+        distances = squared_latent_distances(means, reference, config.latents) / 2.0
         distance = distances.sum() / totals.slots
         numbers["latent_kl"] = float(distance.detach())
         loss = loss + config.latent_kl_weight * distance

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def written(loaded: LoadedModel, make_request: MakeRequest) -> list[int]:
     events = list(Engine(loaded).stream(make_request(max_new_tokens=8, belief=False)))
     assert not isinstance(events[-1], Failed), events[-1]
     return [event.token_id for event in events if isinstance(event, TokenStep)]
+
+
+def test_models_can_be_loaded_at_the_same_time(checkpoint: Path) -> None:
+    """Two visitors of the page, each with a model of their own."""
+    alone = load_checkpoint(checkpoint).model.state_dict()
+    with ThreadPoolExecutor(4) as threads:
+        for loaded in threads.map(load_checkpoint, [checkpoint] * 12):
+            torch.testing.assert_close(loaded.model.state_dict(), alone, rtol=0, atol=0)
 
 
 def complaint(folder: Path | str, device: str | None = None) -> str:

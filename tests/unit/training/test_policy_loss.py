@@ -124,6 +124,22 @@ def test_the_divergence_of_latents_is_that_of_gaussians() -> None:
     assert float(loss.detach()) == pytest.approx(0.25 * 4 / 8)
 
 
+def test_spherical_latents_differ_by_their_directions() -> None:
+    """A mean of length 13 at a right angle to the old one, twice as long: two sides of a square."""
+    reference = outputs([-1.0], [[0.0, -7.0]])
+    part = PolicyPart(
+        packed([0], [True], [0]), torch.zeros(1), outputs([-1.0], [[13.0, 0.0]]), reference
+    )
+    config = ObjectiveConfig(
+        latents=LatentPolicyConfig(kind="spherical", sigma=0.5), latent_kl_weight=0.25
+    )
+    loss, numbers = policy_loss(outputs([-1.0], [[0.0, 26.0]]), part, Totals.of([part]), config)
+    assert numbers["latent_drift"] == pytest.approx(math.hypot(13, 26))
+    assert numbers["latent_drift_over_sigma"] == pytest.approx(math.sqrt(2) / 0.5)
+    assert numbers["latent_kl"] == pytest.approx(2.0**2 / (2 * 0.5**2))
+    assert float(loss.detach()) == pytest.approx(0.25 * numbers["latent_kl"])
+
+
 def test_parts_add_up_to_the_whole() -> None:
     torch.manual_seed(0)
     owners, learned = [0, 0, 1, 1, 1], [True, False, True, True, True]
