@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -83,6 +83,28 @@ def _trimmed(path: Path, start: int) -> list[dict[str, float]]:
     return records
 
 
+def require_tensorboard(wanted: bool) -> None:
+    """Refuses at once what would be refused once everything is drawn and encoded.
+
+    Raises:
+        ConfigError: the package tensorboard is wanted and not installed.
+    """
+    if wanted:
+        _summary_writer()
+
+
+def _summary_writer() -> Callable[..., ScalarWriter]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "The switch tensorboard needs the package tensorboard: install it, or leave the "
+            "switch off."
+        ) from error
+    found: Callable[..., ScalarWriter] = SummaryWriter
+    return found
+
+
 def tensorboard_writer(folder: Path, start: int) -> ScalarWriter:
     """A writer of curves into `folder/tensorboard`, where `tensorboard --logdir` finds them.
 
@@ -93,15 +115,7 @@ def tensorboard_writer(folder: Path, start: int) -> ScalarWriter:
     Raises:
         ConfigError: the package tensorboard is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(
-            "The switch tensorboard needs the package tensorboard: install it, or leave the "
-            "switch off."
-        ) from error
-    writer: ScalarWriter = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=start + 1)
-    return writer
+    return _summary_writer()(str(folder / TENSORBOARD_FOLDER), purge_step=start + 1)
 
 
 def readable_seconds(seconds: float) -> str:

@@ -47,6 +47,7 @@ from training.language import LanguageConfig, MixConfig
 from training.latents import LatentConfig
 from training.loop import Report, prefixed, run_steps
 from training.materials import Materials, load_materials
+from training.metrics import require_tensorboard
 from training.network import batch_loss
 from training.numbers import NumberScale
 from training.out_of_distribution import fit_detector
@@ -164,6 +165,8 @@ def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> PreTrainedT
 def pretrain(config: PretrainConfig, report: Report) -> Path:
     """Runs all stages and exports a checkpoint folder, whose path is returned."""
     require_one_process()
+    stages = (*(part.steps for part in config.vision), config.first_layer.steps, config.language)
+    require_tensorboard(any(stage.tensorboard for stage in stages))
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     materials = load_materials(

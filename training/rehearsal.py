@@ -241,6 +241,8 @@ def _rehearsed(
         more_steps: what evaluations cost, in steps of the last part.
         report: takes one line of progress.
     """
+    # Phantoms of other settings are refused now, and not after three steps.
+    missing = sum(missing_phantoms(world, world_folder) for world in worlds)
     with tempfile.TemporaryDirectory(prefix="lightbox-rehearsal-") as name:
         out = Path(name)
         begun = time.monotonic()
@@ -250,7 +252,7 @@ def _rehearsed(
         a_phantom = (time.monotonic() - begun) / max(drawn, 1)
         bytes_of_phantom = _folder_bytes(out / "world") / max(drawn, 1)
         run(out)
-        seconds = a_phantom * sum(missing_phantoms(world, world_folder) for world in worlds)
+        seconds = a_phantom * missing
         last = 0.0
         for part, steps in parts.items():
             last = seconds_of_step(out / part / METRICS_FILE)

@@ -35,7 +35,7 @@ from training.config import ConfigError
 from training.evaluate import AskConfig, greedy_scores
 from training.export import ExportConfig, Thresholds, export_adapter, export_checkpoint
 from training.loop import Report, Stage, StepsConfig, prefixed, run_stage
-from training.metrics import Metrics
+from training.metrics import Metrics, require_tensorboard
 from training.out_of_distribution import Detector
 from training.own_records import OwnPrompts, OwnPromptsConfig
 from training.packing import PackedGroup
@@ -250,6 +250,7 @@ def vlpo(config: ReinforcementConfig, report: Report) -> Path:
 def reinforce(config: ReinforcementConfig, report: Report) -> Path:
     """Runs the loop from its last checkpoint, or from the base; exports a checkpoint folder."""
     replicas = Replicas()
+    require_tensorboard(config.steps.tensorboard)
     claim_run(config.out, config, MAY_CHANGE, writes=replicas.is_main)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)

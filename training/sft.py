@@ -37,6 +37,7 @@ from training.language import LanguageConfig, MixConfig
 from training.latents import LatentConfig, LatentPhase
 from training.loop import PartLoss, Report, Stage, prefixed, run_stage
 from training.materials import Materials, load_materials
+from training.metrics import require_tensorboard
 from training.network import LanguageNetwork, part_losses, planned
 from training.own_records import RecordsConfig, asked_of_records, read_records
 from training.pretrain import FeatureConfig, calibrated, place_terms
@@ -273,6 +274,7 @@ def finetune(config: FinetuneConfig, report: Report) -> Path:
             "Muon needs whole matrices, which DeepSpeed cuts into flat pieces: set "
             "language.optimizer to adamw, or spread the weights with fsdp2.yaml."
         )
+    require_tensorboard(config.language.tensorboard)
     processes.expect(-(-config.step_records // config.tuning.micro_batch))
     claim_run(config.out, config, MAY_CHANGE, writes=processes.is_main)
     if processes.is_main and processes.count > 1:

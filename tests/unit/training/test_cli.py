@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from training import ablation, bench, cli
 from training.ablation import AblationConfig
 from training.rewards import RewardConfig
+from training.world import WorldConfig, load_world
 
 
 @pytest.fixture
@@ -41,6 +44,43 @@ def test_what_a_library_complains_of_keeps_its_place(
     with pytest.raises(ValueError, match="learning rate"):
         run(lambda: torch.optim.SGD([torch.zeros(1)], lr=-1.0))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("command", "name", "switch"), [
+    ("pretrain", "pretrain", "first_layer.steps.tensorboard"),
+    ("pretrain", "pretrain", "language.tensorboard"),
+    ("sft", "medlvr-sft", "language.tensorboard"),
+    ("vlpo", "vlpo", "steps.tensorboard"),
+    ("medvr", "medvr", "steps.tensorboard"),
+])  # fmt: skip
+def test_curves_that_cannot_be_written_are_refused_before_anything_is_drawn(
+    command: str,
+    name: str,
+    switch: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    out = tmp_path / "out"
+    path = f"training/configs/{name}.yaml"
+    assert cli.main([command, path, f"out={out}", "threads=1", f"{switch}=true"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("The switch tensorboard needs the package tensorboard: install it")
+    assert said.count("\n") == 1
+    assert not out.exists()
+
+
+def test_phantoms_of_other_settings_are_refused_before_a_rehearsal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = WorldConfig(count=1, seed=1, split="train", crops_per_target=1)
+    load_world(tmp_path, few)
+    arguments = ["training/configs/medlvr-sft.yaml", f"world={tmp_path}", "threads=1"]
+    assert cli.main(["sft", *arguments, "--rehearse"]) == 2
+    said = capsys.readouterr().err
+    assert "crops_per_target: 1 there, 2 here" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("method", ["medlvr", "medvr"])
