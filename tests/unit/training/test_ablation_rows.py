@@ -139,7 +139,8 @@ def test_the_rows_of_medlvr_take_the_same_steps_of_each_stage() -> None:
     first, second = of["medlvr-sft"], of["vlpo"]
     assert isinstance(first, FinetuneConfig)
     assert first.latents is not None
-    assert (first.latents.steps, first.latents.target, first.latents.weight) == (8, "roi_pooled", 1)
+    assert (first.latents.steps, first.latents.target) == (8, "roi_pooled")
+    assert first.latents.roi_weight == 1.0
     assert isinstance(second, ReinforcementConfig)
     assert (second.method, second.rollouts.latent_steps) == ("latent", 8)
     assert second.objective.latents.kind == "deterministic"
