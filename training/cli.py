@@ -31,7 +31,7 @@ from training.stopping import DivergedError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0, 1 (training stopped) or 2 (bad input)."""
     try:
-        options = _parser().parse_args(arguments)
+        options = _parsed(arguments)
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
     except (ImagingError, CheckpointError) as error:
@@ -49,6 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("Stopped.\n")
         return 1
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a command line; `key=value` may stand on either side of an option."""
+    parser = _parser()
+    options, others = parser.parse_known_args(arguments)
+    if any(other.startswith("-") or "=" not in other for other in others) or (
+        others and not hasattr(options, "overrides")
+    ):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if others:
+        options.overrides = [*options.overrides, *others]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

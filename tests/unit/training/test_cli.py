@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from training import ablation, bench, cli
+from training import ablation, bench, cli, rehearsal
 from training.ablation import AblationConfig
 from training.rewards import RewardConfig
+from training.sft import FinetuneConfig
 from training.world import WorldConfig, load_world
 
 
@@ -81,6 +82,39 @@ def test_phantoms_of_other_settings_are_refused_before_a_rehearsal(
     said = capsys.readouterr().err
     assert "crops_per_target: 1 there, 2 here" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [
+    ["threads=1", "seed=7", "--rehearse"],
+    ["--rehearse", "threads=1", "seed=7"],
+    ["threads=1", "--rehearse", "seed=7"],
+])  # fmt: skip
+def test_changes_may_stand_on_either_side_of_an_option(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[FinetuneConfig] = []
+
+    def rehearse(config: FinetuneConfig, report: object) -> str:
+        del report
+        seen.append(config)
+        return "rehearsed"
+
+    monkeypatch.setattr(rehearsal, "rehearse_finetune", rehearse)
+    assert cli.main(["sft", "training/configs/medlvr-sft.yaml", *arguments]) == 0
+    assert capsys.readouterr().out == "rehearsed\n"
+    assert [(config.threads, config.seed) for config in seen] == [(1, 7)]
+
+
+@pytest.mark.parametrize("arguments", [
+    ["sft", "some.yaml", "--rehearse", "--other=1"],
+    ["sft", "some.yaml", "--rehearse", "seed"],
+    ["samples", "seed=7"],
+])  # fmt: skip
+def test_what_no_command_knows_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    assert f"unrecognized arguments: {arguments[-1]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["medlvr", "medvr"])
