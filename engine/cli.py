@@ -51,6 +51,7 @@ from engine.trace import (
     Finished,
     LatentStep,
     Reground,
+    RequestFacts,
     RunStarted,
     TokenStep,
     Trace,
@@ -180,7 +181,13 @@ def _add_interventions(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "interventions", "changes to the evidence; boxes in shares of the image, 0 to 1"
     )
-    group.add_argument("--latents", choices=LATENT_INTERVENTIONS, default="none")
+    group.add_argument(
+        "--latents",
+        choices=LATENT_INTERVENTIONS,
+        default="none",
+        help="feed zeros, random directions (noise) or another image's latents (shuffle) into the "
+        "steps, keep them from the image (blind), or leave them out (skip)",
+    )
     group.add_argument(
         "--latent-donor",
         type=Path,
@@ -213,11 +220,8 @@ def _add_interventions(parser: argparse.ArgumentParser) -> None:
 def _interventions(options: argparse.Namespace) -> Interventions:
     donor: tuple[bytes, ...] = ()
     if options.latent_donor is not None:
-        donor = tuple(
-            event.vector
-            for event in read_trace(_content(options.latent_donor))
-            if isinstance(event, LatentStep)
-        )
+        run = read_trace(_content(options.latent_donor))
+        donor = tuple(event.vector for event in run if isinstance(event, LatentStep))
         if not donor:
             raise UsageError(f"{options.latent_donor.name} holds no latent steps to take.")
     elif options.latents == "shuffle":
@@ -271,10 +275,11 @@ def _trace(options: argparse.Namespace) -> int:
     if options.out is not None:
         _check_target(options.out)
     request = _request(options, _interventions(options))
-    stream = _engine_stream(options)
+    engine = _engine(options)
+    _check_donor(options.latent_donor, request, engine)
     events: list[Event] = []
     unheard: OSError | None = None
-    for event in stream(request):
+    for event in engine.stream(request):
         events.append(event)
         if unheard is None:
             try:
@@ -293,6 +298,27 @@ def _trace(options: argparse.Namespace) -> int:
         sys.stderr.write(failed.message + "\n")
         return USAGE_STATUS if failed.code in USAGE_CODES else FAILED_STATUS
     return 0
+
+
+def _check_donor(donor: Path | None, request: Request, engine: Engine) -> None:
+    """Refuses latents that tell nothing: the image's own, and those of another model.
+
+    Raises:
+        UsageError: with what to give instead.
+    """
+    started = None if donor is None else read_trace(_content(donor)).started
+    if donor is None or started is None:
+        return
+    if request.image.sha256 and started.image.sha256 == request.image.sha256:
+        raise UsageError(
+            f"{donor.name} is a run on this very image: give --latent-donor a run on another one."
+        )
+    made_by, facts = started.model, engine.loaded.facts
+    if (made_by.id, made_by.revision) != (facts.id, facts.revision):
+        raise UsageError(
+            f"{donor.name} was made by {made_by.id}, whose latent steps mean nothing to "
+            f"{facts.id}: make the donor with the same checkpoint."
+        )
 
 
 def _print_event(event: Event, *, as_json: bool) -> None:
@@ -562,6 +588,19 @@ def _rows(events: Iterable[Event]) -> Iterator[str]:
         yield f"{event.seconds:8.3f}  {type(event).__name__:<10}  {_summary(event)}"
 
 
+def _changes(request: RequestFacts) -> str:
+    """What was changed in a run to ask whether it matters; '' of an honest one."""
+    changes = request.interventions
+    said = [f"latents {changes.latents}"] if changes.latents != "none" else []
+    said += [f"crop {number} skipped" for number in changes.skip_crops]
+    said += [f"crop {number} moved" for number, _ in changes.move_crops]
+    if changes.occlude:
+        said.append(f"regions occluded: {len(changes.occlude)}")
+    if request.bottleneck:
+        said.append("answer kept from the image")
+    return f", CHANGED: {', '.join(said)}" if said else ""
+
+
 def _summary(event: Event) -> str:  # noqa: PLR0911 - one for every kind of event
     match event:
         case RunStarted():
@@ -570,7 +609,7 @@ def _summary(event: Event) -> str:  # noqa: PLR0911 - one for every kind of even
             return (
                 f"{facts.id} on {facts.device}, method {event.request.method}, "
                 f"image {image.source_width} x {image.source_height} seen at "
-                f"{image.seen_width} x {image.seen_height}{notices}"
+                f"{image.seen_width} x {image.seen_height}{_changes(event.request)}{notices}"
             )
         case TokenStep():
             forced = " forced" if event.forced else ""

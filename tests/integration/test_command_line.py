@@ -51,6 +51,13 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def other_image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("images") / "other.dcm"
+    path.write_bytes(to_file(RAMP.T, WindowCenter=2000, WindowWidth=3000))
+    return str(path)
+
+
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command here; status, standard output, standard error."""
@@ -361,19 +368,21 @@ def test_bad_arguments_are_one_line_and_status_two(
 
 
 def test_every_intervention_can_be_asked_for(
-    call: Run, checkpoint: str, image: str, tmp_path: Path
+    call: Run, checkpoint: str, image: str, other_image: str, tmp_path: Path
 ) -> None:
     donor = tmp_path / "donor.radtrace.zip"
-    shared = ("trace", image, "Q", "--checkpoint", checkpoint, "--max-new-tokens", "4")
-    assert call(*shared, "--method", "latent", "--latent-steps", "3", "--out", donor)[0] == 0
+    how = ("--checkpoint", checkpoint, "--max-new-tokens", "4")
+    latent = (*how, "--method", "latent", "--latent-steps", "3")
+    assert call("trace", other_image, "Q", *latent, "--out", donor)[0] == 0
 
     out = tmp_path / "changed.radtrace.zip"
     changes = ("--latents", "shuffle", "--latent-donor", donor, "--occlude", "0", "0", "0.5", "1")
-    status, _, err = call(
-        *shared, "--method", "latent", "--latent-steps", "3", *changes, "--out", out
-    )
+    status, said, err = call("trace", image, "Q", *latent, *changes, "--out", out)
 
     assert (status, err) == (0, "")
+    assert ", CHANGED: latents shuffle, regions occluded: 1" in said.splitlines()[0]
+    assert call("show", out)[1].splitlines()[0] == said.splitlines()[0]
+    assert "CHANGED" not in call("show", donor)[1]
     fed = [e.vector for e in read_trace(donor) if isinstance(e, LatentStep)]
     assert [e.vector for e in read_trace(out) if isinstance(e, LatentStep)] == fed
     started = read_trace(out).started
@@ -383,8 +392,9 @@ def test_every_intervention_can_be_asked_for(
     assert asked.occlude == (Box(0.0, 0.0, 0.5, 1.0),)
 
     crops = ("--skip-crop", "1", "--move-crop", "2", "0.25", "0.25", "0.5", "0.5")
-    status, _, err = call(*shared, "--method", "zoom", *crops, "--out", out)
+    status, said, err = call("trace", image, "Q", *how, "--method", "zoom", *crops, "--out", out)
     assert (status, err) == (0, "")
+    assert ", CHANGED: crop 1 skipped, crop 2 moved" in said.splitlines()[0]
     started = read_trace(out).started
     assert started is not None
     assert started.request.interventions.skip_crops == (1,)
@@ -399,6 +409,23 @@ def test_a_donor_without_latents_is_refused(
     assert call(*shared, "--out", donor)[0] == 0
 
     refused(call(*shared, "--latents", "shuffle", "--latent-donor", donor), "no latent steps")
+
+
+def test_a_donor_that_tells_nothing_is_refused(
+    call: Run, checkpoint: str, image: str, other_image: str, tmp_path: Path
+) -> None:
+    """The image's own latents, and those of another model."""
+    own, other = tmp_path / "own.radtrace.zip", tmp_path / "other.radtrace.zip"
+    how = ("--method", "latent", "--latent-steps", "2", "--max-new-tokens", "2")
+    for where, out, model in (
+        (image, own, ("--checkpoint", checkpoint)),
+        (other_image, other, ("--checkpoint", "assets/checkpoints/medlvr")),
+    ):
+        assert call("trace", where, "Q", *how, *model, "--out", out)[0] == 0
+
+    shared = ("trace", image, "Q", *how, "--checkpoint", checkpoint, "--latents", "shuffle")
+    refused(call(*shared, "--latent-donor", own), "own.radtrace.zip is a run on this very image")
+    refused(call(*shared, "--latent-donor", other), "was made by Lightbox MedLVR")
 
 
 def test_an_adapter_without_weights_is_one_line(call: Run, image: str, tmp_path: Path) -> None:
