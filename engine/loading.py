@@ -364,7 +364,9 @@ def _local_folder(name: str) -> Path | None:
 
 def _looks_like_a_path(name: str) -> bool:
     parts = name.split("/")
-    return name.startswith((".", "/", "~", "\\")) or len(parts) != 2 or parts[0] == "assets"
+    # Where the project keeps checkpoints and makes them: mistyped, or not made yet.
+    ours = parts[0] in ("assets", "runs")
+    return name.startswith((".", "/", "~", "\\")) or len(parts) != 2 or ours
 
 
 def _label(name: str) -> str:

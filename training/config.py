@@ -88,7 +88,9 @@ def build(cls: type[ConfigT], raw: dict[str, Any], prefix: str = "") -> ConfigT:
     for key in raw:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f" Did you mean {prefix + near[0]!r}?" if near else ""
+            # Without a neighbour it may be a file of another command.
+            known = f" Known here: {', '.join(names)}."
+            hint = f" Did you mean {prefix + near[0]!r}?" if near else known
             raise ConfigError(f"Unknown key {shown(prefix + str(key))}.{hint}")
     values = {key: _checked(hints[key], value, prefix + key) for key, value in raw.items()}
     try:

@@ -111,15 +111,19 @@ def asked_in_turn(
             tuple(step.vector for step in ask(engine, image, question, plain)[0].latents)
             for image, question in asked
         ]
-        answers = [question.answer for _, question in asked]
+        questions = [question for _, question in asked]
     for number, (image, question) in enumerate(asked):
         how = replace(config, seed=config.seed + number) if config.latents == "noise" else config
         donor = own[donors[number]] if donors else ()
         trace, seconds = ask(engine, image, question, how, donor)
         outcome = outcome_of(question, trace, seconds)
         if donors:
-            agrees = answers[donors[number]] == question.answer
-            outcome = replace(outcome, donor_agrees=agrees)
+            giver = questions[donors[number]]
+            outcome = replace(
+                outcome,
+                donor_agrees=giver.answer == question.answer,
+                donor_is_kin=giver.family == question.family,
+            )
         yield outcome, trace
 
 
@@ -230,6 +234,13 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
         if number % 50 == 0:
             report(f"{number} questions")
     result = summary(outcomes)
+    strangers = (result["shuffled"] or {}).get("of_another_family", 0)
+    if strangers:
+        report(
+            f"{strangers} of {len(outcomes)} questions were the only one of their family and took "
+            "latents of another kind of question, which models mostly ignore: to see what "
+            "shuffling costs, ask more (--limit) of fewer kinds (--families)."
+        )
     return _printed(result, options)
 
 

@@ -90,6 +90,7 @@ class Outcome:
         reachable: whether a target holds the centre of any cell; None as `touched`.
         chance: share of the cells that touch a target; None as `touched`.
         donor_agrees: whether the latents came from a question with the same answer (`shuffle`).
+        donor_is_kin: whether it was one of the same family.
     """
 
     family: str
@@ -112,6 +113,7 @@ class Outcome:
     reachable: bool | None = None
     chance: float | None = None
     donor_agrees: bool | None = None
+    donor_is_kin: bool | None = None
 
 
 def outcome_of(question: Question, trace: Trace, seconds: float) -> Outcome:
@@ -309,8 +311,11 @@ def _pointing_games(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _by_donor(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
-    """Accuracy where the donor's answer is the right one, and where it is another."""
-    found = {}
+    """Accuracy where the donor's answer is the right one, and where it is another.
+
+    With how many donors were of another family for want of one of the same, if any were.
+    """
+    found: dict[str, Any] = {}
     for name, agrees in (("same_answer", True), ("other_answer", False)):
         group = [outcome.right for outcome in outcomes if outcome.donor_agrees is agrees]
         if group:
@@ -319,6 +324,9 @@ def _by_donor(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
                 "ci95": list(wilson_interval(sum(group), len(group))),
                 "count": len(group),
             }
+    strangers = sum(outcome.donor_is_kin is False for outcome in outcomes)
+    if strangers:
+        found["of_another_family"] = strangers
     return found or None
 
 

@@ -76,6 +76,26 @@ def test_a_donor_tells_nothing_of_the_answer() -> None:
     assert donors != donors_of([*asked, alone], 4)
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--limit", "4", "--families", "effusion_side", "nodule_zone"], ""),
+        (["--limit", "3", "--families", "effusion_side", "nodule_zone"], "1 of 3 questions were"),
+    ],
+)
+def test_latents_of_other_kinds_of_questions_are_told(
+    asked: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A family's only question has no donor of its own kind."""
+    how = ["--method", "latent", "--latent-steps", "1", "--intervention", "shuffle", "--json"]
+    arguments = ["--checkpoint", "assets/checkpoints/medlvr-sft", *how, *asked]
+    assert main(["evaluate", *arguments]) == 0
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert bool(said) == ("took latents of another kind" in captured.err)
+    assert json.loads(captured.out)["shuffled"].get("of_another_family", 0) == bool(said)
+
+
 def test_every_question_has_noise_of_its_own(loaded: LoadedModel) -> None:
     first, *_ = (vectors(trace)[0] for trace in runs(loaded, latents="noise"))
     again, other, _ = (vectors(trace)[0] for trace in runs(loaded, latents="noise"))

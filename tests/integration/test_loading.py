@@ -332,7 +332,7 @@ def test_an_adapter_of_itself_is_refused(adapter: Path) -> None:
 # --- what is wrong with a checkpoint ------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "nowhere", "~/no", "a/b/c"])
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "nowhere", "~/no", "a/b/c", "runs/x"])
 def test_a_folder_that_is_not_there(name: str) -> None:
     assert "There is no checkpoint" in complaint(name)
 

@@ -58,6 +58,7 @@ def test_numbers_that_yaml_takes_for_texts_are_numbers(
     [
         ("stepz: 3", [], "Did you mean 'steps'"),
         ("steps: 3\ninner: {rte: 1}", [], "Did you mean 'inner.rate'"),
+        ("steps: 3\nphantoms: 4", [], "Unknown key 'phantoms'. Known here: steps, "),
         ("steps: many", [], "'steps' must be of type int"),
         ("steps: 1e3", [], "'steps' must be of type int"),
         ("steps: 3.5", [], "'steps' must be of type int"),

@@ -133,6 +133,7 @@ def test_shuffles_are_told_apart_by_the_donors_answer() -> None:
     assert table["shuffled"]["same_answer"]["accuracy"] == 1.0
     assert table["shuffled"]["other_answer"]["accuracy"] == 0.5
     assert table["shuffled"]["other_answer"]["count"] == 2
+    assert "of_another_family" not in table["shuffled"]
     assert table["pointing_game_ceiling"] == table["touching_by_chance"] == 0.5
     assert table["pointing_game_count"] == 2
     lung = outcome(family="lung", reachable=True, latent_alike=True)
