@@ -150,7 +150,7 @@ def test_medlvr_shows_its_inner_steps_and_an_intervention_is_a_click_away(
         expect(page.locator(".lb-stage")).to_have_attribute("data-busy", "false", timeout=SLOWLY)
         # Offered by name, and what it was trained for follows.
         page.locator(".lb-composer summary", has_text="Settings").click()
-        page.locator("#lb-model").select_option(label="Lightbox MedLVR")
+        page.locator("#lb-model").select_option(label="Lightbox MedLVR stage 2 (VLPO)")
         expect(page.locator('.lb-method[data-method="latent"]')).to_have_attribute(
             "aria-checked", "true"
         )
