@@ -17,6 +17,8 @@ from engine.rollout import Rollout
 from engine.trace import Event, LatentStep, Reground
 from tests.integration.conftest import MakeRequest
 from tests.integration.test_forks import assert_replays, zooming
+from training.objectives import LatentPolicyConfig
+from training.rollout_groups import latent_draw
 
 BRANCHES = 4
 
@@ -96,6 +98,32 @@ def test_a_group_runs_its_prompt_once_and_encodes_every_image_once(
     assert seen.positions == decoder.forwarded == prompt + sum(own)
     assert seen.images == 1 + crops
     assert seen.layers.count((1, prompt)) == 1
+
+
+# --- latents of all branches in one forward --------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["deterministic", "gaussian"])
+def test_latents_of_a_group_are_fed_together(
+    engine: Engine, loaded: LoadedModel, make_request: MakeRequest, kind: str
+) -> None:
+    """K forwards of all branches, one behind the other: not one for every latent."""
+    steps = 3
+    request = sampled(make_request, "latent", 0, latent_steps=steps)
+    decoder, _, start = engine.prepare(request)
+    draw = latent_draw(LatentPolicyConfig(kind=kind, sigma=0.1), engine.loaded.device, 0)
+    rollout = Rollout(decoder, start, count=BRANCHES, draw_latent=draw)
+    fed: dict[int, list[int]] = {}
+    with seen_by(loaded) as seen:
+        for branch, event in rollout.events():
+            if isinstance(event, LatentStep):
+                # How many forwards there have been is the number of the one that fed it.
+                fed.setdefault(len(seen.layers), []).append(branch)
+
+    first = min(fed)
+    assert fed == {number: list(range(BRANCHES)) for number in range(first, first + steps)}
+    # And the one before them, which opens the segments.
+    assert seen.layers[first - 2 : first + steps - 1] == [(BRANCHES, 1)] * (steps + 1)
 
 
 # --- ended branches leave the batch ----------------------------------------------

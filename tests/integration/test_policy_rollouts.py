@@ -13,10 +13,12 @@ from engine.rollout import Rollout
 from engine.sequence import FedSequence
 from engine.trace import Answered
 from tests.integration.conftest import picture
+from tests.unit.training.conftest import question
 from training.objectives import LatentPolicyConfig
 from training.packing import packed_group
 from training.policy import policy_outputs
-from training.rollout_groups import latent_draw
+from training.prompts import Prompt
+from training.rollout_groups import RolloutConfig, latent_draw, rolled_out
 from training.trajectories import roll_out
 
 
@@ -69,6 +71,23 @@ def test_draws_differ_between_branches_and_seeds_and_repeat_with_a_seed(engine: 
     assert not torch.allclose(one[0], one[3])
     plain = fed("deterministic", 1)
     assert torch.equal(plain[0], plain[3])
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "spherical"])
+def test_a_group_is_fed_the_draws_of_its_policy(engine: Engine, kind: str) -> None:
+    """Its branches share the mean of their first latent, so that draws alone tell them apart."""
+    prompt = Prompt(question(), DisplayImage(pixels=picture()))
+    config = RolloutConfig(prompts=1, group=3, max_new_tokens=2, latent_steps=2)
+
+    def first_latents(place: int) -> torch.Tensor:
+        policy = LatentPolicyConfig(kind=kind, sigma=0.1)
+        found = rolled_out(engine, prompt, "latent", config, policy, [5, place])
+        return torch.stack([t.sequence.latents[0][1] for t in found.trajectories])
+
+    one = first_latents(0)
+    assert len(one.unique(dim=0)) == 3
+    assert torch.equal(one, first_latents(0))
+    assert not torch.equal(one, first_latents(1))
 
 
 @pytest.mark.parametrize(("method", "made"), [("direct", False), ("zoom", True)])

@@ -27,7 +27,7 @@ from tests.integration.conftest import picture
 from tests.integration.killing import killed_after_its_first_save
 from tests.integration.test_loading import save
 from tests.source_tree import ROOT
-from training import reinforcement
+from training import policy_updates, reinforcement
 from training.ablation import AblationConfig
 from training.accelerated import Accelerated
 from training.adapters import AdapterConfig
@@ -37,7 +37,8 @@ from training.config import ConfigError, load_config
 from training.evaluate import AskConfig
 from training.out_of_distribution import Detector
 from training.packing import packed_group
-from training.policy import policy_outputs
+from training.policy import PolicyOutputs, policy_outputs
+from training.policy_loss import ObjectiveConfig, PolicyPart, Totals, policy_loss
 from training.reinforcement import (
     ReinforcementConfig,
     export,
@@ -45,9 +46,10 @@ from training.reinforcement import (
     medvr,
     opened_policy,
     reference_of,
+    vlpo,
 )
 from training.replicas import Replicas
-from training.rollout_groups import rolled_out
+from training.rollout_groups import RewardedGroup, rolled_out
 from training.sft import FinetuneConfig
 from training.stopping import DivergedError
 
@@ -368,6 +370,156 @@ def test_a_killed_policy_goes_on_to_the_bit(
     ]
     assert logs[0] == logs[1]
     assert any(record.get("skipped") == 0.0 for record in logs[0])
+
+
+@dataclasses.dataclass
+class Watched:
+    """What a run rolled out, and what it made of it.
+
+    Attributes:
+        groups: all that were rolled out.
+        parts, numbers: of every update, what it learned from and what it measured.
+        gradients: of every update, that of its loss by the means of the latents.
+    """
+
+    groups: list[RewardedGroup] = dataclasses.field(default_factory=list)
+    parts: list[PolicyPart] = dataclasses.field(default_factory=list)
+    numbers: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    gradients: list[torch.Tensor] = dataclasses.field(default_factory=list)
+
+
+def watched(
+    folder: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    bottleneck: bool = False,
+    objective: dict[str, object] | None = None,
+) -> Watched:
+    """One batch of `vlpo`, a group of six, in two updates.
+
+    With a shipped model: rollouts of random weights all earn the same, and teach nothing.
+    """
+    seen = Watched()
+
+    def rolled(*arguments: object, **named: object) -> list[RewardedGroup]:
+        groups = gathered(*arguments, **named)  # type: ignore[arg-type]
+        seen.groups += groups
+        return groups
+
+    def loss_of(
+        found: PolicyOutputs, part: PolicyPart, totals: Totals, config: ObjectiveConfig
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, numbers = policy_loss(found, part, totals, config)
+        # No word hangs on the means: what is fed into slots is what was fed in the rollout.
+        (gradient,) = torch.autograd.grad(loss, found.latent_means, retain_graph=True)
+        seen.parts.append(part)
+        seen.numbers.append(numbers)
+        seen.gradients.append(gradient)
+        return loss, numbers
+
+    monkeypatch.setattr(reinforcement, "gathered", rolled)
+    monkeypatch.setattr(policy_updates, "policy_loss", loss_of)
+    path = written(
+        folder,
+        name,
+        "latent",
+        base="assets/checkpoints/medlvr-sft",
+        rollouts={
+            "prompts": 1,
+            "group": 6,
+            "max_new_tokens": 120,
+            "latent_steps": 3,
+            "bottleneck": bottleneck,
+        },
+        objective=objective or {},
+        steps={
+            "steps": 2,
+            "learning_rate": 0.0001,
+            "warmup": 1,
+            "save_every": 2,
+            "log_every": 1,
+        },
+    )
+    vlpo(load_config(ReinforcementConfig, path, []), lambda _: None)
+    (group,) = seen.groups
+    assert group.varies
+    assert len(seen.parts) == 2
+    return seen
+
+
+@pytest.mark.parametrize(("kind", "sigma"), [("spherical", 0.3), ("gaussian", 0.1)])
+def test_latents_are_drawn_as_the_objective_says_and_learned_from(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, sigma: float
+) -> None:
+    seen = watched(
+        folder,
+        f"drawn-{kind}",
+        monkeypatch,
+        objective={"latents": {"kind": kind, "sigma": sigma}},
+    )
+
+    part = seen.parts[0]
+    latents, means = part.packed.latents, part.old.latent_means
+    one, other = (latents[part.packed.latent_owners == branch] for branch in (0, 1))
+    assert float((one - other).norm(dim=-1).min()) > 0.1
+    if kind == "spherical":
+        torch.testing.assert_close(latents.norm(dim=-1), means.norm(dim=-1), rtol=1e-4, atol=0)
+        directions = [torch.nn.functional.normalize(v, dim=-1) for v in (latents, means)]
+        # The chord of a turn whose tangent is sigma.
+        chord = 2 * math.sin(math.atan(sigma) / 2)
+        assert float((directions[0] - directions[1]).norm(dim=-1).mean()) == pytest.approx(
+            chord, rel=0.1
+        )
+    else:
+        assert float((latents - means).std()) == pytest.approx(sigma, rel=0.1)
+    # Of latents that were not drawn the first would be zero, and without a ratio both.
+    assert all(bool(gradient.isfinite().all()) for gradient in seen.gradients)
+    assert all(float(gradient.norm()) > 0 for gradient in seen.gradients)
+    assert all(math.isfinite(numbers["latent_loss"]) for numbers in seen.numbers)
+    assert abs(seen.numbers[1]["latent_loss"]) > 1e-6
+
+
+def test_the_loss_of_a_run_is_that_of_its_objective(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No setting is the one by default; the second update has something in every term."""
+    watched(
+        folder,
+        "weighed",
+        monkeypatch,
+        objective={
+            "kl_weight": 30.0,
+            "latents": {"kind": "spherical", "sigma": 0.5},
+            "latent_weight": 5.0,
+            "latent_kl_weight": 3.0,
+            "clip": {"low": 0.003, "high": 0.003},
+        },
+    )
+
+    _, _, second, _ = records(folder / "weighed")
+    terms = [30 * second["kl"], 5 * second["latent_loss"], 3 * second["latent_kl"]]
+    assert min(map(abs, terms)) > 1e-3
+    assert second["loss"] == pytest.approx(second["text_loss"] + sum(terms), abs=1e-4)
+    assert second["latent_drift"] == pytest.approx(0.5 * second["latent_drift_over_sigma"])
+    # Under the bounds by default none is.
+    assert second["latent_clipped"] > 0.1
+
+
+def test_an_update_of_a_run_reads_rollouts_under_the_bottleneck_as_they_were_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watched(folder, "narrow", monkeypatch, bottleneck=True)
+
+    (group,), part = seen.groups, seen.parts[0]
+    own = [
+        token.logprob
+        for trajectory in group.rollouts.trajectories
+        for token in trajectory.sequence.written
+        if not token.forced
+    ]
+    old = part.old.log_probs[part.packed.learned]
+    torch.testing.assert_close(old, torch.tensor(own), atol=1e-4, rtol=0)
 
 
 def test_a_policy_is_to_be_spoken_to_as_its_base_was(folder: Path) -> None:
