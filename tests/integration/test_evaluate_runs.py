@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from engine.trace import Trace
 from engine.trace_io import read_trace
 from tests.integration.conftest import picture
 from tests.integration.test_loading import save
-from training import evaluate
+from training import ablation, evaluate
+from training.ablation import AskedConfig
 from training.cli import main
 from training.evaluate import ASKED_BUDGETS, AskConfig, asked_how, asked_in_turn, donors_of
-from training.outcomes import EvaluationError
+from training.outcomes import EvaluationError, Outcome
+from training.prompts import PromptConfig, PromptPool
 from training.questions import Question
 
 QUESTION = Question(
@@ -162,6 +165,43 @@ def test_the_command_line_reaches_how_questions_are_asked(
     asked = AskConfig(method="latent", seed=4, latents=kind, budgets=budgets, bottleneck=True)  # type: ignore[arg-type]
     assert found == [asked, AskConfig(method="latent", latents=kind)]  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""
+
+
+def test_a_row_of_an_ablation_is_asked_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its intervention, its K and its bottleneck, each of them seen in the runs themselves."""
+    save(tiny_model(), tmp_path / "model")
+    pool = PromptPool(
+        tmp_path, PromptConfig(count=2, seed=3, split="test", families=("nodule_side",))
+    )
+    traces: list[Trace] = []
+
+    def kept(*arguments: object) -> Iterator[tuple[Outcome, Trace]]:
+        for outcome, trace in asked_in_turn(*arguments):  # type: ignore[arg-type]
+            traces.append(trace)
+            yield outcome, trace
+
+    monkeypatch.setattr(ablation, "asked_in_turn", kept)
+
+    def scored(**how: object) -> list[list[float]]:
+        asked = AskedConfig(method="latent", latent_steps=3, **how)  # type: ignore[arg-type]
+        found = ablation.score(str(tmp_path / "model"), asked, pool, 0)
+        assert len(found["outcomes"]) == 2
+        cosines: list[list[float]] = found["latents"]["between_steps"]
+        return cosines
+
+    def looks(trace: Trace) -> list[bool]:
+        """Whether the tokens behind the latents look at the image."""
+        return [any(m.total > 0 for m in token.attention) for token in trace.tokens[2:]]
+
+    assert np.diag(scored()) == pytest.approx([1.0] * 3)
+    assert all(all(looks(trace)) and looks(trace) for trace in traces)
+    traces.clear()
+    assert scored(latents="zero", bottleneck=True) == [[0.0] * 3] * 3
+    assert [len(trace.latents) for trace in traces] == [3, 3]
+    assert all(vector == bytes(len(vector)) for trace in traces for vector in vectors(trace))
+    assert not any(any(looks(trace)) for trace in traces)
 
 
 def test_the_command_line_changes_the_latents_of_a_run(

@@ -34,7 +34,16 @@ from training.cli import main
 from training.config import ConfigError, load_config
 from training.evaluate import ASKED_BUDGETS, AskConfig, greedy_scores
 from training.prompts import PromptPool
-from training.sft import FinetuneConfig, TuningConfig, answering, finetune, tuned_model
+from training.real_images import split_of_patient
+from training.sft import (
+    FinetuneConfig,
+    TuningConfig,
+    answering,
+    finetune,
+    materials_of,
+    train,
+    tuned_model,
+)
 from training.world import WorldConfig, balanced_case, build_case, claim_world, save_cases
 
 # peft 0.21 still asks for a property that transformers 5.23 has renamed.
@@ -261,6 +270,48 @@ def test_checkpointing_and_chunks_change_memory_and_not_the_loss(
         assert [record[name] for record in spared] == pytest.approx(
             [record[name] for record in whole[:2]], rel=1e-5
         )
+
+
+def test_layers_are_computed_twice_where_they_are_checkpointed_and_once_where_not(
+    folder: Path,
+) -> None:
+    def passes(*, again: bool) -> int:
+        path = config_file(folder, f"again-{again}", gradient_checkpointing=again)
+        config = load_config(FinetuneConfig, path, ["language.steps=1"])
+        tuned = tuned_model(config.base, config.tuning)
+        calls: list[bool] = []
+        norm = tuned.model.model.language_model.layers[0].input_layernorm
+        norm.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        materials = materials_of(config, lambda _: None)
+        train(config, tuned, materials, Accelerated(), lambda _: None)
+        return sum(calls)
+
+    assert passes(again=True) == 2 * passes(again=False) > 0
+
+
+def test_real_radiographs_are_drawn_from_where_their_folder_is_given(folder: Path) -> None:
+    """One of either split, with boxes where its lungs may lie."""
+    patients = {split_of_patient(str(number)): str(number) for number in range(60)}
+    images = folder / "real" / "images"
+    images.mkdir(parents=True)
+    table: dict[str, list[dict[str, object]]] = {"images": [], "annotations": []}
+    for number, split in enumerate(("train", "validation")):
+        Image.fromarray(chest(200, seed=number)).save(images / f"{split}.png")
+        record = {"id": number, "file_name": f"{split}.png", "width": 200, "height": 200}
+        table["images"].append({**record, "metadata": {"patientid": patients[split]}})
+        table["annotations"] += [
+            {"image_id": number, "category_id": lung, "bbox": [x, 40, 60, 120]}
+            for lung, x in ((1, 20), (2, 120))
+        ]
+    (folder / "real" / "annotations.json").write_text(json.dumps(table), encoding="utf-8")
+    path = config_file(folder, "radiographs")
+
+    def real(overrides: list[str]) -> list[list[str]]:
+        found = materials_of(load_config(FinetuneConfig, path, overrides), lambda _: None)
+        return [[one.name for one in part] for part in (found.real_train, found.real_validation)]
+
+    assert real([f"real_images={folder / 'real'}"]) == [["train.png"], ["validation.png"]]
+    assert real([]) == [[], []]
 
 
 def test_a_trained_tower_changes(folder: Path) -> None:
