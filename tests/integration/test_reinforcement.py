@@ -501,7 +501,9 @@ def test_the_loss_of_a_run_is_that_of_its_objective(
     terms = [30 * second["kl"], 5 * second["latent_loss"], 3 * second["latent_kl"]]
     assert min(map(abs, terms)) > 1e-3
     assert second["loss"] == pytest.approx(second["text_loss"] + sum(terms), abs=1e-4)
-    assert second["latent_drift"] == pytest.approx(0.5 * second["latent_drift_over_sigma"])
+    # Of directions: what the length itself has changed by is little beside what has turned.
+    turned = second["latent_drift"] / second["latent_norm"]
+    assert second["latent_drift_over_sigma"] == pytest.approx(turned / 0.5, rel=0.1)
     # Under the bounds by default none is.
     assert second["latent_clipped"] > 0.1
 
