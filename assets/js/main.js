@@ -31,6 +31,7 @@ class App {
       onFrame: (frame) => this.setFrame(frame),
       onWindow: () => this.stale && this.checkStale(),
       onDraw: (box) => this.composer.drawn(box),
+      onOverlay: () => this.inspectAgain(),
       onTool: (name) => { if (this.viewer) this.root.dataset.tool = name; },
       onProblem: (text) => this.say(text, 'error'),
     });

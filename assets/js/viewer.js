@@ -139,6 +139,7 @@ class Viewer {
     this.layer = name;
     this.layerMenu.value = name;
     prefs.write({ layer: name });
+    this.callbacks.onOverlay();
     this.draw();
   }
 
@@ -611,10 +612,10 @@ class Viewer {
     this.paintPeak(context, matrix, [x, y, width, height]);
   }
 
-  // A ring where the map is highest, dark and white, to be seen on every colour; none where the
-  // limit hides the whole map.
+  // A ring where the map is highest, dark and white, to be seen on every colour, also where the
+  // limit hides the whole map: the inspector names the place.
   paintPeak(context, matrix, [x, y, width, height]) {
-    if (!(this.heat.peak > 0 && this.heat.peak >= this.limit * this.heatScale)) return;
+    if (!(this.heat.peak > 0)) return;
     const [px, py] = peakPlace(this.heat);
     const point = matrix.transformPoint(new DOMPoint(x + px * width, y + py * height));
     const ratio = this.ratio || 1;

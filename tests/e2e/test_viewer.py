@@ -331,10 +331,13 @@ def test_a_ring_marks_the_peak_of_the_heat_map(page_server: Served, open_page: O
       return Math.min(...row.filter((value, at) => at % 4 === 0));
     }"""
     assert page.evaluate(darkest) < 60
-    # Of a weak map, whose highest cell is below the limit, nothing is drawn, and no ring either.
+    # Of a weak map, whose highest cell is below the limit, the ring is all that is drawn.
     page.locator(".lb-token").nth(1).click()
-    # The ring is black outside: around its radius the picture alone is nowhere as dark.
-    page.wait_for_function(f"({ring})()[2].every(value => value > 150)")
+    page.wait_for_function(f"({ring})()[2].every((value, at, [r, b]) => r === b)")
+    page.wait_for_function(f"({darkest})() < 60")
+    expect(page.locator(".lb-inspect")).to_contain_text("Strongest (the ring): middle centre")
+    page.get_by_label("Heat map", exact=True).select_option("off")
+    expect(page.locator(".lb-inspect")).to_contain_text("Strongest: middle centre")
     page.wait_for_function(f"({darkest})() > 100")
 
 
