@@ -95,7 +95,9 @@ class Inspector {
         text: 'Inner step ' + item[1] }), el('span', { class: 'lb-quiet',
         text: 'of ' + item[2] + ', without words' })),
       el('div', { class: 'lb-two' },
-        this.figure(item[4] === null ? '–' : number(item[4], 2), 'likeness to the step before'),
+        // A vector of zeros has no direction, and is like nothing.
+        this.figure(item[4] === null || !item[3] ? '–' : number(item[4], 2),
+          'likeness to the step before'),
         this.figure(number(item[3], 1), 'length of its vector')),
     ];
     if (!detail) {
@@ -130,7 +132,7 @@ class Inspector {
     const scale = label === 'similarity' ? 1 : Math.max(this.app.run.scale, 1e-6);
     this.app.viewer.setHeat(grid, scale, label);
     const facts = gridFacts(grid);
-    const ringed = grid.peak > 0 && this.app.viewer.layer !== 'off';
+    const ringed = this.app.viewer.layer !== 'off';
     const name = grid.image ? 'crop ' + grid.image : 'the image';
     const nodes = [el('h3', { class: 'lb-sub', text: label === 'similarity'
       ? 'Parts of the image that it resembles' : 'Where it looked' })];
@@ -143,6 +145,11 @@ class Inspector {
     }
     if (label === 'attention') {
       nodes.push(bar('on ' + name, grid.total, percent(grid.total), '#56B4E9'));
+    }
+    if (!(grid.peak > 0)) {
+      nodes.push(el('p', { class: 'lb-quiet', text: 'This map is empty: ' + (label === 'similarity'
+        ? 'the step resembles no part of the image.' : 'nothing of ' + name + ' was looked at.') }));
+      return nodes;
     }
     nodes.push(bar('at the border', facts.border, percent(facts.border),
       facts.border > 0.5 ? '#FF8A4C' : '#66727E'));

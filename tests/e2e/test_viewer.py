@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -13,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from app.pictures import describe, picture_files
 from engine.imaging import Window, render
 from engine.imaging import open_image as open_source
-from engine.trace import Event, EvidenceMap, Reground, TokenStep, peak_place
+from engine.trace import Event, EvidenceMap, LatentStep, Reground, TokenStep, peak_place
 from engine.trace_io import to_zip
 from tests.e2e.conftest import OpenPage, Served
 from tests.e2e.test_read import ask, open_image, upload, wait_for
@@ -339,6 +340,26 @@ def test_a_ring_marks_the_peak_of_the_heat_map(page_server: Served, open_page: O
     page.get_by_label("Heat map", exact=True).select_option("off")
     expect(page.locator(".lb-inspect")).to_contain_text("Strongest: middle centre")
     page.wait_for_function(f"({darkest})() > 100")
+
+
+def test_an_empty_map_has_no_strongest_place(page_server: Served, open_page: OpenPage) -> None:
+    page = open_page(page_server)
+    empty = EvidenceMap(image=0, rows=8, columns=8, values=bytes(64), peak=0.0, total=0.0)
+    nothing = {"attention": (empty,), "similarity": empty, "norm": 0.0, "cosine_to_previous": 0.0}
+    events = [
+        replace(event, **nothing) if isinstance(event, LatentStep) else event
+        for event in events_of(request())
+    ]
+    upload(page, to_zip(events), "x.radtrace.zip")
+    wait_for(page, "done")
+    page.locator(".lb-thumb").nth(1).click()
+    inspector = page.locator(".lb-inspect")
+    expect(inspector).to_contain_text("This map is empty: the step resembles no part of the image.")
+    expect(inspector.locator(".lb-figure").first).to_have_text(re.compile("^–likeness"))
+    inspector.get_by_role("button", name="Looked at").click()
+    expect(inspector).to_contain_text("This map is empty: nothing of the image was looked at.")
+    expect(inspector).not_to_contain_text("Strongest")
+    expect(inspector).not_to_contain_text("at the border")
 
 
 def test_escape_leaves_a_box_undrawn(page_server: Served, open_page: OpenPage) -> None:
