@@ -103,6 +103,7 @@ NO_DONOR_API: Final = (
     "use `python -m engine trace --latents shuffle --latent-donor FILE`."
 )
 NO_LATENTS: Final = "The last run took no inner steps."
+NO_RUN: Final = "There is no run on this image yet: press Explain first, then change something."
 
 ABOUT: Final = f"""
 ### What this is

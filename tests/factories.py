@@ -159,8 +159,13 @@ class _Script:
             outside=0.02,
         )
 
-    def latents(self) -> Iterator[LatentStep]:
+    def latents(self) -> Iterator[LatentStep | TokenStep]:
         steps = self.request.budgets.latent_steps
+        if self.request.interventions.latents == "skip":
+            # The engine opens the segment and closes it at once.
+            yield self.token("<|lat_start|>", "reasoning", 0.0, forced=True)
+            yield self.token("<|lat_end|>", "reasoning", 0.0, forced=True)
+            return
         for step in range(1, steps + 1):
             # Of the image, as a model's own are.
             seed = [int(self.request.image.sha256[:8] or "0", 16), self.request.seed, step]

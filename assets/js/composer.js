@@ -386,17 +386,19 @@ class Composer {
     app.viewer.setCovered(this.covered.length || !facts ? this.covered : facts.changes.occlude);
   }
 
-  // Only inner steps that the last run took can be changed, and only those that its model took on
-  // another image can be fed in.
+  // Only inner steps that the last run took can be changed, or would have taken had they not been
+  // left out, and only those that its model took on another image can be fed in.
   updateDonor() {
     const { run, state } = this.app;
-    const took = Boolean(run) && run.items.some((item) => item[0] === 'l');
+    const took = Boolean(run) && (run.items.some((item) => item[0] === 'l')
+      || Boolean(run.facts && run.facts.changes.latents === 'skip'));
     const lent = Boolean(run && state && state.donors && state.donors.includes(run.model));
     for (const option of this.latents.options) {
       option.disabled = option.value !== 'none' && (!took || (option.value === 'shuffle' && !lent));
     }
     if (this.latents.selectedOptions[0].disabled) this.latents.value = 'none';
-    this.noDonor.textContent = took ? LB.text.no_donor : LB.text.no_latents;
+    this.noDonor.textContent = took ? LB.text.no_donor : run ? LB.text.no_latents
+      : this.app.hasImage() ? LB.text.no_run : LB.text.no_image;
     this.noDonor.hidden = took && lent;
   }
 
@@ -423,7 +425,8 @@ class Composer {
     for (const node of [...this.skips.children, ...this.moves.children]) {
       node.hidden = Number(node.dataset.crop) > made && node.getAttribute('aria-pressed') !== 'true';
     }
-    this.noCrops.hidden = made > 0;
+    // Without a run the sentence on the inner steps says so.
+    this.noCrops.hidden = made > 0 || !this.app.run;
     this.skipRow.hidden = made === 0;
     this.moveRow.hidden = made === 0;
     for (const node of this.moves.children) {
