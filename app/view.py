@@ -221,6 +221,9 @@ class RunView:
     def _belief(self, event: Belief) -> None:
         if event.moment == "prefill":
             self._open_card("first")
+        elif event.moment == "latent":
+            # Of a segment without steps, nothing else has opened it.
+            self._open_card("latent")
         self.items.append([
             "b",
             event.moment,

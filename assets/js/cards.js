@@ -247,6 +247,10 @@ class Cards {
 
   belief(card, index, item) {
     const options = this.app.run.facts.options;
+    if (card.kind === 'latent' && !card.thumbs.childNodes.length) {
+      card.heading.textContent = 'Inner steps: left out';
+      card.thumbs.remove();
+    }
     const node = el('div', { class: 'lb-belief' });
     this.results.push([index, node]);
     if (!options.length) {

@@ -335,6 +335,7 @@ def test_inner_steps_of_another_image_can_be_fed_in(
     page.click("#lb-again")
     expect(page.locator(".lb-banner-change")).to_contain_text("inner steps left out")
     wait_for(page, "done")
+    expect(page.locator(".lb-card-latent .lb-card-title")).to_have_text("Inner steps: left out")
     page.locator(".lb-composer summary", has_text="What if").click()
     page.select_option("#lb-latents", "zero")
     expect(page.locator("#lb-again")).to_be_enabled()

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.view import FORCED, LIVE_GRID, UNSURE, RunView, coarse, unsure_above
+from engine.request import Budgets, Interventions
 from engine.trace import Failed, TokenStep, Trace, quantised_map
 from tests.factories import blob, long_events, request, started, trace
 
@@ -40,6 +41,23 @@ def test_the_cards_follow_the_story_of_the_run() -> None:
 )
 def test_each_method_has_the_cards_that_it_can_have(method: str, expected: list[str]) -> None:
     assert kinds(RunView.from_events(trace(method=method))) == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"interventions": Interventions(latents="skip")}, id="skipped"),
+        pytest.param({"budgets": Budgets(latent_steps=0)}, id="none asked for"),
+    ],
+)
+def test_a_belief_behind_inner_steps_that_were_left_out_has_a_card(
+    changes: dict[str, Any],
+) -> None:
+    view = RunView.from_events(trace(method="latent", **changes))
+
+    assert kinds(view) == ["first", "latent", "look", "answer"]
+    start = view.cards[1][1]
+    assert view.items[start][:2] == ["b", "latent"]
 
 
 def test_an_unsure_card_points_at_the_word_before_it() -> None:
