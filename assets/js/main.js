@@ -289,6 +289,9 @@ class App {
     if (!this.ways.take(state)) this.describeState(state);
     this.root.dataset.state = this.pending || this.stateName();
     this.composer.update();
+    // Only now do all panels have the height that they keep.
+    if (this.landed && this.compare.hidden) this.cards.toLast();
+    this.landed = false;
   }
 
   // The items of a run, of which each refresh parses the new lines only.
@@ -603,6 +606,7 @@ class App {
     if (!running && this.selected < 0) {
       this.pick(this.answerIndex() || last, { stay: true });
       this.cards.toLast();
+      this.landed = fresh;
     } else if (running) {
       this.cards.toBottom();
     }
@@ -700,6 +704,7 @@ class App {
     const at = this.strip.columnOf(this.cursor);
     if (at >= this.steps().length) {
       this.pause();
+      this.cards.toLast();
       return;
     }
     this.pick(this.steps()[at], {});
