@@ -125,3 +125,6 @@ const prefs = {
 };
 
 const still = window.matchMedia('(prefers-reduced-motion: reduce)');
+
+// Small screens, with the same limit as in the style sheet.
+const oneColumn = window.matchMedia('(max-width: 767px)');

@@ -132,6 +132,7 @@ class Inspector {
     const scale = label === 'similarity' ? 1 : Math.max(this.app.run.scale, 1e-6);
     this.app.viewer.setHeat(grid, scale, label);
     const facts = gridFacts(grid);
+    const copy = this.copy(grid, scale, facts);
     const ringed = this.app.viewer.layer !== 'off';
     const name = grid.image ? 'crop ' + grid.image : 'the image';
     const nodes = [el('h3', { class: 'lb-sub', text: label === 'similarity'
@@ -143,6 +144,7 @@ class Inspector {
           'data-toggle': 'image-' + one.image,
         }, () => { this.image = one.image; this.app.inspectAgain(); }))));
     }
+    if (copy) nodes.push(copy);
     if (label === 'attention') {
       nodes.push(bar('on ' + name, grid.total, percent(grid.total), '#56B4E9'));
     }
@@ -158,6 +160,19 @@ class Inspector {
         + (grid.image ? name : 'the picture') + '. '
         + (label === 'similarity' ? LB.text.similarity : LB.text.heat) }));
     return nodes;
+  }
+
+  // In one column the image lies far above: the map is drawn here a second time, small.
+  copy(grid, scale, { x, y }) {
+    const { viewer, run } = this.app;
+    if (viewer.layer === 'off' || !(grid.peak > 0)) return null;
+    const map = gridCanvas(grid, scale, viewer.limit);
+    const ring = el('span', { class: 'lb-map-ring' });
+    ring.style.left = x * 100 + '%';
+    ring.style.top = y * 100 + '%';
+    return el('div', { class: 'lb-map-copy', 'aria-hidden': 'true' }, el('img', { alt: '',
+      src: fileUrl(run.folder, grid.image ? 'crop-' + grid.image + '.png' : 'seen.png') }),
+    map, ring);
   }
 
   crop(item) {

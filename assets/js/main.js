@@ -234,6 +234,14 @@ class App {
     this.reasoning.scrollIntoView({ block: 'start', behavior: still.matches ? 'auto' : 'smooth' });
   }
 
+  // In one column what lies behind a step stands below the cards, and its map, too; a reader who
+  // follows a run is not moved.
+  bring(index) {
+    if (!oneColumn.matches || this.busy() || this.selected !== index) return;
+    this.inspector.root.scrollIntoView({ block: 'start',
+      behavior: still.matches ? 'auto' : 'smooth' });
+  }
+
   stop() {
     if (!this.busy()) return;
     this.say('Stopping…');
@@ -638,7 +646,7 @@ class App {
     this.pick(index, how);
   }
 
-  pick(index, { fly, stay }) {
+  pick(index, { fly, stay, bring }) {
     this.follow = index >= this.run.items.length - 1 && this.run.status === 'running';
     this.selected = index;
     // What follows the last step, as the belief at the end, is no step of its own.
@@ -646,9 +654,10 @@ class App {
     this.cursor = over ? this.run.items.length : index + 1;
     this.mark();
     if (!stay) this.cards.reveal(index, true);
-    this.inspector.show(index);
+    const shown = this.inspector.show(index);
     const item = this.run.items[index];
     if (fly && item[0] === 'c') this.viewer.flyTo(item[2]);
+    if (bring) shown.then(() => this.bring(index));
   }
 
   inspectAgain() {

@@ -147,6 +147,7 @@ class Viewer {
     this.limit = clamp(value, 0.05, 1);
     this.limitInput.value = String(Math.round(this.limit * 100));
     prefs.write({ limit: this.limit });
+    this.callbacks.onOverlay();
     this.draw();
   }
 

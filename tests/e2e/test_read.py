@@ -216,13 +216,27 @@ def test_an_image_that_arrives_late_does_not_replace_a_later_one(
     assert (started.image.source_width, started.image.source_height) == (320, 320)
 
 
+# In which states of the page it moves to something.
+SPY = """() => {
+  window.moved = [];
+  Element.prototype.scrollIntoView = () => {
+    window.moved.push(document.querySelector('.lb').dataset.state);
+  };
+}"""
+
+
 def test_closing_the_tab_stops_the_run(open_page: OpenPage, tmp_path: Path) -> None:
     marker = tmp_path / "stopped"
     with served(tmp_path / "page", "--delay", "0.2", "--stopped", str(marker)) as server:
-        page = open_page(server)
+        page = open_page(server, 390, 844)
         open_image(page)
         ask(page)
         expect(page.locator(".lb-token").first).to_be_visible()
+        # On a small screen a press moves nobody who follows a run.
+        page.evaluate(SPY)
+        page.locator(".lb-token").first.click()
+        expect(page.locator(".lb-inspect .lb-bar").first).to_be_visible()
+        assert "running" not in page.evaluate("window.moved")
         page.close()
 
         assert appears(marker, within=10.0)
@@ -433,6 +447,13 @@ def test_the_page_works_on_a_telephone(page_server: Served, open_page: OpenPage)
         ".filter((n) => n.offsetParent && n.offsetHeight < 44).length"
     )
     assert small == 0
+    # What a press shows comes to the reader, with the map, which else lies far above.
+    page.locator(".lb-thumb").nth(1).click()
+    expect(page.locator(".lb-picked-word")).to_have_text("Inner step 2")
+    for shown in (".lb-picked-word", ".lb-map-copy"):
+        expect(page.locator(shown)).to_be_in_viewport(ratio=1)
+    bar = page.evaluate("getComputedStyle(document.querySelector('.lb-go')).backgroundColor")
+    assert bar.startswith("rgb(")
 
 
 def test_a_trace_replays_where_torch_is_not_installed(open_page: OpenPage, tmp_path: Path) -> None:
