@@ -20,6 +20,17 @@ SIMILARITY_NOTE: Final = (
 ENTROPY_NOTE: Final = (
     "Entropy is the model's own spread over possible next steps, not the chance that it is right."
 )
+# As `app.view.is_unsure` counts.
+UNSURE_NOTE: Final = (
+    "Only words of the reasoning can be unsure steps: a tag such as <think>, a call for a crop, "
+    "the answer and what the program writes are none, also where their bar rises above the limit."
+)
+BELIEF_NOTE: Final = (
+    "How probable each answer would be if the model had to give one at that very moment, without "
+    "writing another word of reasoning; behind inner steps it is no gauge of what these hold."
+)
+BELIEF_NOW: Final = "What it would say at this moment, without a word of reasoning."
+NO_GAUGE: Final = "This is no gauge of what the steps hold."
 ANSWER_NOTE: Final = "Model's answer - may be wrong. Check the image yourself."
 EMPTY: Final = "Drop a PNG, JPEG or DICOM image, or start with a sample. De-identified images only."
 CHECKING: Final = "Checking file... nothing leaves this computer."
@@ -126,7 +137,7 @@ at every step, where it looks again and why, and what each step does to its answ
   those that the model asks for, and with one after every unsure step as long as closer looks are
   left; then once more without each of them. It shows what every closer look cost, and what it
   changed.
-- **Belief.** How probable each answer option would be if the model had to answer at that point.
+- **Belief.** {BELIEF_NOTE}
 
 ### Models
 Where more than one model is on offer, *Settings* names them and what each was trained for. A model

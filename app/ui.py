@@ -34,6 +34,8 @@ from app.texts import (
     ABOUT,
     ANSWER_NOTE,
     BADGE,
+    BELIEF_NOTE,
+    BELIEF_NOW,
     BURNED_IN,
     CHECKING,
     CHECKING_ON_SPACE,
@@ -49,6 +51,7 @@ from app.texts import (
     MODEL_UNKNOWN,
     NO_DONOR,
     NO_ENGINE,
+    NO_GAUGE,
     NO_IMAGE,
     NO_LATENTS,
     NO_RUN,
@@ -58,6 +61,7 @@ from app.texts import (
     RECORDED,
     SIMILARITY_NOTE,
     UNLIKE,
+    UNSURE_NOTE,
 )
 from engine.request import MAX_OPTIONS
 
@@ -221,6 +225,10 @@ def _constants(samples: tuple[Sample, ...], models: Models, *, on_space: bool) -
             "heat": HEAT_NOTE,
             "similarity": SIMILARITY_NOTE,
             "entropy": ENTROPY_NOTE,
+            "unsure": UNSURE_NOTE,
+            "belief": BELIEF_NOTE,
+            "belief_now": BELIEF_NOW,
+            "no_gauge": NO_GAUGE,
             "answer": ANSWER_NOTE,
             "empty": EMPTY,
             "checking": CHECKING_ON_SPACE if on_space else CHECKING,

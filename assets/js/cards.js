@@ -271,6 +271,11 @@ class Cards {
     if (item[1] === 'end') return;
     const before = item[1] === 'after_crop' ? card.before : null;
     this.bars(node, options, item[3], before);
+    if (item[1] === 'latent') {
+      const taken = card.thumbs && card.thumbs.isConnected;
+      node.prepend(el('p', { class: 'lb-quiet', text: LB.text.belief_now
+        + (taken ? ' ' + LB.text.no_gauge : '') }));
+    }
     if (before) node.prepend(el('p', { class: 'lb-quiet', text: effectOf(before, item[3], card.skipped) }));
     if (item[4] > 0.2) {
       node.append(el('p', { class: 'lb-quiet',

@@ -10,7 +10,6 @@ const WAYS = {
 const TOKEN_HINT = 'A token is a word, or a part of one, that a step writes; the model reads a picture '
   + 'as tokens, too. Seconds are of this machine. For a closer look they leave out the time that '
   + 'measuring the belief took, which is part of the seconds of a whole run.';
-const BELIEF_HINT = 'How probable the answer would be if the model had to answer at that moment.';
 const WITHHELD_HINT = 'The same run once more with the same seed, but the model got no new pixels.';
 
 class Ways {
@@ -263,7 +262,7 @@ class Ways {
       standing ? percents(standing.probabilities)[followed] : '–',
       OPTION_COLORS[followed % OPTION_COLORS.length]));
     return el('div', { class: 'lb-belief' },
-      el('p', { class: 'lb-quiet' }, 'Belief in “' + options[followed] + '”', hint(BELIEF_HINT)),
+      el('p', { class: 'lb-quiet' }, 'Belief in “' + options[followed] + '”', hint(LB.text.belief)),
       ...rows);
   }
 

@@ -10,13 +10,15 @@ class Strip {
       'aria-valuemin': '0', 'aria-valuemax': '0', 'aria-valuenow': '0',
     });
     this.legend = el('ul', { class: 'lb-strip-legend', 'aria-label': 'Belief in each answer' });
+    this.side = el('div', { class: 'lb-strip-side' }, el('p', { class: 'lb-quiet' },
+      'Belief in each answer', hint(LB.text.belief)), this.legend);
     this.controls = this.buildControls();
     this.root = el('section', { class: 'lb-timeline', 'aria-label': 'Timeline', hidden: true },
       this.controls,
       el('div', { class: 'lb-strip-row' },
         el('div', { class: 'lb-strip-box' }, this.canvas, el('p', { class: 'lb-strip-empty',
           text: 'Here a run shows step by step how unsure the model was, where it looked closer, '
-            + 'and what it believed.' })), this.legend));
+            + 'and what it believed.' })), this.side));
     this.canvas.addEventListener('pointerdown', (event) => {
       this.canvas.setPointerCapture(event.pointerId);
       this.canvas.focus({ preventScroll: true });
@@ -62,7 +64,7 @@ class Strip {
         this.limitKey = el('span', { class: 'lb-key-limit', text: 'limit', hidden: true }),
         el('span', { class: 'lb-key-crop', text: 'crop' }),
         el('span', { class: 'lb-key-latent', text: 'inner step' }),
-        hint(LB.text.entropy)));
+        hint(LB.text.entropy + ' ' + LB.text.unsure)));
   }
 
   reset() {
@@ -72,7 +74,7 @@ class Strip {
     this.where.textContent = '';
     clear(this.legend);
     this.legendNodes = [];
-    this.legend.hidden = true;
+    this.side.hidden = true;
     this.root.dataset.filled = 'false';
   }
 
@@ -96,7 +98,7 @@ class Strip {
       });
     }
     this.root.dataset.filled = String(this.columns.length > 0);
-    this.legend.hidden = !this.legendNodes.length;
+    this.side.hidden = !this.legendNodes.length;
     this.draw();
   }
 

@@ -99,6 +99,22 @@ def test_tags_are_no_prose(page_server: Served, open_page: OpenPage) -> None:
     expect(page.locator(".lb-picked-word")).to_have_text("(end of the text)")
 
 
+def test_what_entropy_and_belief_leave_out_is_said(
+    page_server: Served, open_page: OpenPage
+) -> None:
+    page = replayed(open_page(page_server), trace())
+    help_of = {
+        ".lb-key-legend": "Only words of the reasoning can be unsure steps",
+        ".lb-strip-side": "behind inner steps it is no gauge of what these hold",
+    }
+    for part, says in help_of.items():
+        mark = page.locator(f"{part} .lb-hint")
+        mark.hover()
+        expect(mark.locator(".lb-hint-text")).to_contain_text(says)
+        expect(mark.locator(".lb-hint-text")).to_be_in_viewport(ratio=1)
+    expect(page.locator(".lb-card-latent .lb-belief")).to_contain_text("no gauge of what the steps")
+
+
 def test_the_shares_of_two_options_add_up(page_server: Served, open_page: OpenPage) -> None:
     def half(event: Event) -> Event:
         if isinstance(event, Belief) and event.moment == "prefill":
