@@ -17,6 +17,11 @@ SIMILARITY_NOTE: Final = (
     "Shows which parts of the image the inner step is most alike. That is not proof of why the "
     "model answered."
 )
+BORDER_NOTE: Final = "At the border: how much of the whole map lies in the outermost patches."
+VECTOR_NOTE: Final = (
+    "Each step is a vector, a list of numbers. A likeness of 1 is the same direction, of 0 nothing "
+    "in common; the length has no unit."
+)
 ENTROPY_NOTE: Final = (
     "Entropy is the model's own spread over possible next steps, not the chance that it is right."
 )

@@ -36,6 +36,7 @@ from app.texts import (
     BADGE,
     BELIEF_NOTE,
     BELIEF_NOW,
+    BORDER_NOTE,
     BURNED_IN,
     CHECKING,
     CHECKING_ON_SPACE,
@@ -62,6 +63,7 @@ from app.texts import (
     SIMILARITY_NOTE,
     UNLIKE,
     UNSURE_NOTE,
+    VECTOR_NOTE,
 )
 from engine.request import MAX_OPTIONS
 
@@ -224,6 +226,8 @@ def _constants(samples: tuple[Sample, ...], models: Models, *, on_space: bool) -
             "accept": GATE_ACCEPT,
             "heat": HEAT_NOTE,
             "similarity": SIMILARITY_NOTE,
+            "border": BORDER_NOTE,
+            "vector": VECTOR_NOTE,
             "entropy": ENTROPY_NOTE,
             "unsure": UNSURE_NOTE,
             "belief": BELIEF_NOTE,

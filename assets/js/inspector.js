@@ -99,6 +99,7 @@ class Inspector {
         this.figure(item[4] === null || !item[3] ? '–' : number(item[4], 2),
           'likeness to the step before'),
         this.figure(number(item[3], 1), 'length of its vector')),
+      el('p', { class: 'lb-quiet', text: LB.text.vector }),
     ];
     if (!detail) {
       if (this.step.dataset.kind === 'l') return this.keepSize(nodes);
@@ -158,7 +159,7 @@ class Inspector {
     nodes.push(el('p', { class: 'lb-quiet',
       text: 'Strongest' + (ringed ? ' (the ring): ' : ': ') + facts.place + ' of '
         + (grid.image ? name : 'the picture') + '. '
-        + (label === 'similarity' ? LB.text.similarity : LB.text.heat) }));
+        + LB.text.border + ' ' + (label === 'similarity' ? LB.text.similarity : LB.text.heat) }));
     return nodes;
   }
 
@@ -188,7 +189,7 @@ class Inspector {
         ...facts('Cut from the original', rounded(source) + ' px'),
         ...facts('In what it saw', rounded(seen) + ' px'),
         ...facts('Enlarged', number(factor, 1) + ' ×'),
-        ...facts('Patches', grid[0] + ' × ' + grid[1]),
+        ...facts('Patches', grid[1] + ' by ' + grid[0]),
         ...facts('Edge', clamped ? 'cut at the image edge' : 'inside the image')));
     this.step.dataset.kind = 'c';
     this.step.dataset.ready = 'crop-' + n;
@@ -234,8 +235,9 @@ class Inspector {
     const grid = el('div', { class: 'lb-saw-grid', 'aria-hidden': 'true' });
     grid.style.backgroundSize = 100 / columns + '% ' + 100 / rows + '%';
     const each = [image.source[0] / columns, image.source[1] / rows];
-    const lines = [image.seen[0] + ' × ' + image.seen[1] + ' pixels, in ' + columns + ' × ' + rows
-      + ' patches. One patch covers ' + Math.round(each[0]) + ' × ' + Math.round(each[1])
+    const lines = [image.seen[0] + ' × ' + image.seen[1] + ' pixels, in ' + columns + ' by ' + rows
+      + ' patches of ' + Math.round(image.seen[0] / columns) + ' × '
+      + Math.round(image.seen[1] / rows) + ' pixels. One patch covers ' + Math.round(each[0]) + ' × ' + Math.round(each[1])
       + ' pixels of the original' + (image.spacing
       ? ' (' + number(each[0] * image.spacing[1], 1) + ' × '
         + number(each[1] * image.spacing[0], 1) + millimetres(image) + ').' : '.')];

@@ -113,6 +113,14 @@ def test_what_entropy_and_belief_leave_out_is_said(
         expect(mark.locator(".lb-hint-text")).to_contain_text(says)
         expect(mark.locator(".lb-hint-text")).to_be_in_viewport(ratio=1)
     expect(page.locator(".lb-card-latent .lb-belief")).to_contain_text("no gauge of what the steps")
+    # What the numbers of the inspector are is said beside them.
+    page.locator(".lb-thumb").nth(1).click()
+    for says in (
+        "A likeness of 1 is the same direction",
+        "how much of the whole map lies in the outermost",
+    ):
+        expect(page.locator(".lb-inspect")).to_contain_text(says)
+    expect(page.locator(".lb-saw")).to_contain_text("in 8 by 8 patches of 28 × 28 pixels.")
 
 
 def test_the_shares_of_two_options_add_up(page_server: Served, open_page: OpenPage) -> None:
