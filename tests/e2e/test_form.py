@@ -41,6 +41,9 @@ def test_what_cannot_be_asked_is_said_before_it_is(
     expect(explain).to_be_enabled()
 
     page.locator(".lb-composer summary", has_text="Settings").click()
+    # Whether a label takes one line or two, the inputs stand in one row.
+    boxes = [field.bounding_box() for field in page.locator(".lb-fields input").all()]
+    assert len({round(box["y"]) for box in boxes if box}) == 1
     temperature = page.get_by_label("Temperature")
     temperature.fill("2.5")
     expect(why).to_have_text("Temperature: a number from 0 to 2.")
