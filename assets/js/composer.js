@@ -169,6 +169,7 @@ class Composer {
       node.setAttribute('aria-checked', String(on));
       node.tabIndex = on ? 0 : -1;
     }
+    this.app.introduce(this.method);
     this.describeMethods();
   }
 

@@ -12,6 +12,14 @@ const END_TEXTS = {
   failed: 'The run broke off.',
 };
 
+// What sets a method apart, of those that do more, or less, than to look closer.
+const INTRODUCTIONS = {
+  zoom: ['A closer look', 'Where it is unsure it may cut out a part of the original picture.'],
+  direct: ['No closer look', 'It goes by what it saw of the whole image at once.'],
+  latent: ['Inner steps', 'Before its words it takes steps without any. You see what part of the '
+    + 'image each one resembles, and where it looked.'],
+};
+
 class App {
   constructor(root) {
     this.root = root;
@@ -54,12 +62,8 @@ class App {
     this.voice = el('p', { class: 'lb-voice', role: 'status', 'aria-live': 'polite' });
     this.compare = el('div', { class: 'lb-compare', hidden: true });
     this.stale = el('p', { class: 'lb-stale', hidden: true });
-    this.ghosts = el('ol', { class: 'lb-ghosts', 'aria-label': 'How it works' },
-      ...[['Look', 'The model describes what it sees, step by step. You see how sure it is.'],
-        ['A closer look', 'Where it is unsure it may cut out a part of the original picture.'],
-        ['Answer', 'You see what each step did to its belief in every answer.']].map(
-        ([title, text], i) => el('li', {}, el('span', { class: 'lb-ghost-number',
-          text: String(i + 1) }), el('b', { text: title }), el('span', { text }))));
+    this.ghosts = el('ol', { class: 'lb-ghosts', 'aria-label': 'How it works' });
+    this.introduce(this.composer.method);
     this.scroll = el('div', { class: 'lb-scroll' }, this.tree.root, this.ghosts, this.cards.list,
       this.compare);
     this.title = el('h2', { class: 'lb-title', text: 'Reasoning' });
@@ -76,6 +80,17 @@ class App {
     clear(this.root, this.banners, this.viewer.root, this.composer.root, this.reasoning,
       this.inspector.root, this.strip.root, this.file, this.voice);
     this.headTools();
+  }
+
+  // How a run of the method goes, before there is one.
+  introduce(method) {
+    if (!this.ghosts) return;
+    clear(this.ghosts,
+      ...[['Look', 'The model describes what it sees, step by step. You see how sure it is.'],
+        INTRODUCTIONS[method] || INTRODUCTIONS.zoom,
+        ['Answer', 'You see what each step did to its belief in every answer.']].map(
+        ([title, text], i) => el('li', {}, el('span', { class: 'lb-ghost-number',
+          text: String(i + 1) }), el('b', { text: title }), el('span', { text }))));
   }
 
   // Theme and keys stand in the head of the page, which is not part of this component.

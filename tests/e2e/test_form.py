@@ -56,6 +56,17 @@ def test_what_cannot_be_asked_is_said_before_it_is(
     expect(explain).to_be_enabled()
 
 
+def test_what_a_run_will_do_is_said_of_the_method_that_is_chosen(
+    page_server: Served, open_page: OpenPage
+) -> None:
+    page = open_page(page_server)
+    steps = page.locator(".lb-ghosts b")
+    expect(steps).to_have_text(["Look", "A closer look", "Answer"])
+    for method, second in (("Think in pictures", "Inner steps"), ("Just answer", "No closer look")):
+        page.get_by_role("radio", name=method).click()
+        expect(steps.nth(1)).to_have_text(second)
+
+
 def test_a_limit_that_does_not_count_keeps_nothing_from_running(
     page_server: Served, open_page: OpenPage
 ) -> None:
