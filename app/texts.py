@@ -99,6 +99,10 @@ MODEL_TEXTS: Final = {
 MODEL_NOTE: Final = "Trained for"
 MODEL_UNKNOWN: Final = "What it was trained for is not known."
 NOT_TRAINED: Final = "was not trained for this: its answer will mean little."
+NO_ZOOM: Final = (
+    "was not trained to look closer: in a comparison of ways to look again, where it looks is "
+    "guesswork."
+)
 
 LATENT_TEXTS: Final = {
     "none": "Leave them as they are",

@@ -26,6 +26,8 @@ class Ways {
       title: 'Show the comparison of this image again' },
       () => this.open());
     this.app.composer.whatIf.after(this.start, this.show);
+    this.warning = el('p', { class: 'lb-why', id: 'lb-ways-warning', hidden: true });
+    this.app.composer.root.append(this.warning);
     this.heading = el('h2', { class: 'lb-ways-title', tabindex: '-1', text: 'Ways to look again' });
     this.question = el('p', { class: 'lb-ways-question' });
     this.ran = el('p', { class: 'lb-quiet lb-ways-ran' });
@@ -98,6 +100,13 @@ class Ways {
     this.start.title = obstacle || 'Without a zoom, with those that the model asks for, and with one after '
       + 'every unsure step, as long as closer looks are left; then once more without each of them.';
     this.show.hidden = !this.comparison;
+    const model = modelOf(this.app.composer.models.value);
+    const lacks = Boolean(model) && model.methods.length > 0 && this.app.hasImage()
+      && !['zoom', 'auto'].some((name) => model.methods.includes(name));
+    this.warning.textContent = lacks ? model.name + ' ' + LB.text.no_zoom : '';
+    this.warning.hidden = !lacks;
+    if (lacks) this.start.setAttribute('aria-describedby', this.warning.id);
+    else this.start.removeAttribute('aria-describedby');
   }
 
   isOpen() {
@@ -308,11 +317,20 @@ function secondsText(seconds) {
   return number(seconds, seconds < 10 ? 1 : 0) + ' s';
 }
 
+// Seconds as they are shown, so that a difference is that of the numbers beside it.
+function shownSeconds(seconds) {
+  return Number(number(seconds, seconds < 10 ? 1 : 0));
+}
+
 // What a way took beyond one look; empty for that one itself.
 function moreText(way, direct) {
   if (!direct || direct === way) return '';
   const tokens = way.tokens - direct.tokens;
-  const seconds = way.seconds - direct.seconds;
-  return ': ' + Math.abs(tokens) + (tokens < 0 ? ' fewer' : ' more') + ' tokens and '
-    + secondsText(Math.abs(seconds)) + (seconds < 0 ? ' less' : ' more') + ' than one look';
+  const seconds = shownSeconds(way.seconds) - shownSeconds(direct.seconds);
+  const time = secondsText(Math.abs(seconds));
+  const parts = [
+    tokens && plural(Math.abs(tokens), tokens < 0 ? 'fewer token' : 'more token'),
+    time !== '0 s' && time + (seconds < 0 ? ' less' : ' more'),
+  ].filter(Boolean);
+  return parts.length ? ': ' + parts.join(' and ') + ' than one look' : ': as much as one look';
 }

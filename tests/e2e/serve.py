@@ -50,7 +50,8 @@ def made_models(options: argparse.Namespace) -> Models:
         threading.Thread(target=mark, args=(engine, options.stopped), daemon=True).start()
     others = [factories.FakeEngine(options.delay, name=name) for name in options.other]
     if options.without_base:
-        return Models([Model(Checkpoint("medvr", "", engine.name), engine)], FIRST)
+        checkpoint = Checkpoint("medlvr", "", engine.name, methods=("direct", "latent"))
+        return Models([Model(checkpoint, engine)], FIRST)
     return factories.offered(engine, *others)
 
 

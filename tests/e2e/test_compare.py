@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.conftest import OpenPage, Served, served
 from tests.e2e.test_read import OPTIONS, QUESTION, open_image, wait_for
@@ -64,6 +64,25 @@ def test_every_way_is_run_shown_and_opened(page_server: Served, open_page: OpenP
     page.click("#lb-ways-back")
     open_image(page)
     expect(page.locator("#lb-ways-show")).to_be_hidden()
+
+
+def test_a_difference_is_that_of_the_numbers_beside_it(browser: Browser) -> None:
+    page = browser.new_page()
+    for script in ("dom.js", "compare.js"):
+        page.add_script_tag(path=Path("assets/js") / script)
+    ways = [(4, 0.16), (19, 0.24), (20, 0.16), (21, 12.4), (4, 9.96)]
+    asked = [{"tokens": tokens, "seconds": seconds} for tokens, seconds in ways]
+    found = page.evaluate("(all) => all.map((way) => moreText(way, all[2]))", asked)
+    assert found == [
+        ": 16 fewer tokens than one look",
+        ": 1 fewer token than one look",
+        "",
+        ": 1 more token and 12 s more than one look",
+        ": 16 fewer tokens and 9.8 s more than one look",
+    ]
+    same = page.evaluate("(way) => moreText(way, { ...way })", asked[0])
+    assert same == ": as much as one look"
+    page.close()
 
 
 def test_stopping_keeps_what_is_done(open_page: OpenPage, tmp_path: Path) -> None:

@@ -117,4 +117,12 @@ def test_the_page_says_that_another_model_became_the_default(
         expect(page.locator(".lb-banner-text")).to_have_text(
             "The usual model cannot be used here: synthetic reads the images in its place."
         )
+        # It has learned inner steps only, which is said before it is asked to look closer.
+        open_image(page)
+        expect(page.locator("#lb-ways-warning")).to_contain_text(
+            "synthetic was not trained to look closer: in a comparison"
+        )
+        expect(page.locator("#lb-ways-start")).to_have_attribute(
+            "aria-describedby", "lb-ways-warning"
+        )
     expect(open_page(page_server).locator(".lb-banner")).to_have_count(0)
