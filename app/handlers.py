@@ -94,6 +94,7 @@ class Handlers:
             content,
             form=stamped(sample.form()),
             looked_at=sample.burned_in,
+            title=sample.title,
         )
 
     def open_member(self, data: gr.EventData, request: gr.Request) -> Json:
@@ -130,7 +131,12 @@ class Handlers:
         if type(frame) is not int:
             return self._tabs.page(session)
         return self._open_image(
-            session, turn_sent(data), image.file, frame=frame, looked_at=image.looked_at
+            session,
+            turn_sent(data),
+            image.file,
+            frame=frame,
+            looked_at=image.looked_at,
+            title=image.title,
         )
 
     def explain(self, data: gr.EventData, request: gr.Request) -> Iterator[Json]:
@@ -187,7 +193,9 @@ class Handlers:
         """The view of a new run; the caller holds the lock."""
         # What was not changed has nothing to stand beside.
         compares = asked.form.get("compare") is True and asked.request.interventions != NO_CHANGE
-        return session.new_run(replay=False, model=asked.model.key, compares=compares)
+        return session.new_run(
+            replay=False, model=asked.model.key, compares=compares, donor=asked.donor
+        )
 
     def _model_of(self, trace: Trace) -> str:
         """Key of the model that made a saved run; empty if it is not on offer."""
@@ -270,6 +278,7 @@ class Handlers:
         frame: int = 0,
         form: Json | None = None,
         looked_at: str = "",
+        title: str = "",
     ) -> Json:
         """Opens an image, or with the path of the one that is open, another frame of it."""
         try:
@@ -294,7 +303,7 @@ class Handlers:
             for name, data in files.items():
                 (folder / name).write_bytes(data)
             facts = {"id": folder.name, "folder": str(folder), **facts}
-            image = OpenImage(folder.name, file, source, facts, looked_at)
+            image = OpenImage(folder.name, file, source, facts, looked_at, title)
             facts["burned_in"] = image.must_be_looked_at
             if looked_at:
                 facts["warnings"] = [*facts["warnings"], looked_at]

@@ -56,6 +56,7 @@ class OpenImage:
         facts: see `app.pictures.describe`, with the folder of its files.
         looked_at: what text is burned into a sample, so that its user need not look for it;
             empty for every other image.
+        title: among the samples; empty for one that was opened from a file.
     """
 
     id: str
@@ -63,6 +64,7 @@ class OpenImage:
     source: SourceImage
     facts: dict[str, Any]
     looked_at: str = ""
+    title: str = ""
 
     @property
     def must_be_looked_at(self) -> bool:
@@ -86,6 +88,8 @@ class Session:
         closed: whether the tab is gone; nothing is done for it any more.
         comparison: of ways to look at the open image, if one was asked for.
         run_model: key of the model that made the run; empty if it is not on offer.
+        run_title: of the image of the run, see `OpenImage.title`.
+        run_donor: whose inner steps the run was fed; None if they are its own.
         baselines: runs of the open image without a change, the newest last.
         donors: runs whose inner steps may be fed to one on another image, the newest last.
         compares: whether the run is a changed one that is to stand beside one of these.
@@ -104,6 +108,8 @@ class Session:
     run_image: str | None = None
     run_frame: int | None = None
     run_model: str = ""
+    run_title: str = ""
+    run_donor: Donor | None = None
     replay: bool = False
     baselines: list[Baseline] = field(default_factory=list)
     donors: list[Donor] = field(default_factory=list)
@@ -151,13 +157,21 @@ class Session:
         folder.mkdir(mode=0o700)
         return folder
 
-    def new_run(self, *, replay: bool, model: str = "", compares: bool = False) -> RunView:
+    def new_run(
+        self,
+        *,
+        replay: bool,
+        model: str = "",
+        compares: bool = False,
+        donor: Donor | None = None,
+    ) -> RunView:
         """Ends and forgets the run before and starts an empty one.
 
         Args:
             replay: whether it is a saved one.
             model: key of the one that makes it; empty if it is not on offer.
             compares: whether it is to stand beside a run of the same request without a change.
+            donor: whose inner steps it is fed; None for its own.
         """
         self._renew_stop()
         self._keep_baseline()
@@ -167,9 +181,11 @@ class Session:
         self.view = RunView()
         self.replay = replay
         self.run_model = model
+        self.run_donor = donor
         shown = None if replay else self.image
         self.run_image = None if shown is None else shown.id
         self.run_frame = None if shown is None else shown.facts["frame"]
+        self.run_title = "" if shown is None else shown.title
         return self.view
 
     def _keep_baseline(self) -> None:
@@ -202,12 +218,14 @@ class Session:
     def forget_run(self) -> None:
         """Leaves no run behind but for its inner steps."""
         if self.view is not None and self.run_image is not None:
-            self.donors = with_donor(self.donors, self.view, self.run_model, self.events)
+            self.donors = with_donor(
+                self.donors, self.view, self.run_model, self.events, self.run_title
+            )
         if self.run_folder is not None:
             shutil.rmtree(self.run_folder, ignore_errors=True)
         self.run_folder, self.view, self.compares = None, None, False
         self.events = []
-        self.replay, self.run_model = False, ""
+        self.replay, self.run_model, self.run_donor = False, "", None
 
     def take(self, view: RunView, events: Iterable[Event]) -> bool:
         """Folds events into the view and writes the files that the page may fetch.

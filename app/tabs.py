@@ -16,7 +16,7 @@ from app.live import LiveRun
 from app.models import Model, Models
 from app.session import CrowdedError, OpenImage, Session, Sessions
 from app.texts import CROWDED, IMAGE_GONE, LOOK_FIRST, NO_ENGINE, NO_TAB, OTHER_IMAGE, TAB_ENDED
-from app.what_if import compared, lent
+from app.what_if import Donor, compared, donor_for
 from engine.display import display_image
 from engine.request import Request, RequestError
 
@@ -47,12 +47,14 @@ class Asked:
         form: as it was sent.
         model: that is to run.
         request: of the image and the form.
+        donor: whose inner steps the request feeds in, if it does.
     """
 
     image: OpenImage
     form: Mapping[str, Any]
     model: Model
     request: Request
+    donor: Donor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +124,11 @@ class Tabs:
         with session.lock:
             state["turn"] = session.turn
             state["image"] = session.image.facts if session.image else None
-            # Models with inner steps of another image that a run may be given.
+            # By model: whose inner steps on another image a run may be given.
             image = session.image.source.sha256 if session.image else ""
-            state["donors"] = sorted(
-                {donor.model for donor in session.donors if lent((donor,), donor.model, image)}
-            )
+            state["donors"] = {
+                donor.model: donor.to_json() for donor in session.donors if donor.image != image
+            }
             if session.group is not None:
                 state["group"] = {**session.group.facts, "member": session.group.member}
             if session.view is not None and session.run_folder is not None:
@@ -137,6 +139,7 @@ class Tabs:
                     "image": session.run_image,
                     "frame": session.run_frame,
                     "model": session.run_model,
+                    "donor": session.run_donor.to_json() if session.run_donor else None,
                     **session.view.to_json(),
                 }
                 state["before"] = (
@@ -211,9 +214,11 @@ def _asked(session: Session, data: gr.EventData, models: Models) -> Asked:
         raise RequestError(LOOK_FIRST)
     model = models.chosen(form.get("model"))
     window, source = window_from(form)
-    donor = lent(donors, model.key, image.source.sha256)
-    request = request_from(form, display_image(image.source, window, source), donor)
-    return Asked(image, form, model, request)
+    donor = donor_for(donors, model.key, image.source.sha256)
+    shown = display_image(image.source, window, source)
+    request = request_from(form, shown, donor.latents if donor else ())
+    fed = request.interventions.latents == "shuffle"
+    return Asked(image, form, model, request, donor if fed else None)
 
 
 def _check_shown(session: Session, data: gr.EventData, image: OpenImage) -> None:

@@ -117,7 +117,7 @@ NO_DONOR: Final = (
     "There are no inner steps of another image yet: ask this model about one first, with inner "
     "steps, then come back to this image."
 )
-
+OTHER_STEPS: Final = "Steps of another kind of question mostly change nothing."
 NO_DONOR_API: Final = (
     "A call keeps nothing of the one before, so that there are no inner steps of another image: "
     "use `python -m engine trace --latents shuffle --latent-donor FILE`."

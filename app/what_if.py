@@ -74,15 +74,23 @@ class Donor:
         model: key of the one that made it.
         image: SHA-256 of the file that it saw.
         latents: what each step was fed, as the engine takes them.
+        title: of the image among the samples; empty for one that was opened from a file.
+        question: that was asked.
     """
 
     model: str
     image: str
     latents: tuple[bytes, ...]
+    title: str = ""
+    question: str = ""
+
+    def to_json(self) -> Json:
+        """What the page says of it."""
+        return {"title": self.title, "question": self.question}
 
 
 def with_donor(
-    donors: Sequence[Donor], view: RunView, model: str, events: Iterable[Event]
+    donors: Sequence[Donor], view: RunView, model: str, events: Iterable[Event], title: str = ""
 ) -> list[Donor]:
     """The donors with a run that has ended, where it may be one.
 
@@ -94,6 +102,7 @@ def with_donor(
         view: of the run.
         model: key of the one that made it.
         events: of the run.
+        title: of the image among the samples; empty for one that was opened from a file.
     """
     latents = tuple(event.vector for event in events if isinstance(event, LatentStep))
     if view.run is None or not latents or baseline_of(view, model) is None:
@@ -101,18 +110,18 @@ def with_donor(
     image = view.run["image"]["sha256"]
     others = [donor for donor in donors if donor.model != model]
     same = [donor for donor in donors if donor.model == model and donor.image != image]
-    return [*others, *same[-1:], Donor(model, image, latents)]
+    return [*others, *same[-1:], Donor(model, image, latents, title, view.run["question"])]
 
 
-def lent(donors: Sequence[Donor], model: str, image: str) -> tuple[bytes, ...]:
-    """The inner steps that the model took last on another file than the one with this SHA-256.
+def donor_for(donors: Sequence[Donor], model: str, image: str) -> Donor | None:
+    """The run whose inner steps the model took last on another file than this SHA-256's.
 
-    None where it took none: the frames of a file are one image, and so is a file opened again.
+    None where there is none: the frames of a file are one image, and so is a file opened again.
     """
     for donor in reversed(donors):
         if donor.model == model and donor.image != image:
-            return donor.latents
-    return ()
+            return donor
+    return None
 
 
 def compared(baselines: Sequence[Baseline], view: RunView, model: str) -> Json | None:

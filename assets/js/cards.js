@@ -31,6 +31,12 @@ function describeChanges(changes) {
   return parts.join(', ');
 }
 
+// Whose inner steps a run is fed, as much as the page knows of that image.
+function donorText({ title, question }) {
+  return 'They come from ' + (title ? '“' + title + '”' : 'an image that you opened')
+    + ', asked “' + question + '”.';
+}
+
 const MARKUP = /<\/?(?:think|answer|tool_call|tool_response)>|<\|[a-z_]+\|>/g;
 
 // Draws the text of a token with its tags apart.

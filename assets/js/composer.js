@@ -393,14 +393,15 @@ class Composer {
     const { run, state } = this.app;
     const took = Boolean(run) && (run.items.some((item) => item[0] === 'l')
       || Boolean(run.facts && run.facts.changes.latents === 'skip'));
-    const lent = Boolean(run && state && state.donors && state.donors.includes(run.model));
+    const lent = run && state && state.donors ? state.donors[run.model] : null;
     for (const option of this.latents.options) {
       option.disabled = option.value !== 'none' && (!took || (option.value === 'shuffle' && !lent));
     }
     if (this.latents.selectedOptions[0].disabled) this.latents.value = 'none';
-    this.noDonor.textContent = took ? LB.text.no_donor : run ? LB.text.no_latents
+    const fed = took && lent && this.latents.value === 'shuffle';
+    this.noDonor.textContent = fed ? donorText(lent) + ' ' + LB.text.other_steps : took ? LB.text.no_donor : run ? LB.text.no_latents
       : this.app.hasImage() ? LB.text.no_run : LB.text.no_image;
-    this.noDonor.hidden = took && lent;
+    this.noDonor.hidden = Boolean(took && lent && !fed);
   }
 
   // Buttons that take an entry off a list; made anew only where the list has changed, so that the

@@ -502,7 +502,7 @@ class App {
     }
     if (facts && describeChanges(facts.changes)) {
       lines.push(['change', 'This run was changed on purpose: ' + describeChanges(facts.changes)
-        + '.']);
+        + '.' + (state.run && state.run.donor ? ' ' + donorText(state.run.donor) : '')]);
     }
     if (state.image) state.image.warnings.forEach((text) => lines.push(['info', text]));
     // What only informs shares one line, so that the picture keeps its room.
@@ -564,7 +564,8 @@ class App {
       el('b', { text: answer[1] || 'no answer' })),
       el('p', { class: 'lb-quiet', text: (same ? 'The change left the answer as it was.'
         : 'The change altered the answer.') + (run.facts.temperature > 0
-        ? ' At a temperature above 0, chance alone can do as much.' : '') }), ...rows);
+        ? ' At a temperature above 0, chance alone can do as much.' : '')
+        + (run.donor && same ? ' ' + LB.text.other_steps : '') }), ...rows);
     this.cards.toBottom();
   }
 

@@ -319,7 +319,9 @@ def test_inner_steps_of_another_image_can_be_fed_in(
     page_server: Served, open_page: OpenPage
 ) -> None:
     page = open_page(page_server)
-    open_image(page)
+    page.locator(".lb-sample").first.click()
+    expect(page.locator("#lb-question")).to_have_value(QUESTION)
+    wait_for(page, "ready")
     page.locator(".lb-composer summary", has_text="What if").click()
     expect(page.locator("#lb-no-donor")).to_contain_text("There is no run on this image yet")
     expect(page.locator('#lb-latents option[value="zero"]')).to_be_disabled()
@@ -333,15 +335,24 @@ def test_inner_steps_of_another_image_can_be_fed_in(
     page.locator(".lb-composer summary", has_text="What if").click()
 
     open_image(page, sixteen_bit_png(5))
+    # The question of the sample goes when the image comes.
+    expect(page.locator("#lb-question")).to_have_value("")
     ask(page)
     wait_for(page, "done")
     page.locator(".lb-composer summary", has_text="What if").click()
     expect(page.locator("#lb-no-donor")).to_be_hidden()
     page.select_option("#lb-latents", "shuffle")
+    donor = f"They come from “Drawn chest”, asked “{QUESTION}”."
+    expect(page.locator("#lb-no-donor")).to_have_text(
+        f"{donor} Steps of another kind of question mostly change nothing."
+    )
     page.click("#lb-again")
 
     expect(page.locator(".lb-compare")).to_contain_text("Without the change", timeout=60_000)
-    expect(page.locator(".lb-banner-change")).to_contain_text("inner steps taken from another")
+    expect(page.locator(".lb-banner-change")).to_contain_text(
+        f"inner steps taken from another image. {donor}"
+    )
+    expect(page.locator(".lb-compare")).to_contain_text("of another kind of question mostly")
 
     # What was left out was taken by the run without the change: it can be changed otherwise.
     page.locator(".lb-composer summary", has_text="What if").click()

@@ -339,20 +339,23 @@ def test_inner_steps_of_another_image_are_fed_in(tmp_path: Path) -> None:
     bench = Bench(tmp_path, engine, other)
     page = bench.page()
     first, second = (key["key"] for key in bench.tabs.models.to_json())
-    assert page.upload(png(chest(64)))["donors"] == []
+    assert page.upload(png(chest(64)))["donors"] == {}
     page.explain(model=first)
     steps = steps_taken(bench, page)
     assert steps
 
-    assert page.upload(png(chest(64, 2)))["donors"] == [first]
+    assert page.upload(png(chest(64, 2)))["donors"] == {
+        first: {"title": "", "question": FORM["question"]}
+    }
     changed = page.explain(model=first, **SHUFFLED)[-1]
 
     assert engine.requests[-1].interventions.latent_donor == steps
     assert changed["run"]["facts"]["changes"]["latents"] == "shuffle"
+    assert changed["run"]["donor"] == {"title": "", "question": FORM["question"]}
     refused = page.explain(model=second, **SHUFFLED)[0]
     assert refused["error"]["message"] == NO_DONOR
     assert other.requests == []
-    page.explain(model=first)
+    assert page.explain(model=first)[-1]["run"]["donor"] is None
     assert engine.requests[-1].interventions.latent_donor == ()
 
 
@@ -361,7 +364,7 @@ def test_a_changed_run_lends_no_inner_steps(bench: Bench) -> None:
     page.upload(png(chest(64)))
     page.explain(changes={"latents": "zero"})
 
-    assert page.upload(png(chest(64, 2)))["donors"] == []
+    assert page.upload(png(chest(64, 2)))["donors"] == {}
     assert page.explain(**SHUFFLED)[0]["error"]["message"] == NO_DONOR
 
 
@@ -373,8 +376,8 @@ def test_an_image_never_gets_its_own_inner_steps(tmp_path: Path) -> None:
     page.upload(png(chest(64)))
     page.explain()
     own = steps_taken(bench, page)
-    assert page.explain()[-1]["donors"] == []
-    assert page.upload(png(chest(64)))["donors"] == []
+    assert page.explain()[-1]["donors"] == {}
+    assert page.upload(png(chest(64)))["donors"] == {}
     assert page.explain(**SHUFFLED)[0]["error"]["message"] == NO_DONOR
 
     page.upload(png(chest(64, 2)))
