@@ -22,6 +22,7 @@ from engine.command_line import (
     OneLineParser,
     UsageError,
     leave_output,
+    printable,
     refused,
     system_error_line,
 )
@@ -217,15 +218,31 @@ def _add_interventions(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _interventions(options: argparse.Namespace) -> Interventions:
-    donor: tuple[bytes, ...] = ()
-    if options.latent_donor is not None:
-        run = read_trace(_content(options.latent_donor))
-        donor = tuple(event.vector for event in run if isinstance(event, LatentStep))
-        if not donor:
-            raise UsageError(f"{options.latent_donor.name} holds no latent steps to take.")
-    elif options.latents == "shuffle":
-        raise UsageError("--latents shuffle needs --latent-donor: a saved run on another image.")
+def _donor(options: argparse.Namespace) -> Trace | None:
+    """The saved run whose latents are fed, if there is to be one.
+
+    Raises:
+        UsageError: it has none, or they are not what a model made of an image.
+    """
+    if options.latent_donor is None:
+        if options.latents == "shuffle":
+            raise UsageError(
+                "--latents shuffle needs --latent-donor: a saved run on another image."
+            )
+        return None
+    name = options.latent_donor.name
+    run = read_trace(_content(options.latent_donor))
+    if not run.latents:
+        raise UsageError(f"{name} holds no latent steps to take.")
+    if run.started is not None and run.started.request.interventions.latents != "none":
+        raise UsageError(
+            f"The latents of {name} were changed themselves: give --latent-donor a run without "
+            "--latents."
+        )
+    return run
+
+
+def _interventions(options: argparse.Namespace, donor: Trace | None) -> Interventions:
     for number, *_ in options.move_crop:
         if number != int(number) or number < 1:
             raise UsageError(f"--move-crop: crops are numbered from 1, not {number:g}.")
@@ -234,7 +251,7 @@ def _interventions(options: argparse.Namespace) -> Interventions:
     try:
         changes = Interventions(
             latents=options.latents,
-            latent_donor=donor,
+            latent_donor=tuple(step.vector for step in donor.latents) if donor else (),
             skip_crops=tuple(options.skip_crop),
             move_crops=tuple((int(number), Box(*box)) for number, *box in options.move_crop),
             occlude=tuple(Box(*box) for box in options.occlude),
@@ -274,9 +291,9 @@ def _content(path: Path) -> bytes:
 def _trace(options: argparse.Namespace) -> int:
     if options.out is not None:
         _check_target(options.out)
-    request = _request(options, _interventions(options))
-    engine = _engine(options)
-    _check_donor(options.latent_donor, request, engine)
+    donor = _donor(options)
+    request = _request(options, _interventions(options, donor))
+    engine = _engine_fed(options, request, donor.started if donor else None)
     events: list[Event] = []
     unheard: OSError | None = None
     for event in engine.stream(request):
@@ -300,25 +317,30 @@ def _trace(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_donor(donor: Path | None, request: Request, engine: Engine) -> None:
-    """Refuses latents that tell nothing: the image's own, and those of another model.
+def _engine_fed(options: argparse.Namespace, request: Request, donor: RunStarted | None) -> Engine:
+    """The engine, where the latents that it is to be fed are of another file and of its model.
+
+    Of the model as far as a trace tells: its stage, revision and size.
 
     Raises:
-        UsageError: with what to give instead.
+        UsageError: they are not; with what to give instead.
     """
-    started = None if donor is None else read_trace(_content(donor)).started
-    if donor is None or started is None:
-        return
-    if request.image.sha256 and started.image.sha256 == request.image.sha256:
+    if donor is None:
+        return _engine(options)
+    name = options.latent_donor.name
+    if donor.image.sha256 and donor.image.sha256 == request.image.sha256:
         raise UsageError(
-            f"{donor.name} is a run on this very image: give --latent-donor a run on another one."
+            f"{name} is a run on this very file: give --latent-donor a run on another one."
         )
-    made_by, facts = started.model, engine.loaded.facts
-    if (made_by.id, made_by.revision) != (facts.id, facts.revision):
+    engine = _engine(options)
+    giver, taker = donor.model, engine.loaded.facts
+    told = [(one.stage, one.revision, one.parameters) for one in (giver, taker)]
+    if told[0] != told[1]:
         raise UsageError(
-            f"{donor.name} was made by {made_by.id}, whose latent steps mean nothing to "
-            f"{facts.id}: make the donor with the same checkpoint."
+            f"{name} was made by a model called {giver.id}, whose latent steps mean nothing to "
+            f"{taker.id}: make the donor with the same checkpoint."
         )
+    return engine
 
 
 def _print_event(event: Event, *, as_json: bool) -> None:
@@ -575,11 +597,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _write_rows(rows: Iterable[str]) -> None:
     for row in rows:
-        # A saved run is anybody's text: control sequences must not reach the terminal.
-        plain = "".join(
-            letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in row
-        )
-        sys.stdout.write(plain + "\n")
+        sys.stdout.write(printable(row) + "\n")
 
 
 def _rows(events: Iterable[Event]) -> Iterator[str]:

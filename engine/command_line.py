@@ -30,8 +30,15 @@ class OneLineParser(argparse.ArgumentParser):
 
 def refused(message: str) -> int:
     """Writes one line to stderr, whatever breaks `message` holds; the exit status."""
-    sys.stderr.write(" ".join(message.split()) + "\n")
+    sys.stderr.write(printable(" ".join(message.split())) + "\n")
     return USAGE_STATUS
+
+
+def printable(text: str) -> str:
+    """A line without control sequences: a saved run is anybody's text."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
 
 
 def is_fault(error: BaseException) -> bool:

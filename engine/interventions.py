@@ -55,7 +55,8 @@ class LatentChange:
         if self.kind == "shuffle":
             return self._donor[step % len(self._donor)].to(latent)
         if self.kind == "noise":
-            noise = torch.randn(latent.shape, generator=self._generator).to(latent)
+            shape, generator = latent.shape, self._generator
+            noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(latent)
             scaled: torch.Tensor = noise * (latent.norm() / noise.norm())
             return scaled
         return latent

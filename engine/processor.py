@@ -88,8 +88,9 @@ class ImageProcessor:
             rows // MERGE_SIZE, columns // MERGE_SIZE, MERGE_SIZE, MERGE_SIZE, 3, 2, PATCH_SIZE, -1
         )[:, :, :, :, :, 0]
         image = patches.permute(0, 2, 5, 1, 3, 6, 4).reshape(seen.height, seen.width, 3)
-        mean = torch.tensor(self._processor.image_mean)
-        std = torch.tensor(self._processor.image_std)
+        # Named, since torch's own default is another while a model is read in half precision.
+        mean = torch.tensor(self._processor.image_mean, dtype=torch.float32)
+        std = torch.tensor(self._processor.image_std, dtype=torch.float32)
         levels = (image * std + mean) * 255.0
         recovered: npt.NDArray[np.uint8] = levels.round().clamp(0, 255).to(torch.uint8).numpy()
         return recovered

@@ -55,10 +55,10 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of a command line; `key=value` may stand on either side of an option."""
     parser = _parser()
     options, others = parser.parse_known_args(arguments)
-    if any(other.startswith("-") or "=" not in other for other in others) or (
-        others and not hasattr(options, "overrides")
-    ):
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    changes = hasattr(options, "overrides")
+    unknown = [one for one in others if one.startswith("-") or "=" not in one or not changes]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if others:
         options.overrides = [*options.overrides, *others]
     return options

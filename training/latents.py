@@ -54,10 +54,13 @@ class LatentConfig:
     relaxation: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.weight is None:
+            # As if it had been given, so that it is written with the settings of a run.
+            object.__setattr__(self, "weight", _WEIGHTS[self.loss])
         if not 1 <= self.steps <= 64:
             raise ValueError(f"steps must lie in 1 to 64, not {self.steps}.")
         for name in ("weight", "contrast"):
-            if getattr(self, name) is not None and not getattr(self, name) >= 0.0:
+            if not getattr(self, name) >= 0.0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}.")
         for name in ("self_fed", "bottleneck_first", "bottleneck_last", "relaxation"):
             if not 0.0 <= getattr(self, name) <= 1.0:
@@ -66,7 +69,8 @@ class LatentConfig:
     @property
     def roi_weight(self) -> float:
         """Weight of the loss on the regions while it is taught."""
-        return _WEIGHTS[self.loss] if self.weight is None else self.weight
+        assert self.weight is not None
+        return self.weight
 
     def slots(self, boxes: Sequence[Box], grid: PatchGrid) -> int:
         """How many slots a record with these regions of interest has."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from engine.group_io import group_to_zip, write_group
 from engine.imaging import Window, open_image, render
 from engine.imaging.window import WindowFunction
 from engine.tiny import tiny_model
-from engine.trace import EVENT_TYPES, Finished, LatentStep, RunStarted
+from engine.trace import EVENT_TYPES, Finished, LatentStep, RunStarted, Trace
 from engine.trace_io import loads, read_trace, to_zip, write_trace
 from tests import factories
 from tests.integration.test_loading import save
@@ -424,8 +425,25 @@ def test_a_donor_that_tells_nothing_is_refused(
         assert call("trace", where, "Q", *how, *model, "--out", out)[0] == 0
 
     shared = ("trace", image, "Q", *how, "--checkpoint", checkpoint, "--latents", "shuffle")
-    refused(call(*shared, "--latent-donor", own), "own.radtrace.zip is a run on this very image")
-    refused(call(*shared, "--latent-donor", other), "was made by Lightbox MedLVR")
+    refused(call(*shared, "--latent-donor", own), "own.radtrace.zip is a run on this very file")
+    refused(call(*shared, "--latent-donor", other), "was made by a model called Lightbox MedLVR")
+
+    changed = tmp_path / "changed.radtrace.zip"
+    zeroed = (*how, "--checkpoint", checkpoint, "--latents", "zero", "--out", changed)
+    assert call("trace", other_image, "Q", *zeroed)[0] == 0
+    refused(call(*shared, "--latent-donor", changed), "changed.radtrace.zip were changed")
+
+    # A saved run is anybody's text.
+    run = read_trace(other)
+    assert run.started is not None
+    evil = replace(run.started.model, id="evil\x1b[31mRED\nsecond line")
+    started = replace(run.started, model=evil)
+    write_trace(other, Trace((started, *run.events[1:])))
+    status, out, err = call(*shared, "--latent-donor", other)
+    assert (status, out) == (2, "")
+    assert "\x1b" not in err
+    assert err.count("\n") == 1
+    assert "called evil" in err
 
 
 def test_an_adapter_without_weights_is_one_line(call: Run, image: str, tmp_path: Path) -> None:
