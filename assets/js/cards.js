@@ -70,8 +70,8 @@ class Cards {
   click(event) {
     const token = event.target.closest('[data-item]');
     if (token) {
-      this.app.select(Number(token.dataset.item),
-        { fly: token.dataset.fly === 'true', bring: true });
+      const fly = token.dataset.fly === 'true';
+      this.app.select(Number(token.dataset.item), { fly, bring: !fly });
     }
   }
 

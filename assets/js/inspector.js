@@ -58,7 +58,7 @@ class Inspector {
           : ['reasoning', 'asking for a crop', 'answer'][item[4]] })),
       el('div', { class: 'lb-two' },
         this.figure(percent(item[3]), 'its own probability'),
-        this.figure(number(item[2], 2), 'entropy, nats', hint(LB.text.entropy))),
+        this.figure(number(item[2], 2), 'entropy, nats', hint(LB.text.entropy + ' ' + LB.text.unsure))),
     ];
     if (detail && detail.alternatives && detail.alternatives.length) {
       nodes.push(el('h3', { class: 'lb-sub', text: 'It could have written' }),
@@ -166,7 +166,7 @@ class Inspector {
   // In one column the image lies far above: the map is drawn here a second time, small.
   copy(grid, scale, { x, y }) {
     const { viewer, run } = this.app;
-    if (viewer.layer === 'off' || !(grid.peak > 0)) return null;
+    if (!oneColumn.matches || viewer.layer === 'off' || !(grid.peak > 0)) return null;
     const map = gridCanvas(grid, scale, viewer.limit);
     const ring = el('span', { class: 'lb-map-ring' });
     ring.style.left = x * 100 + '%';

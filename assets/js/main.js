@@ -12,12 +12,14 @@ const END_TEXTS = {
   failed: 'The run broke off.',
 };
 
-// What sets a method apart, of those that do more, or less, than to look closer.
+const LOOK = ['Look', 'The model describes what it sees, step by step. You see how sure it is.'];
+// How a run begins, by what sets the method apart; `auto` may look closer, too.
 const INTRODUCTIONS = {
-  zoom: ['A closer look', 'Where it is unsure it may cut out a part of the original picture.'],
-  direct: ['No closer look', 'It goes by what it saw of the whole image at once.'],
-  latent: ['Inner steps', 'Before its words it takes steps without any. You see what part of the '
-    + 'image each one resembles, and where it looked.'],
+  zoom: [LOOK,
+    ['A closer look', 'Where it is unsure it may cut out a part of the original picture.']],
+  direct: [LOOK, ['No closer look', 'It goes by what it saw of the whole image at once.']],
+  latent: [['Inner steps', 'Before its words it takes steps without any. You see what part of the '
+    + 'image each one resembles, and where it looked.'], LOOK],
 };
 
 class App {
@@ -86,8 +88,7 @@ class App {
   introduce(method) {
     if (!this.ghosts) return;
     clear(this.ghosts,
-      ...[['Look', 'The model describes what it sees, step by step. You see how sure it is.'],
-        INTRODUCTIONS[method] || INTRODUCTIONS.zoom,
+      ...[...(INTRODUCTIONS[method] || INTRODUCTIONS.zoom),
         ['Answer', 'You see what each step did to its belief in every answer.']].map(
         ([title, text], i) => el('li', {}, el('span', { class: 'lb-ghost-number',
           text: String(i + 1) }), el('b', { text: title }), el('span', { text }))));
@@ -312,8 +313,11 @@ class App {
     if (!this.ways.take(state)) this.describeState(state);
     this.root.dataset.state = this.pending || this.stateName();
     this.composer.update();
-    // Only now do all panels have the height that they keep.
-    if (this.landed && this.compare.hidden) this.cards.toLast();
+    // Only now do all panels have the height that they keep, and are laid out with it.
+    if (this.landed && this.compare.hidden) {
+      this.cards.toLast();
+      requestAnimationFrame(() => this.cards.toLast());
+    }
     this.landed = false;
   }
 
@@ -672,7 +676,11 @@ class App {
     if (!stay) this.cards.reveal(index, true);
     const shown = this.inspector.show(index);
     const item = this.run.items[index];
-    if (fly && item[0] === 'c') this.viewer.flyTo(item[2]);
+    if (fly && item[0] === 'c') {
+      this.viewer.flyTo(item[2]);
+      // In one column the image may lie far above what was pressed.
+      if (oneColumn.matches) this.viewer.root.scrollIntoView({ block: 'nearest' });
+    }
     if (bring) shown.then(() => this.bring(index));
   }
 

@@ -68,6 +68,8 @@ def test_every_way_is_run_shown_and_opened(page_server: Served, open_page: OpenP
 
 def test_a_difference_is_that_of_the_numbers_beside_it(browser: Browser) -> None:
     page = browser.new_page()
+    # What the page has from app/ui.py.
+    page.add_script_tag(content="const LB = { option_colors: [], text: {} };")
     for script in ("dom.js", "compare.js"):
         page.add_script_tag(path=Path("assets/js") / script)
     ways = [(4, 0.16), (19, 0.24), (20, 0.16), (21, 12.4), (4, 9.96)]

@@ -463,6 +463,15 @@ def test_the_page_works_on_a_telephone(page_server: Served, open_page: OpenPage)
     expect(page.locator(".lb-picked-word")).to_have_text("Inner step 2")
     for shown in (".lb-picked-word", ".lb-map-copy"):
         expect(page.locator(shown)).to_be_in_viewport(ratio=1)
+    help_on_belief = page.locator(".lb-strip-side .lb-hint")
+    help_on_belief.focus()
+    box = help_on_belief.locator(".lb-hint-text").bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+    # A crop is shown on the image itself.
+    page.locator(".lb-card-crop .lb-crop").click()
+    expect(page.locator(".lb-canvas")).to_be_in_viewport(ratio=0.9)
     bar = page.evaluate("getComputedStyle(document.querySelector('.lb-go')).backgroundColor")
     assert bar.startswith("rgb(")
 
