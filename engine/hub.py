@@ -6,6 +6,8 @@ commit, so that a checkpoint says the same of itself from the hub as from a fold
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RemoteEntryNotFoundError,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,29 @@ def fetch_snapshot(
             if not _is_known_to_lack(repository, name, folder.name, cache_dir):
                 unknown.append(name)
     return Snapshot(folder=folder, unknown=tuple(unknown))
+
+
+def fetch_weights(repository: str, commit: str, cache_dir: Path | None = None) -> None:
+    """Fetches the safetensors of a commit into the cache, where transformers will find them.
+
+    What cannot be fetched is left to transformers, which says so.
+
+    Args:
+        repository: the hub id.
+        commit: its 40 hexadecimal digits.
+        cache_dir: folder of the hub's cache; its own default when None.
+    """
+
+    def fetched(name: str) -> Path:
+        return Path(hf_hub_download(repository, name, revision=commit, cache_dir=cache_dir))
+
+    with contextlib.suppress(RemoteEntryNotFoundError, LocalEntryNotFoundError):
+        fetched(SAFE_WEIGHTS_NAME)
+        return
+    with contextlib.suppress(RemoteEntryNotFoundError, LocalEntryNotFoundError):
+        index = json.loads(fetched(SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
+        for name in sorted(set(index["weight_map"].values())):
+            fetched(name)
 
 
 def _is_known_to_lack(repository: str, name: str, commit: str, cache_dir: Path | None) -> bool:

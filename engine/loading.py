@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from engine.attention import register_row_attention
-from engine.hub import fetch_snapshot
+from engine.hub import fetch_snapshot, fetch_weights
 from engine.manifest import (
     MANIFEST_FILE,
     CheckpointError,
@@ -279,6 +279,9 @@ def _load_base(
             f"The checkpoint {_label(name)} is of the type {config.model_type}; "
             "only Qwen2.5-VL models can be used."
         )
+    if files.commit:
+        # Gigabytes, for which no other model should wait.
+        fetch_weights(files.source, files.commit, files.options["cache_dir"])
     with _READING:
         loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             files.source,

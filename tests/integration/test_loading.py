@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import hf_hub_download
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from engine import hub, loading
 from engine.engine import Engine
 from engine.loading import (
     NO_LATENT_NOTICE,
@@ -195,6 +197,37 @@ def test_a_hub_checkpoint_brings_its_manifest_and_its_detector(
     assert opened.detector.threshold == 2.0
     assert (opened.facts.id, opened.facts.revision) == (HUB_ID, COMMIT)
     assert written(opened, make_request) == written(loaded, make_request)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_of_the_hub_are_fetched_before_they_are_read(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, sharded: bool
+) -> None:
+    """No other model has to wait for a download."""
+    snapshot = repository / "snapshots" / COMMIT
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    if sharded:
+        weights = load_file(snapshot / "model.safetensors")
+        (snapshot / "model.safetensors").unlink()
+        halves = [dict(list(weights.items())[half::2]) for half in range(2)]
+        for name, half in zip(shards, halves, strict=True):
+            save_file(half, snapshot / name, {"format": "pt"})
+        where = {key: name for name, half in zip(shards, halves, strict=True) for key in half}
+        index = {"metadata": {}, "weight_map": where}
+        (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+        marked_as_absent(repository, "model.safetensors")
+    asked: list[str] = []
+
+    def download(repo: str, name: str, **how: object) -> str:
+        assert not loading._READING.locked()
+        asked.append(name)
+        return hf_hub_download(repo, name, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    assert from_hub(repository).facts.revision == COMMIT
+    weights_asked = [name for name in asked if name.endswith(".safetensors")]
+    expected = ["model.safetensors", *shards] if sharded else ["model.safetensors"]
+    assert [name for name in weights_asked if name != "ood.safetensors"] == expected
 
 
 def marked_as_absent(repository: Path, *names: str) -> None:
