@@ -13,8 +13,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 
-def fork(cache: DynamicCache, drop: int = 0) -> DynamicCache:
-    """A second cache over the same tensors, without the last `drop` columns.
+def fork(cache: DynamicCache, drop: int = 0, row: int | None = None) -> DynamicCache:
+    """A second cache over the same tensors, without the last `drop` columns; nothing is copied.
+
+    Args:
+        cache: of a batch of branches.
+        drop: how many columns the fork does not have.
+        row: the only branch that the fork has; None: all.
 
     Raises:
         ValueError: when `drop` is negative or reaches beyond the cache.
@@ -22,9 +27,10 @@ def fork(cache: DynamicCache, drop: int = 0) -> DynamicCache:
     length = cache.get_seq_length()
     if not 0 <= drop <= length:
         raise ValueError(f"Cannot drop {drop} columns of a cache of {length}.")
+    rows = slice(None) if row is None else slice(row, row + 1)
     return _cache_of(
         [
-            (keys[..., : length - drop, :], values[..., : length - drop, :])
+            (keys[rows, :, : length - drop], values[rows, :, : length - drop])
             for keys, values in map(_tensors, cache.layers)
         ]
     )
@@ -43,6 +49,34 @@ def select(cache: DynamicCache, rows: list[int]) -> DynamicCache:
     device = _tensors(cache.layers[0])[0].device
     chosen.batch_select_indices(torch.tensor(rows, device=device))
     return chosen
+
+
+def join(caches: list[DynamicCache]) -> DynamicCache:
+    """The branches of several caches as one batch, in order; one copy of the tensors.
+
+    Branches that are shorter than the longest get columns of zeros at their end, to be masked by
+    the caller.
+    """
+    most = max(cache.get_seq_length() for cache in caches)
+    joined = []
+    for layers in zip(*(cache.layers for cache in caches), strict=True):
+        pairs = [_tensors(layer) for layer in layers]
+        joined.append(
+            (_stacked([p[0] for p in pairs], most), _stacked([p[1] for p in pairs], most))
+        )
+    return _cache_of(joined)
+
+
+def _stacked(parts: list[torch.Tensor], columns: int) -> torch.Tensor:
+    """`(b, H, T, D)` of different T, one behind the other."""
+    first = parts[0]
+    count = sum(part.shape[0] for part in parts)
+    stacked = first.new_zeros(count, first.shape[1], columns, first.shape[3])
+    row = 0
+    for part in parts:
+        stacked[row : row + part.shape[0], :, : part.shape[2]] = part
+        row += part.shape[0]
+    return stacked
 
 
 def merge(whole: DynamicCache, part: DynamicCache, rows: list[int]) -> DynamicCache:

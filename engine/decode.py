@@ -17,7 +17,7 @@ import torch
 from transformers import DynamicCache
 
 from engine.attention import ImageSpan
-from engine.cache import expand, fork, merge, select
+from engine.cache import expand, fork, join, merge, select
 from engine.geometry import PatchGrid
 from engine.loading import LoadedModel
 from engine.positions import PositionCursor
@@ -243,7 +243,7 @@ class Decoder:
         """
         start, batch = state.length, len(state.next_positions)
         alone = batch == 1
-        cache = state.cache if alone else select(state.cache, [row])
+        cache = state.cache if alone else fork(state.cache, row=row)
         count = layout.embeddings.shape[1]
         real = None if state.real is None else state.real[row : row + 1]
         mask = self._segment_mask(start, count, real)
@@ -300,13 +300,11 @@ class Decoder:
         Only text or latent columns may be dropped; `hidden` and `logits` are then stale until
         something is fed.
         """
-        whole = fork(state.cache, drop)
-        alone = len(state.next_positions) == 1
         real = None if state.real is None else state.real[row : row + 1]
         kept = state.length - drop
         dropped = drop if real is None else int(real[:, kept:].sum())
         return DecodeState(
-            cache=whole if alone else select(whole, [row]),
+            cache=fork(state.cache, drop, row),
             hidden=state.hidden[row : row + 1],
             logits=state.logits[row : row + 1],
             next_positions=[state.next_positions[row] - dropped],
@@ -327,39 +325,56 @@ class Decoder:
             real=None if real is None else real.repeat_interleave(count, 0),
         )
 
-    @torch.inference_mode()
-    def forked(self, state: DecodeState, fork: ForkPoint) -> DecodeState:
-        """The batch with one more branch, which goes on from an earlier moment of another.
+    def forked(self, state: DecodeState, point: ForkPoint) -> DecodeState:
+        """A branch that goes on from an earlier moment of another, as a batch of its own.
 
-        The new branch's later columns are hidden from it; nothing is run again.
+        Nothing is run again and nothing is copied: it sees the tensors of the batch up to that
+        moment, until it is fed something or `joined` to the batch.
         """
-        rows = list(range(len(state.next_positions)))
-        real = state.real
-        if real is None:
-            real = torch.ones(len(rows), state.length, dtype=torch.bool, device=self.device)
-        added = real[fork.row : fork.row + 1].clone()
-        added[:, fork.columns :] = False
+        row, columns = point.row, point.columns
         return DecodeState(
-            cache=select(state.cache, [*rows, fork.row]),
-            hidden=torch.cat([state.hidden, fork.hidden[None]]),
-            logits=torch.cat([state.logits, fork.logits[None]]),
-            next_positions=[*state.next_positions, fork.next_position],
-            images=[
-                *state.images,
-                tuple(span for span in state.images[fork.row] if span.start < fork.columns),
-            ],
-            real=torch.cat([real, added]),
+            cache=fork(state.cache, state.length - columns, row),
+            hidden=point.hidden[None],
+            logits=point.logits[None],
+            next_positions=[point.next_position],
+            images=[tuple(span for span in state.images[row] if span.start < columns)],
+            real=None if state.real is None else state.real[row : row + 1, :columns],
+        )
+
+    @torch.inference_mode()
+    def joined(self, states: list[DecodeState]) -> DecodeState:
+        """The branches of several batches as one, in order, over one copy of their tensors.
+
+        What a branch lacks in columns is padding, hidden from it.
+        """
+        length = max(state.length for state in states)
+        real = torch.cat(
+            [
+                torch.nn.functional.pad(self._real(state), (0, length - state.length))
+                for state in states
+            ]
+        )
+        return DecodeState(
+            cache=join([state.cache for state in states]),
+            hidden=torch.cat([state.hidden for state in states]),
+            logits=torch.cat([state.logits for state in states]),
+            next_positions=[position for state in states for position in state.next_positions],
+            images=[spans for state in states for spans in state.images],
+            real=real,
         )
 
     def hide(self, state: DecodeState, row: int, columns: slice) -> None:
         """Keeps everything that a branch is fed from now on from attending to some columns."""
-        real = state.real
-        if real is None:
-            batch = len(state.next_positions)
-            real = torch.ones(batch, state.length, dtype=torch.bool, device=self.device)
-        real = real.clone()
+        real = self._real(state).clone()
         real[row, columns] = False
         state.real = real
+
+    def _real(self, state: DecodeState) -> torch.Tensor:
+        """Bool `(B, S)`: which columns are no padding."""
+        if state.real is not None:
+            return state.real
+        batch = len(state.next_positions)
+        return torch.ones(batch, state.length, dtype=torch.bool, device=self.device)
 
     def selected(self, state: DecodeState, rows: list[int]) -> DecodeState:
         """Only the given branches, in the given order."""

@@ -136,6 +136,8 @@ class Rollout:
         self._forking = forking
         self._draw_latent = draw_latent
         self._marks: dict[int, ForkMark] = {}
+        # Forks of this round, each over the tensors of the batch, until they join it.
+        self._beside: list[tuple[Branch, DecodeState]] = []
         self._root: DecodeState | None = None
         self.origins: dict[int, Origin] = {}
         self.sequences = [self._prompt_sequence() for _ in self.branches]
@@ -181,6 +183,7 @@ class Rollout:
         """Drops every tensor of the run."""
         self._state = self._root = None
         self._marks.clear()
+        self._beside.clear()
         self.recorders = []
 
     def _prefill(self) -> None:
@@ -216,14 +219,14 @@ class Rollout:
             return
         self._drop_finished()
         latents = self._feed()
-        # A copy: a branch that forks adds to the rows.
-        for row, branch in enumerate(list(self._rows)):
+        for row, branch in enumerate(self._rows):
             if branch.finished:
                 continue
             if row in latents:
                 yield branch.index, self._latent_step(row, latents[row])
             else:
                 yield from self._after_token(row)
+        self._join()
 
     def _decide(self) -> Iterator[tuple[int, Event]]:
         rows = [r for r, b in enumerate(self._rows) if not b.finished and not b.in_latent]
@@ -563,11 +566,16 @@ class Rollout:
             self.recorders.append(AttentionRecorder((), self.decoder.device))
             self.sequences.append(mark.sequence.prefix(len(mark.sequence.ids)))
             self.origins[index] = Origin(branch.index, begun)
-            self._state = self.decoder.forked(
-                self.state,
-                ForkPoint(row, mark.columns, mark.hidden, mark.logits, mark.next_position),
-            )
-            self._rows.append(child)
+            point = ForkPoint(row, mark.columns, mark.hidden, mark.logits, mark.next_position)
+            self._beside.append((child, self.decoder.forked(self.state, point)))
+
+    def _join(self) -> None:
+        """Takes all forks of a round into the batch, which is copied once for all of them."""
+        if self._beside:
+            states = [state for _, state in self._beside]
+            self._state = self.decoder.joined([self.state, *states])
+            self._rows += [branch for branch, _ in self._beside]
+            self._beside.clear()
 
     def _begin_missing(self) -> None:
         """Fresh branches from the prompt for what forks have left over; else no rows are left."""

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from engine.decode import Decoder, ForkPoint
+from engine.decode import Decoder, DecodeState, ForkPoint
 from engine.engine import Engine
 from engine.loading import LoadedModel
 from engine.request import Request, Sampling
 from engine.rollout import Rollout
 from engine.trace import Event, LatentStep, Reground
 from tests.integration.conftest import MakeRequest
-from tests.integration.test_forks import assert_replays, zooming
+from tests.integration.test_forks import assert_replays, forked_run, zooming
 from training.objectives import LatentPolicyConfig
 from training.rollout_groups import latent_draw
 
@@ -185,6 +187,26 @@ def test_ended_branches_leave_the_batch(
 # --- a fork is the moment it began at, to the bit --------------------------------
 
 
+class Allocations(TorchDispatchMode):
+    """Counts the bytes of tensors that are made, and do not only look at others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        given = {
+            one.untyped_storage().data_ptr()
+            for one in tree_leaves((args, kwargs))
+            if isinstance(one, torch.Tensor)
+        }
+        for one in tree_leaves(found):
+            if isinstance(one, torch.Tensor) and one.untyped_storage().data_ptr() not in given:
+                self.bytes += one.untyped_storage().nbytes()
+        return found
+
+
 def test_a_fork_is_its_parent_at_that_moment_to_the_bit(
     engine: Engine, loaded: LoadedModel, make_request: MakeRequest
 ) -> None:
@@ -210,9 +232,18 @@ def test_a_fork_is_its_parent_at_that_moment_to_the_bit(
     values = [layer.values.clone() for layer in state.cache.layers]
 
     with seen_by(loaded) as seen:
-        forked = decoder.forked(state, mark)
+        with Allocations() as made:
+            child = decoder.forked(state, mark)
+        forked = decoder.joined([state, child])
 
     assert seen.positions == 0
+    # Until it joins the batch it is a window on it: no tensor is made for it.
+    assert made.bytes == 0
+    assert torch.equal(child.logits[0], mark.logits)
+    assert torch.equal(child.hidden[0], mark.hidden)
+    for layer, key, value in zip(child.cache.layers, keys, values, strict=True):
+        assert torch.equal(layer.keys[0], key[row, :, : mark.columns])
+        assert torch.equal(layer.values[0], value[row, :, : mark.columns])
     assert torch.equal(forked.logits[2], mark.logits)
     assert torch.equal(forked.hidden[2], mark.hidden)
     assert not torch.equal(forked.logits[2], forked.logits[row])
@@ -223,10 +254,31 @@ def test_a_fork_is_its_parent_at_that_moment_to_the_bit(
         for layer, key, value in zip(found.cache.layers, keys, values, strict=True):
             assert torch.equal(layer.keys[:2], key)
             assert torch.equal(layer.values[:2], value)
-    for layer, key, value in zip(forked.cache.layers, keys, values, strict=True):
-        assert torch.equal(layer.keys[2], key[row])
-        assert torch.equal(layer.values[2], value[row])
-    # Fed what its parent was fed, it says what that said: here a mask makes another kernel run.
+    for layer, one in zip(forked.cache.layers, child.cache.layers, strict=True):
+        assert torch.equal(layer.keys[2, :, : mark.columns], one.keys[0])
+        assert torch.equal(layer.values[2, :, : mark.columns], one.values[0])
+    # Fed what its parent was fed, it says what that said, beside the batch and in it; in it a mask
+    # makes another kernel run.
     for (_, token), expected in zip(after, went_on, strict=True):
+        decoder.step(child, decoder.embed_step([token]))
+        torch.testing.assert_close(child.logits[0], expected, atol=2e-5, rtol=0)
         decoder.step(forked, decoder.embed_step([50, 51, token]))
         torch.testing.assert_close(forked.logits[2], expected, atol=2e-5, rtol=0)
+
+
+def test_forks_of_a_round_join_their_batch_together(
+    engine: Engine, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of the batch are copied once, however many branch off."""
+    joined: list[list[int]] = []
+    join = Decoder.joined
+
+    def counted(self: Decoder, states: list[DecodeState]) -> DecodeState:
+        joined.append([len(state.next_positions) for state in states])
+        return join(self, states)
+
+    monkeypatch.setattr(Decoder, "joined", counted)
+    rollout, _, _, _ = forked_run(engine, make_request, 1, 5, wanted=4)
+
+    assert len(rollout.origins) == 4
+    assert joined == [[1, 1, 1, 1, 1]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from engine.cache import cache_bytes, expand, fork, merge, select
+from engine.cache import cache_bytes, expand, fork, join, merge, select
 
 
 def filled(batch: int = 2, columns: int = 5, layers: int = 3) -> DynamicCache:
@@ -53,6 +53,16 @@ def test_a_fork_can_leave_off_the_end(drop: int) -> None:
     assert cache.get_seq_length() == 5
 
 
+def test_one_branch_of_a_fork_shares_its_tensors_too() -> None:
+    cache = filled(batch=3)
+    twin = fork(cache, 2, row=1)
+
+    for mine, theirs in zip(twin.layers, cache.layers, strict=True):
+        assert torch.equal(mine.keys, theirs.keys[1:2, :, :3])
+        assert mine.keys.data_ptr() == theirs.keys[1].data_ptr()
+        assert mine.values.data_ptr() == theirs.values[1].data_ptr()
+
+
 @pytest.mark.parametrize("drop", [-1, 6])
 def test_a_fork_cannot_leave_off_what_is_not_there(drop: int) -> None:
     with pytest.raises(ValueError, match="Cannot drop"):
@@ -84,6 +94,24 @@ def test_a_merge_pads_the_branches_that_did_not_grow() -> None:
     assert torch.equal(merged.layers[0].keys[1], part.layers[0].keys[0])
     assert torch.equal(merged.layers[0].keys[0, :, :5], cache.layers[0].keys[0])
     assert merged.layers[0].keys[[0, 2], :, 5:].abs().sum() == 0
+
+
+def test_caches_of_any_length_join_as_one_batch() -> None:
+    caches = [filled(batch=2), filled(batch=1, columns=7), filled(batch=1, columns=3)]
+    joined = join(caches)
+
+    assert joined.get_seq_length() == 7
+    for layer, *parts in zip(joined.layers, *(cache.layers for cache in caches), strict=True):
+        for whole, own in (
+            (layer.keys, [p.keys for p in parts]),
+            (layer.values, [p.values for p in parts]),
+        ):
+            assert whole.shape == (4, 2, 7, 4)
+            assert torch.equal(whole[:2, :, :5], own[0])
+            assert torch.equal(whole[2:3], own[1])
+            assert torch.equal(whole[3:, :, :3], own[2])
+            assert not whole[:2, :, 5:].any()
+            assert not whole[3:, :, 3:].any()
 
 
 def test_bytes_are_those_of_keys_and_values() -> None:
