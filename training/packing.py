@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.latent import bottleneck_columns
-from engine.sequence import FedSequence
+from engine.sequence import FedSequence, WrittenToken
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +32,7 @@ class PackedGroup:
         targets: int64 `(N,)`, the tokens.
         owners: int64 `(N,)`, branch of every token.
         learned: bool `(N,)`, False where the engine wrote the token.
+        recorded: float32 `(N,)`, log-probabilities of the tokens as the rollout computed them.
         separate: columns that separate forwards would have taken in all.
     """
 
@@ -46,6 +47,7 @@ class PackedGroup:
     targets: torch.Tensor
     owners: torch.Tensor
     learned: torch.Tensor
+    recorded: torch.Tensor
     separate: int
 
     @property
@@ -74,7 +76,7 @@ def packed_group(sequences: Sequence[FedSequence], *, bottleneck: bool = False) 
     images = [(c, tokens) for c, tokens in sequences[0].images if c < prompt]
     segments = [-1] * prompt
     latents: list[tuple[int, int, torch.Tensor]] = []
-    written: list[tuple[int, int, int, bool]] = []
+    written: list[tuple[int, int, WrittenToken]] = []
     for owner, sequence in enumerate(sequences):
         shift = len(ids) - prompt
         ids += sequence.ids[prompt:]
@@ -84,7 +86,7 @@ def packed_group(sequences: Sequence[FedSequence], *, bottleneck: bool = False) 
         latents += [(c + shift, owner, vector) for c, vector in sequence.latents]
         for token in sequence.written:
             column = token.predictor + (shift if token.predictor >= prompt else 0)
-            written.append((column, token.token_id, owner, not token.forced))
+            written.append((column, owner, token))
     mask = _group_mask(torch.tensor(segments))
     if bottleneck:
         _narrow(mask, torch.tensor(segments), sequences)
@@ -97,10 +99,11 @@ def packed_group(sequences: Sequence[FedSequence], *, bottleneck: bool = False) 
         latent_columns=torch.tensor([c for c, _, _ in latents], dtype=torch.int64),
         latents=torch.stack([v for _, _, v in latents]) if latents else torch.empty(0, width),
         latent_owners=torch.tensor([o for _, o, _ in latents], dtype=torch.int64),
-        predictors=torch.tensor([c for c, _, _, _ in written], dtype=torch.int64),
-        targets=torch.tensor([t for _, t, _, _ in written], dtype=torch.int64),
-        owners=torch.tensor([o for _, _, o, _ in written], dtype=torch.int64),
-        learned=torch.tensor([flag for _, _, _, flag in written], dtype=torch.bool),
+        predictors=torch.tensor([column for column, _, _ in written], dtype=torch.int64),
+        targets=torch.tensor([token.token_id for _, _, token in written], dtype=torch.int64),
+        owners=torch.tensor([owner for _, owner, _ in written], dtype=torch.int64),
+        learned=torch.tensor([not token.forced for _, _, token in written], dtype=torch.bool),
+        recorded=torch.tensor([token.logprob for _, _, token in written]),
         separate=sum(len(sequence.ids) for sequence in sequences),
     )
 

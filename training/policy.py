@@ -24,6 +24,10 @@ class PolicyOutputs:
     log_probs: torch.Tensor
     latent_means: torch.Tensor
 
+    def detached(self) -> PolicyOutputs:
+        """The same without gradients."""
+        return PolicyOutputs(self.log_probs.detach(), self.latent_means.detach())
+
 
 def policy_outputs(
     model: Qwen2_5_VLForConditionalGeneration, group: PackedGroup, *, chunk: int = 64

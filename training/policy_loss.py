@@ -61,13 +61,14 @@ class PolicyPart:
     Attributes:
         packed: the branches.
         advantages: float32 `(branches,)`.
-        old: what the policy that wrote them says of them, in the numerics of the update.
+        old: what the policy that wrote them says of them, in the numerics of the update; None
+            where that is the policy which learns from them, so that its own output is the old one.
         reference: what the reference says; None without one.
     """
 
     packed: PackedGroup
     advantages: torch.Tensor
-    old: PolicyOutputs
+    old: PolicyOutputs | None
     reference: PolicyOutputs | None
 
     @property
@@ -118,20 +119,25 @@ def policy_loss(
         before their weights, shares of clipped tokens and slots, and of latents the length, the
         distance of the mean from the one in the rollout, and that over sigma.
     """
-    loss, numbers = _text_terms(found, part, totals, config)
+    old = found.detached() if part.old is None else part.old
+    loss, numbers = _text_terms(found, old, part, totals, config)
     if len(part.packed.latents):
-        latent, more = _latent_terms(found, part, totals, config)
+        latent, more = _latent_terms(found, old, part, totals, config)
         loss, numbers = loss + latent, {**numbers, **more}
     return loss, {**numbers, "tokens": float(part.packed.columns)}
 
 
 def _text_terms(
-    found: PolicyOutputs, part: PolicyPart, totals: Totals, config: ObjectiveConfig
+    found: PolicyOutputs,
+    old: PolicyOutputs,
+    part: PolicyPart,
+    totals: Totals,
+    config: ObjectiveConfig,
 ) -> PartLoss:
     learned = part.packed.learned.to(found.log_probs.device)
     advantages = _of_owners(part.advantages, part.packed.owners, found.log_probs)[learned]
     now = found.log_probs[learned]
-    surrogate = clipped_surrogate(now - part.old.log_probs[learned], advantages, config.clip)
+    surrogate = clipped_surrogate(now - old.log_probs[learned], advantages, config.clip)
     loss = surrogate.losses.sum() / totals.tokens
     numbers = {
         "text_loss": float(loss.detach()),
@@ -146,11 +152,15 @@ def _text_terms(
 
 
 def _latent_terms(
-    found: PolicyOutputs, part: PolicyPart, totals: Totals, config: ObjectiveConfig
+    found: PolicyOutputs,
+    old: PolicyOutputs,
+    part: PolicyPart,
+    totals: Totals,
+    config: ObjectiveConfig,
 ) -> PartLoss:
-    means, old = found.latent_means, part.old.latent_means
-    drifts = (means - old).detach().norm(dim=-1)
-    in_sigma = squared_latent_distances(means, old, config.latents).detach().sqrt()
+    means, before = found.latent_means, old.latent_means
+    drifts = (means - before).detach().norm(dim=-1)
+    in_sigma = squared_latent_distances(means, before, config.latents).detach().sqrt()
     numbers = {
         "latent_norm": float(part.packed.latents.norm(dim=-1).sum()) / totals.slots,
         "latent_drift": float(drifts.sum()) / totals.slots,
@@ -160,7 +170,7 @@ def _latent_terms(
     if config.latents.kind != "none":
         advantages = _of_owners(part.advantages, part.packed.latent_owners, means)
         latents = part.packed.latents.to(means.device)
-        ratios = latent_log_ratios(latents, means, old, config.latents)
+        ratios = latent_log_ratios(latents, means, before, config.latents)
         surrogate = clipped_surrogate(ratios, advantages, config.clip)
         latent = surrogate.losses.sum() / totals.slots
         numbers["latent_loss"] = float(latent.detach())

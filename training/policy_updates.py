@@ -157,9 +157,12 @@ class PolicyUpdates:
         shares = shared_out(
             [place for place, does in enumerate(varies) if does], self._config.steps
         )
+        # The first update learns from the policy that wrote its groups; behind it that policy is
+        # gone, and what it says of the others has to be asked of it now.
+        later = {place for share in shares[1:] for place in share}
         places = together.own(range(len(varies)))
         parts = {
-            place: self._parts_of(group)
+            place: self._parts_of(group, is_learned_from_later=place in later)
             for place, group in zip(places, groups, strict=True)
             if group.varies
         }
@@ -194,15 +197,23 @@ class PolicyUpdates:
         return groups
 
     @torch.no_grad()
-    def _parts_of(self, group: RewardedGroup) -> list[PolicyPart]:
-        """A group as parts, with what the policy and the reference say of it before any update."""
+    def _parts_of(self, group: RewardedGroup, *, is_learned_from_later: bool) -> list[PolicyPart]:
+        """A group as parts, with what the policy and the reference say of it before any update.
+
+        Args:
+            group: rolled out by the policy as it is.
+            is_learned_from_later: whether the policy learns from other groups before; if not, no
+                pass is spent on what its own update computes anyway.
+        """
         sequences = [trajectory.sequence for trajectory in group.rollouts.trajectories]
         advantages = torch.tensor(group.advantages)
         size = self._config.branches or len(sequences)
         parts = []
         for first in range(0, len(sequences), size):
             packed = packed_group(sequences[first : first + size], bottleneck=self._bottleneck)
-            old = policy_outputs(self._model, packed, chunk=self._config.head_chunk)
+            old = None
+            if is_learned_from_later:
+                old = policy_outputs(self._model, packed, chunk=self._config.head_chunk)
             reference = None if self._reference is None else self._reference(packed)
             parts.append(PolicyPart(packed, advantages[first : first + size], old, reference))
         return parts
@@ -222,12 +233,16 @@ def shared_out(items: Sequence[ItemT], count: int) -> list[list[ItemT]]:
 
 
 def kl_sums(parts: Sequence[PolicyPart]) -> dict[str, float]:
-    """KL of the policy that wrote the parts to the reference: `kl`, nats, over so many `tokens`."""
+    """KL of the policy that wrote the parts to the reference: `kl`, nats, over so many `tokens`.
+
+    The policy's log-probabilities are those that the rollouts recorded.
+    """
     total, tokens = 0.0, 0
     for part in parts:
         if part.reference is not None:
-            learned = part.packed.learned.to(part.old.log_probs.device)
-            found = low_variance_divergence(part.old.log_probs, part.reference.log_probs)[learned]
-            total += float(found.sum())
+            reference = part.reference.log_probs
+            recorded = part.packed.recorded.to(reference.device)
+            learned = part.packed.learned.to(reference.device)
+            total += float(low_variance_divergence(recorded, reference)[learned].sum())
             tokens += part.tokens
     return {"kl": total, "tokens": float(tokens)}

@@ -68,9 +68,10 @@ def test_draws_differ_between_branches_and_seeds_and_repeat_with_a_seed(engine: 
     one = fed("spherical", 1)
     assert torch.equal(one, fed("spherical", 1))
     assert not torch.allclose(one, fed("spherical", 2))
-    assert not torch.allclose(one[0], one[3])
+    assert not torch.allclose(one[0], one[3], atol=1e-3)
     plain = fed("deterministic", 1)
-    assert torch.equal(plain[0], plain[3])
+    # Rows of one product can differ in their last digits, as threads share it out.
+    torch.testing.assert_close(plain[0], plain[3], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "spherical"])

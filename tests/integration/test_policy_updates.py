@@ -23,7 +23,7 @@ from training.loop import Stage, StepsConfig, run_stage
 from training.objectives import LatentPolicyConfig
 from training.packing import packed_group
 from training.policy import policy_outputs
-from training.policy_loss import ObjectiveConfig
+from training.policy_loss import ObjectiveConfig, Totals, policy_loss
 from training.policy_updates import PolicyUpdates, UpdateConfig
 from training.prompts import Prompt
 from training.reinforcement import Policy, reference_of
@@ -237,7 +237,7 @@ def test_the_first_update_of_a_batch_is_on_policy(
 def test_an_update_reads_rollouts_as_they_were_written(
     tmp_path: Path, policies: dict[PolicyMethod, LoadedModel], bottleneck: bool
 ) -> None:
-    """What it takes for the old log-probabilities is what the rollout recorded."""
+    """What it takes for the old log-probabilities is what the rollout recorded, token by token."""
     model = policies["latent"]
     config = dataclasses.replace(ROLLOUTS, bottleneck=bottleneck)
     found = rolled_out(Engine(model), PROMPT, "latent", config, LatentPolicyConfig(), [5, 0])
@@ -250,9 +250,11 @@ def test_an_update_reads_rollouts_as_they_were_written(
         ObjectiveConfig(kl_weight=0.0),
         bottleneck=bottleneck,
     )
-    (part,) = source._parts_of(rewarded(PROMPT.question, found, REWARD))
+    group = rewarded(PROMPT.question, found, REWARD)
+    (part,) = source._parts_of(group, is_learned_from_later=True)
     written = torch.tensor([w.logprob for s in sequences for w in s.written if not w.forced])
     old = part.old.log_probs[part.packed.learned]
+    assert torch.equal(part.packed.recorded[part.packed.learned], written)
     # In float32 they differ by 2.1e-6 at most, the width of two roundings.
     torch.testing.assert_close(old, written, atol=2e-5, rtol=0)
 
@@ -272,11 +274,19 @@ class HeadRows(TorchDispatchMode):
         return found
 
 
+@pytest.mark.parametrize(("steps", "passes"), [(1, 0), (2, 1)])
 @pytest.mark.parametrize("chunk", [5, 64])
 def test_only_completions_reach_the_head(
-    tmp_path: Path, policies: dict[PolicyMethod, LoadedModel], chunk: int
+    tmp_path: Path,
+    policies: dict[PolicyMethod, LoadedModel],
+    chunk: int,
+    steps: int,
+    passes: int,
 ) -> None:
-    """Neither the prompt nor a latent has logits, in the pass before the update or in its own."""
+    """Neither the prompt nor a latent has logits, in a pass before the update or in its own.
+
+    With one update a batch there is no pass before it; a group that is learned from twice has one.
+    """
     run = Run(tmp_path, policies["latent"], method="latent")
     (group,) = run.gather(0)
     assert group.varies
@@ -284,7 +294,7 @@ def test_only_completions_reach_the_head(
     completion = sum(len(sequence.written) for sequence in sequences)
     assert completion < packed_group(sequences).columns
     model = run.loaded.model
-    config = UpdateConfig(steps=1, head_chunk=chunk)
+    config = UpdateConfig(steps=steps, head_chunk=chunk)
     source = PolicyUpdates(
         model, None, lambda _: [group], config, ObjectiveConfig(kl_weight=0.0, latents=run.latents)
     )
@@ -295,7 +305,60 @@ def test_only_completions_reach_the_head(
         loss, _ = part()
 
     assert loss.requires_grad
-    assert before.rows == own.rows == completion
+    assert before.rows == passes * completion
+    assert own.rows == completion
+
+
+def test_groups_of_the_first_update_are_not_passed_through_before_it(
+    tmp_path: Path, policies: dict[PolicyMethod, LoadedModel]
+) -> None:
+    """Of three groups in two updates, the one that is learned from second alone."""
+    run = Run(tmp_path, policies["latent"], method="latent")
+    drawn = (run.gather(batch)[0] for batch in range(20))
+    groups = [group for group in drawn if group.varies][:3]
+    source = PolicyUpdates(
+        run.loaded.model,
+        None,
+        lambda _: groups,
+        UpdateConfig(steps=2),
+        ObjectiveConfig(kl_weight=0.0, latents=run.latents),
+    )
+    with HeadRows(run.loaded.model.lm_head.out_features) as before:
+        first = source.parts_at(None, 0)
+    second = source.parts_at(None, 1)
+
+    assert (len(first), len(second)) == (3, 2)
+    asked = groups[1].rollouts.trajectories
+    assert before.rows == sum(len(trajectory.sequence.written) for trajectory in asked)
+
+
+@pytest.mark.parametrize("latents", [LatentPolicyConfig(sigma=1.0), GAUSSIAN])
+def test_an_update_that_is_its_own_past_learns_what_one_with_a_pass_before_it_does(
+    tmp_path: Path, policies: dict[PolicyMethod, LoadedModel], latents: LatentPolicyConfig
+) -> None:
+    run = Run(tmp_path, policies["latent"], method="latent", latents=latents)
+    (group,) = run.gather(0)
+    assert group.varies
+    model = run.loaded.model
+    config = ObjectiveConfig(latents=latents)
+    reference = reference_of(Policy(Engine(copied(run.loaded)), None), 64)
+    source = PolicyUpdates(model, reference, lambda _: [group], UpdateConfig(steps=1), config)
+    found = []
+    for is_learned_from_later in (False, True):
+        (part,) = source._parts_of(group, is_learned_from_later=is_learned_from_later)
+        assert (part.old is None) is not is_learned_from_later
+        model.zero_grad()
+        now = policy_outputs(model, part.packed)
+        loss, numbers = policy_loss(now, part, Totals.of([part]), config)
+        loss.backward()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        found.append((numbers, torch.cat(gradients)))
+
+    (numbers, gradient), (expected, asked) = found
+    assert float(asked.abs().max()) > 1e-3
+    torch.testing.assert_close(gradient, asked, atol=1e-6, rtol=1e-5)
+    assert numbers == pytest.approx(expected, abs=1e-6)
+    assert numbers["clipped"] == numbers["latent_drift"] == 0
 
 
 def test_layers_computed_again_change_memory_and_not_what_is_learned(

@@ -28,6 +28,7 @@ def packed(owners: list[int], learned: list[bool], latent_owners: list[int]) -> 
         targets=torch.zeros(count, dtype=torch.int64),
         owners=torch.tensor(owners, dtype=torch.int64),
         learned=torch.tensor(learned, dtype=torch.bool),
+        recorded=torch.zeros(count),
         separate=0,
     )
 
