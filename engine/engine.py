@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from engine.decode import Decoder
+from engine.encoded import EncodedImages
 from engine.interventions import occluded
 from engine.loading import NO_LATENT_NOTICE, LoadedModel, load_checkpoint
 from engine.manifest import CheckpointError
@@ -53,11 +54,21 @@ UNKNOWN_IMAGE = (
 
 
 class Engine:
-    """Runs requests on one checkpoint, strictly one after the other."""
+    """Runs requests on one checkpoint, strictly one after the other.
 
-    def __init__(self, loaded: LoadedModel | Callable[[], LoadedModel]) -> None:
-        """Takes a model in memory, or a function that loads it on the first run."""
+    Args:
+        loaded: a model in memory, or a function that loads it on the first run.
+        encoded: keeps visual tokens from run to run, for a tower that does not change; None:
+            every run encodes its image.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel | Callable[[], LoadedModel],
+        encoded: EncodedImages | None = None,
+    ) -> None:
         self._source = loaded
+        self._encoded = encoded
         self._loaded = loaded if isinstance(loaded, LoadedModel) else None
         self._lock = threading.Lock()
 
@@ -126,7 +137,7 @@ class Engine:
         """
         loaded = self.loaded
         request = request.settled(loaded.manifest.entropy_threshold)
-        decoder = Decoder(loaded)
+        decoder = Decoder(loaded, self._encoded)
         pixels = occluded(request.image.pixels, request.interventions.occlude)
         seen = loaded.image_processor(pixels, loaded.manifest.view)
         view = decoder.encode(seen)

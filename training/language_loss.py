@@ -28,9 +28,12 @@ class LanguageLoss:
         weight: their weights.
         right: answer tokens that the model would have written.
         answers: answer tokens.
+        entropy: of the model's distributions over the weighted targets, in nats.
         roi: losses of the latent slots against their targets, weighted contrasts among them.
         contrast: of it, the contrasts without their weight.
         slots: how many slots there are.
+        lengths: of what the model would feed into the slots.
+        distances: of that from the slots' targets.
         corners: mean error of the kept corners, times the records; 0 where none are kept.
         records: of the batch.
         grounding: minus the logarithms of the attention on boxes; 0 where it is not asked.
@@ -41,9 +44,12 @@ class LanguageLoss:
     weight: float
     right: int
     answers: int
+    entropy: float
     roi: torch.Tensor
     contrast: torch.Tensor
     slots: int
+    lengths: float
+    distances: float
     corners: torch.Tensor
     records: int
     grounding: torch.Tensor
@@ -180,7 +186,9 @@ def language_loss(
     hidden = states[-1]
     rows, columns = torch.nonzero(batch.weights[:, 1:], as_tuple=True)
     weights, targets = batch.weights[rows, columns + 1], batch.ids[rows, columns + 1]
-    losses, hits = token_losses(model.lm_head, hidden[rows, columns], targets, head_chunk)
+    losses, hits, entropies = token_losses(
+        model.lm_head, hidden[rows, columns], targets, head_chunk
+    )
     if places.numbers is not None:
         spots = coordinate_targets(batch, rows, columns)
         logits = model.lm_head(hidden[rows[spots], columns[spots]]).float()
@@ -193,9 +201,13 @@ def language_loss(
     answers = weights > 1
     slots = len(batch.slot_targets)
     latent = rivals = hidden.new_zeros(())
+    lengths = distances = 0.0
     if slots:
         means = slot_means(hidden, batch.slots)
         latent = slots * roi_loss(means, batch.slot_targets, roi)
+        would_feed = means.detach().float()
+        lengths = float(would_feed.norm(dim=-1).sum())
+        distances = float((would_feed - batch.slot_targets).norm(dim=-1).sum())
         for region in batch.regions:
             own = means[region.first : region.first + region.count]
             tokens = region.tokens.to(own.device)
@@ -210,9 +222,12 @@ def language_loss(
         float(weights.sum()),
         int(hits[answers].sum()),
         int(answers.sum()),
+        float(entropies.sum()),
         latent,
         rivals,
         slots,
+        lengths,
+        distances,
         kept,
         len(batch.ids),
         recorder.loss() if recorder is not None else hidden.new_zeros(()),
@@ -252,8 +267,8 @@ def free_bounds(batch: Batch, rows: torch.Tensor, columns: torch.Tensor) -> torc
 
 def token_losses(
     head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, chunk: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropies in nats and whether the greedy token was right, both `(N,)`.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cross-entropies, whether the greedy token was right, entropies: `(N,)` each, in nats.
 
     In chunks, whose logits are computed again in the backward pass, memory does not grow with
     the number of tokens times the vocabulary (1.2 GB for 2,000 tokens of Qwen2.5-VL).
@@ -265,15 +280,21 @@ def token_losses(
         chunk: tokens at a time; 0: all, without computing anything twice.
     """
 
-    def both(part: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def judged(
+        part: torch.Tensor, wanted: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits = head(part).float()
         losses = functional.cross_entropy(logits, wanted, reduction="none")
-        return losses, logits.detach().argmax(-1) == wanted
+        with torch.no_grad():
+            log_probs = torch.log_softmax(logits, dim=-1)
+            entropies = -(log_probs.exp() * log_probs).sum(-1)
+        return losses, logits.detach().argmax(-1) == wanted, entropies
 
     if chunk < 1 or len(hidden) <= chunk:
-        return both(hidden, targets)
+        return judged(hidden, targets)
     parts = [
-        checkpoint(both, part, wanted, use_reentrant=False)
+        checkpoint(judged, part, wanted, use_reentrant=False)
         for part, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True)  # type: ignore[no-untyped-call]
     ]
-    return torch.cat([loss for loss, _ in parts]), torch.cat([hit for _, hit in parts])
+    losses, hits, entropies = (torch.cat(found) for found in zip(*parts, strict=True))
+    return losses, hits, entropies

@@ -93,6 +93,7 @@ class Totals:
     """Counts over a whole step, as `LanguageLoss` has them over a part."""
 
     weight: float
+    targets: int
     answers: int
     slots: int
     records: int
@@ -103,6 +104,7 @@ class Totals:
         """Counts of all parts together."""
         return cls(
             sum(float(part.layout.weights.sum()) for part in parts),
+            sum(int((part.layout.weights[:, 1:] != 0).sum()) for part in parts),
             sum(int((part.layout.weights[:, 1:] > 1).sum()) for part in parts),
             sum(int(part.layout.slots.sum()) for part in parts),
             sum(len(part.layout.records) for part in parts),
@@ -145,6 +147,11 @@ def part_losses(
 ) -> list[Callable[[], PartLoss]]:
     """The losses of a step's parts, ready to be computed; they add up to the step's loss.
 
+    The numbers of a part add up to means over the step: `answer_tokens_right`; `entropy` of the
+    tokens to be written, nats; with latents `text`, `roi` and `contrast`, the parts of the loss,
+    and `latent_norm` and `latent_drift`, the length of what the model would feed into a slot and
+    its distance from what the slot is to hold.
+
     Args:
         network: a `LanguageNetwork`, wrapped or not.
         parts: of the whole step.
@@ -158,11 +165,14 @@ def part_losses(
         loss = found.total / totals.weight
         numbers = {
             "answer_tokens_right": found.right / max(1, totals.answers),
+            "entropy": found.entropy / max(1, totals.targets),
             "tokens": float(sum(len(record.ids) for record in part.layout.records)),
         }
         if latents is not None and totals.slots:
             roi = found.roi / totals.slots
             numbers |= {"text": float(loss.detach()), "roi": float(roi.detach())}
+            numbers["latent_norm"] = found.lengths / totals.slots
+            numbers["latent_drift"] = found.distances / totals.slots
             if latents.config.contrast:
                 numbers["contrast"] = float(found.contrast.detach()) / totals.slots
             loss = loss + latents.roi_weight * roi

@@ -117,7 +117,7 @@ def policy_step(
     probabilities: Callable[[Any], torch.Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> Callable[[], None]:
-    """A step of ours: a rollout, what the policy says of it before the update, and the update.
+    """A step of ours: a rollout and the one update that learns from it.
 
     Args:
         roll_out: gives the packed rollouts of a group.
@@ -127,10 +127,10 @@ def policy_step(
 
     def step() -> None:
         packed = roll_out()
-        with torch.no_grad():
-            old = probabilities(packed)
         optimizer.zero_grad(set_to_none=True)
-        ratios = (probabilities(packed) - old).exp()
+        # With one update a batch the policy that wrote it is the one that learns from it.
+        found = probabilities(packed)
+        ratios = (found - found.detach()).exp()
         signs = torch.ones_like(ratios)
         signs[::2] = -1.0
         (ratios * signs).mean().backward()  # type: ignore[no-untyped-call]

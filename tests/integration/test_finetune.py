@@ -145,6 +145,7 @@ def test_all_weights_of_the_language_model_are_trained_and_the_tower_is_not(
     assert [record["step"] for record in whole] == [1, 2, 2]
     assert whole[0]["tokens_per_second"] > 0
     assert {"roi", "text", "loss", "gradient_norm"} <= whole[0].keys()
+    assert {"entropy", "latent_norm", "latent_drift"} <= whole[0].keys()
     assert 0 <= whole[2]["validation_answer_tokens_right"] <= 1
     assert whole[2]["validation_loss"] > 0
 
@@ -266,7 +267,7 @@ def test_checkpointing_and_chunks_change_memory_and_not_the_loss(
     folder: Path, whole: list[dict[str, float]]
 ) -> None:
     spared = run(folder, "spared", gradient_checkpointing=True, head_chunk=3)
-    for name in ("loss", "gradient_norm", "answer_tokens_right"):
+    for name in ("loss", "gradient_norm", "answer_tokens_right", "entropy"):
         assert [record[name] for record in spared] == pytest.approx(
             [record[name] for record in whole[:2]], rel=1e-5
         )

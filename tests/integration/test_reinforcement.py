@@ -105,6 +105,32 @@ def records(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.parametrize("method", ["direct", "latent"])
+def test_an_image_is_encoded_once_in_a_whole_run(folder: Path, method: str) -> None:
+    """One prompt is learned from, one is scored: in batch after batch, evaluation by evaluation."""
+    calls: list[int] = []
+
+    def entered(module: torch.nn.Module, _: object) -> None:
+        calls[-1] += type(module).__name__ == "Qwen2_5_VisionTransformerPretrainedModel"
+
+    found = []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(entered)
+    try:
+        for name, size in (("kept", 8), ("not-kept", 0)):
+            calls.append(0)
+            path = written(folder, f"{name}-{method}", method, encoded_mib=size)
+            assert main(["vlpo" if method == "latent" else "medvr", str(path)]) == 0
+            log = records(folder / f"{name}-{method}")
+            clocks = ("seconds", "per_second")
+            found.append([{k: v for k, v in r.items() if not k.endswith(clocks)} for r in log])
+    finally:
+        hook.remove()
+
+    # Two batches; before the first, after the second, and between them an evaluation.
+    assert calls == [2, 5]
+    assert found[0] == found[1]
+
+
 def test_medvr_logs_from_step_zero_alarms_and_exports(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

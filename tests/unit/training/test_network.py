@@ -39,12 +39,21 @@ def phase_of(
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a step comes to: its loss, the parts of it, and a gradient."""
+    """What a step comes to: its loss, the parts of it, what else is logged, and a gradient."""
 
     loss: float
     text: float
     roi: float
+    entropy: float
+    latent_norm: float
+    latent_drift: float
     gradient: torch.Tensor
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """All of it but the gradient."""
+        latents = (self.latent_norm, self.latent_drift)
+        return (self.loss, self.text, self.roi, self.entropy, *latents)
 
 
 class Stage:
@@ -86,12 +95,14 @@ class Stage:
             latents=phase,
         )
         (gradient,) = torch.autograd.grad(loss, self.probe)
-        return Step(loss.item(), numbers["text"], numbers["roi"], gradient)
+        names = ("text", "roi", "entropy", "latent_norm", "latent_drift")
+        return Step(loss.item(), *(numbers[name] for name in names), gradient)
 
     def wanted(self, feeding: Feeding, target: RoiTarget, kind: RoiLoss, bottled: bool) -> Step:
         """Record by record, from what is tested by itself: targets, masks and hidden states."""
         text, roi = torch.zeros(()), torch.zeros(())
-        weight, slots = 0.0, 0
+        weight, slots, targets = 0.0, 0, 0
+        entropy = norm = drift = 0.0
         for record in self.records[target]:
             batch = self.alone(record, target, bottled)
             count = len(batch.slot_targets)
@@ -101,16 +112,25 @@ class Stage:
             )
             text = text + (losses * batch.weights[0, 1:]).sum()
             weight += float(batch.weights.sum())
+            for column in range(1, len(record.ids)):
+                if batch.weights[0, column]:
+                    logits = self.model.lm_head(hidden[column - 1]).detach()
+                    entropy += float(torch.distributions.Categorical(logits=logits).entropy())
+                    targets += 1
             if count:
                 first = int(batch.slots[0].nonzero()[0])
                 before = hidden[first - 1 : first - 1 + count]
                 roi = roi + count * roi_loss(before, batch.slot_targets, kind)
                 slots += count
+                norm += sum(float(mean.norm()) for mean in before.detach())
+                pairs = zip(before.detach(), batch.slot_targets, strict=True)
+                drift += sum(float((mean - held).norm()) for mean, held in pairs)
         text, roi = text / weight, roi / slots
         # The relaxation asks nothing of the regions.
         loss = text if feeding == "relaxed" else text + WEIGHT * roi
         (gradient,) = torch.autograd.grad(loss, self.probe)
-        return Step(loss.item(), text.item(), roi.item(), gradient)
+        means = (entropy / targets, norm / slots, drift / slots)
+        return Step(loss.item(), text.item(), roi.item(), *means, gradient)
 
     def alone(self, record: Record, target: RoiTarget, bottled: bool) -> Batch:
         """A batch of one record, whose targets and mask are put in by hand."""
@@ -156,9 +176,7 @@ def test_a_step_does_what_its_phase_says(
 ) -> None:
     found = stage.found(phase_of(feeding, target, kind, bottled=bottled))
     wanted = stage.wanted(feeding, target, kind, bottled)
-    assert (found.loss, found.text, found.roi) == pytest.approx(
-        (wanted.loss, wanted.text, wanted.roi), rel=1e-4
-    )
+    assert found.numbers == pytest.approx(wanted.numbers, rel=1e-4)
     torch.testing.assert_close(found.gradient, wanted.gradient, atol=1e-6, rtol=1e-3)
 
 
