@@ -33,7 +33,6 @@ from engine.group import readable_rows as group_rows
 from engine.group_io import is_group_file, read_group
 from engine.imaging import ImagingError, SourceImage, Window, open_image, render
 from engine.manifest import CheckpointError
-from engine.rasters import encoded_png
 from engine.request import (
     LATENT_INTERVENTIONS,
     METHODS,
@@ -560,6 +559,8 @@ def _finite(value: float) -> float | None:
 
 
 def _render(options: argparse.Namespace) -> int:
+    from engine.rasters import encoded_png
+
     _check_target(options.out)
     if options.out.suffix.lower() != ".png":
         raise UsageError(f"{options.out.name} must end in .png: that is what is written.")

@@ -37,6 +37,7 @@ class SeenImage:
         grid_thw: int64 `(1, 3)`: one frame, patch rows, patch columns.
         grid: the grid of visual tokens after merging 2 x 2 patches.
         width, height: the resized image in pixels.
+        is_grey: whether its channels were one before they were normalised.
     """
 
     pixel_values: torch.Tensor
@@ -44,6 +45,7 @@ class SeenImage:
     grid: PatchGrid
     width: int
     height: int
+    is_grey: bool = False
 
 
 class ImageProcessor:
@@ -79,21 +81,23 @@ class ImageProcessor:
             grid=PatchGrid(rows // MERGE_SIZE, columns // MERGE_SIZE),
             width=columns * PATCH_SIZE,
             height=rows * PATCH_SIZE,
+            is_grey=pixels.ndim == 2,
         )
 
     def seen_pixels(self, seen: SeenImage) -> npt.NDArray[np.uint8]:
-        """The resized 8-bit image `(H, W, 3)`, recovered from the patches."""
+        """The resized 8-bit image, recovered from the patches: `(H, W, 3)`; grey `(H, W)`."""
         rows, columns = int(seen.grid_thw[0, 1]), int(seen.grid_thw[0, 2])
         patches = seen.pixel_values.reshape(
             rows // MERGE_SIZE, columns // MERGE_SIZE, MERGE_SIZE, MERGE_SIZE, 3, 2, PATCH_SIZE, -1
         )[:, :, :, :, :, 0]
-        image = patches.permute(0, 2, 5, 1, 3, 6, 4).reshape(seen.height, seen.width, 3)
+        channels = 1 if seen.is_grey else 3
+        image = patches[:, :, :, :, :channels].permute(0, 2, 5, 1, 3, 6, 4)
         # Named, since torch's own default is another while a model is read in half precision.
-        mean = torch.tensor(self._processor.image_mean, dtype=torch.float32)
-        std = torch.tensor(self._processor.image_std, dtype=torch.float32)
-        levels = (image * std + mean) * 255.0
+        mean = torch.tensor(self._processor.image_mean[:channels], dtype=torch.float32)
+        std = torch.tensor(self._processor.image_std[:channels], dtype=torch.float32)
+        levels = (image.reshape(seen.height, seen.width, channels) * std + mean) * 255.0
         recovered: npt.NDArray[np.uint8] = levels.round().clamp(0, 255).to(torch.uint8).numpy()
-        return recovered
+        return recovered[..., 0] if seen.is_grey else recovered
 
 
 def crop_pixels(pixels: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import zlib
 from typing import Final
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 DISPLAY_SIDE: Final = 2048
+# The picture is on the way to the first event. Noise repeats nothing but runs of one value: looking
+# for those alone, behind one filter for all rows, takes a third of the time that Pillow's fastest
+# does, and the file of a radiograph is smaller.
+_FAST: Final = (
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG),
+)
 
 
 def encoded_png(pixels: npt.NDArray[np.uint8], most_side: int | None = None) -> bytes:
@@ -20,14 +27,16 @@ def encoded_png(pixels: npt.NDArray[np.uint8], most_side: int | None = None) -> 
     """
     if pixels.ndim == 3 and _is_grey(pixels):
         pixels = pixels[..., 0]
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    if most_side is not None and max(image.size) > most_side:
+    if most_side is not None and max(pixels.shape[:2]) > most_side:
+        image = Image.fromarray(np.ascontiguousarray(pixels))
         image.thumbnail((most_side, most_side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    # The picture is on the way to the first event. Noise repeats nothing but runs of one value:
-    # looking for those alone is faster than level 1, and the file of a radiograph is smaller.
-    image.save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    return buffer.getvalue()
+        pixels = np.asarray(image)
+    # OpenCV's order of channels is the other way round.
+    ordered = np.ascontiguousarray(pixels if pixels.ndim == 2 else pixels[..., ::-1])
+    written, data = cv2.imencode(".png", ordered, _FAST)
+    if not written:
+        raise ValueError("OpenCV could not write the picture as PNG.")
+    return data.tobytes()
 
 
 def _is_grey(pixels: npt.NDArray[np.uint8]) -> bool:

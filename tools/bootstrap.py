@@ -1,4 +1,4 @@
-"""Prepare `.venv` for `make`: packages, and for tests a browser. Standard library only.
+"""Prepare `.venv` for `make`: packages, and what tests need beside them. Standard library only.
 
 Runs under any Python from 3.11 on, before anything is installed. Everything is idempotent: a
 stamp in `.venv` holds the digest of the requirements that were installed last, so a second
@@ -24,6 +24,7 @@ REQUIREMENTS = {
     "dev": ("requirements-dev.txt", "requirements.txt"),
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+RENDERERS = ("dcmj2pnm", "dcml2pnm")
 USAGE_ERROR = 2
 
 
@@ -45,6 +46,7 @@ def main(arguments: list[str]) -> int:
         ensure_packages(profile)
         if profile == "dev":
             ensure_browser()
+            ensure_reference_renderer()
     except SetupError as error:
         say(str(error))
         return 1
@@ -118,6 +120,15 @@ def ensure_browser() -> None:
         "no browser for the page tests: install chromium, or run `make test-unit` without one.",
         *(VENV_PYTHON, "-m", "playwright", "install", *system_libraries, "chromium"),
     )
+
+
+def ensure_reference_renderer() -> None:
+    """Bring DCMTK, which tests render DICOM files with, where Debian's package can be had.
+
+    Without it, those tests are skipped; others compare with two more references.
+    """
+    if not all(shutil.which(tool) for tool in RENDERERS):
+        apt_install("dcmtk")
 
 
 def has_browser() -> bool:

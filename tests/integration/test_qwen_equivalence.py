@@ -146,9 +146,7 @@ def check_pixels(pixels: np.ndarray, budget: PixelBudget) -> None:
     assert (seen.height, seen.width) == (height, width)
     assert (seen.grid.rows, seen.grid.columns) == (height // 28, width // 28)
     # The image that the model sees is shown, not one that resembles it.
-    resized = (
-        Image.fromarray(pixels).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-    )
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     shown = ImageProcessor().seen_pixels(seen)
     np.testing.assert_array_equal(shown, np.asarray(resized))
 

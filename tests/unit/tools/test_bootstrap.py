@@ -258,3 +258,16 @@ def test_a_browser_that_does_not_start_is_none(
     assert not bootstrap.has_browser()
     machine.makes(hull)
     assert bootstrap.has_browser()
+
+
+@pytest.mark.parametrize("missing", ["dcmj2pnm", "dcml2pnm", ""])
+def test_the_reference_renderer_is_installed_unless_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda tool: None if tool == missing else tool)
+    monkeypatch.setattr(bootstrap, "apt_install", lambda *packages: asked.extend(packages))
+
+    bootstrap.ensure_reference_renderer()
+
+    assert asked == (["dcmtk"] if missing else [])

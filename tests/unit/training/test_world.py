@@ -55,7 +55,7 @@ def test_resizing_equals_the_image_processor(shape: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     processor = ImageProcessor()
     seen = processor(pixels, VIEW_BUDGET)
-    assert np.array_equal(processor.seen_pixels(seen)[:, :, 0], resized(pixels))
+    assert np.array_equal(processor.seen_pixels(seen), resized(pixels))
 
 
 def test_coverage_peaks_inside_the_finding(case: Case) -> None:
