@@ -1,4 +1,4 @@
-"""The key-value cache of a batch of branches: fork, expand, select, append, bytes.
+"""The key-value cache of a batch of branches: fork, expand, select, join, merge, bytes.
 
 A `DynamicCache` never writes into a tensor it holds (every update concatenates into a new
 one), so a fork shares the tensors of its parent by reference and costs no copy; parent and
@@ -71,10 +71,12 @@ def _stacked(parts: list[torch.Tensor], columns: int) -> torch.Tensor:
     """`(b, H, T, D)` of different T, one behind the other."""
     first = parts[0]
     count = sum(part.shape[0] for part in parts)
-    stacked = first.new_zeros(count, first.shape[1], columns, first.shape[3])
+    stacked = first.new_empty(count, first.shape[1], columns, first.shape[3])
     row = 0
     for part in parts:
-        stacked[row : row + part.shape[0], :, : part.shape[2]] = part
+        own = stacked[row : row + part.shape[0]]
+        own[:, :, : part.shape[2]] = part
+        own[:, :, part.shape[2] :] = 0
         row += part.shape[0]
     return stacked
 

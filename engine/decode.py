@@ -18,7 +18,6 @@ from transformers import DynamicCache
 
 from engine.attention import ImageSpan
 from engine.cache import expand, fork, join, merge, select
-from engine.encoded import EncodedImages
 from engine.geometry import PatchGrid
 from engine.loading import LoadedModel
 from engine.positions import PositionCursor
@@ -142,18 +141,13 @@ class Rotation:
 class Decoder:
     """Runs the model of one checkpoint for one run.
 
-    Args:
-        loaded: the model.
-        encoded: keeps visual tokens beyond the run; None: nothing does.
-
     Attributes:
         forwarded: how many positions have been sent through the language model.
     """
 
-    def __init__(self, loaded: LoadedModel, encoded: EncodedImages | None = None) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         self.device = loaded.device
-        self._encoded = encoded
         self.forwarded = 0
         self._inner = loaded.model.model
         self._language = loaded.model.model.language_model
@@ -170,11 +164,6 @@ class Decoder:
     @torch.inference_mode()
     def encode(self, seen: SeenImage) -> torch.Tensor:
         """Merged visual tokens of one image: `(rows * columns, D)`."""
-        if self._encoded is None:
-            return self._run_tower(seen)
-        return self._encoded.tokens(seen, self._run_tower).to(self.device)
-
-    def _run_tower(self, seen: SeenImage) -> torch.Tensor:
         features = self._inner.get_image_features(
             seen.pixel_values.to(self.device), seen.grid_thw.to(self.device), return_dict=True
         )
@@ -376,9 +365,10 @@ class Decoder:
 
     def hide(self, state: DecodeState, row: int, columns: slice) -> None:
         """Keeps everything that a branch is fed from now on from attending to some columns."""
-        real = self._real(state).clone()
-        real[row, columns] = False
-        state.real = real
+        real = self._real(state)
+        hidden = torch.zeros_like(real)
+        hidden[row, columns] = True
+        state.real = real & ~hidden
 
     def _real(self, state: DecodeState) -> torch.Tensor:
         """Bool `(B, S)`: which columns are no padding."""

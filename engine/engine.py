@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from engine.decode import Decoder
-from engine.encoded import EncodedImages
+from engine.encoded_views import EncodedViews
 from engine.interventions import occluded
 from engine.loading import NO_LATENT_NOTICE, LoadedModel, load_checkpoint
 from engine.manifest import CheckpointError
@@ -58,17 +58,17 @@ class Engine:
 
     Args:
         loaded: a model in memory, or a function that loads it on the first run.
-        encoded: keeps visual tokens from run to run, for a tower that does not change; None:
-            every run encodes its image.
+        views: keeps visual tokens from run to run, for a tower that does not change; None: every
+            run encodes its image.
     """
 
     def __init__(
         self,
         loaded: LoadedModel | Callable[[], LoadedModel],
-        encoded: EncodedImages | None = None,
+        views: EncodedViews | None = None,
     ) -> None:
         self._source = loaded
-        self._encoded = encoded
+        self._views = views
         self._loaded = loaded if isinstance(loaded, LoadedModel) else None
         self._lock = threading.Lock()
 
@@ -137,10 +137,13 @@ class Engine:
         """
         loaded = self.loaded
         request = request.settled(loaded.manifest.entropy_threshold)
-        decoder = Decoder(loaded, self._encoded)
+        decoder = Decoder(loaded)
         pixels = occluded(request.image.pixels, request.interventions.occlude)
         seen = loaded.image_processor(pixels, loaded.manifest.view)
-        view = decoder.encode(seen)
+        if self._views is None:
+            view = decoder.encode(seen)
+        else:
+            view = self._views.tokens(seen, decoder.encode).to(decoder.device)
         text = request_prompt(loaded.manifest, request)
         prompt = decoder.lay_out(text, [(0, view, seen.grid)], 0)
         return (

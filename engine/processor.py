@@ -86,18 +86,27 @@ class ImageProcessor:
 
     def seen_pixels(self, seen: SeenImage) -> npt.NDArray[np.uint8]:
         """The resized 8-bit image, recovered from the patches: `(H, W, 3)`; grey `(H, W)`."""
-        rows, columns = int(seen.grid_thw[0, 1]), int(seen.grid_thw[0, 2])
-        patches = seen.pixel_values.reshape(
-            rows // MERGE_SIZE, columns // MERGE_SIZE, MERGE_SIZE, MERGE_SIZE, 3, 2, PATCH_SIZE, -1
-        )[:, :, :, :, :, 0]
-        channels = 1 if seen.is_grey else 3
-        image = patches[:, :, :, :, :channels].permute(0, 2, 5, 1, 3, 6, 4)
+        values = distinct_values(seen)
+        blocks = (seen.grid.rows, seen.grid.columns, MERGE_SIZE, MERGE_SIZE)
+        channels = values.shape[1]
+        patches = values.reshape(*blocks, channels, PATCH_SIZE, PATCH_SIZE)
+        image = patches.permute(0, 2, 5, 1, 3, 6, 4)
         # Named, since torch's own default is another while a model is read in half precision.
         mean = torch.tensor(self._processor.image_mean[:channels], dtype=torch.float32)
         std = torch.tensor(self._processor.image_std[:channels], dtype=torch.float32)
         levels = (image.reshape(seen.height, seen.width, channels) * std + mean) * 255.0
         recovered: npt.NDArray[np.uint8] = levels.round().clamp(0, 255).to(torch.uint8).numpy()
         return recovered[..., 0] if seen.is_grey else recovered
+
+
+def distinct_values(seen: SeenImage) -> torch.Tensor:
+    """The values of an image that are not there twice: float32 `(patches, channels, 196)`.
+
+    The tower takes a still image for two frames, and a grey one for three channels, which differ
+    by nothing but how they were normalised.
+    """
+    values = seen.pixel_values.reshape(len(seen.pixel_values), 3, 2, -1)[:, :, 0]
+    return values[:, :1] if seen.is_grey else values
 
 
 def crop_pixels(pixels: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:

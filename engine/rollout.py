@@ -136,8 +136,10 @@ class Rollout:
         self._forking = forking
         self._draw_latent = draw_latent
         self._marks: dict[int, ForkMark] = {}
-        # Forks of this round, each over the tensors of the batch, until they join it.
-        self._beside: list[tuple[Branch, DecodeState]] = []
+        # Forks of this round, until they join the batch.
+        self._beside: list[tuple[Branch, ForkPoint]] = []
+        # Visual tokens of crops by what was cut: branches of a group may choose the same box.
+        self._crops: dict[tuple[int, int, int, int], torch.Tensor] = {}
         self._root: DecodeState | None = None
         self.origins: dict[int, Origin] = {}
         self.sequences = [self._prompt_sequence() for _ in self.branches]
@@ -184,6 +186,7 @@ class Rollout:
         self._state = self._root = None
         self._marks.clear()
         self._beside.clear()
+        self._crops.clear()
         self.recorders = []
 
     def _prefill(self) -> None:
@@ -384,7 +387,9 @@ class Rollout:
         if crop.skipped:
             self._tell(row, SKIPPED_MESSAGE)
         else:
-            tokens = self.decoder.encode(crop.seen)
+            tokens = self._crops.get(crop.source_px)
+            if tokens is None:
+                tokens = self._crops[crop.source_px] = self.decoder.encode(crop.seen)
             branch.crop_tokens += crop.seen.grid.cells
             self._append(row, tool_response_text(), [(crop.number, tokens, crop.seen.grid)])
         if self.decoder.device.type == "cuda":
@@ -567,13 +572,14 @@ class Rollout:
             self.sequences.append(mark.sequence.prefix(len(mark.sequence.ids)))
             self.origins[index] = Origin(branch.index, begun)
             point = ForkPoint(row, mark.columns, mark.hidden, mark.logits, mark.next_position)
-            self._beside.append((child, self.decoder.forked(self.state, point)))
+            self._beside.append((child, point))
 
     def _join(self) -> None:
         """Takes all forks of a round into the batch, which is copied once for all of them."""
         if self._beside:
-            states = [state for _, state in self._beside]
-            self._state = self.decoder.joined([self.state, *states])
+            # Not before: each would keep the tensors of its moment while the batch grows.
+            forks = [self.decoder.forked(self.state, point) for _, point in self._beside]
+            self._state = self.decoder.joined([self.state, *forks])
             self._rows += [branch for branch, _ in self._beside]
             self._beside.clear()
 

@@ -20,7 +20,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # Provided by the host where they exist; the code runs without them.
-NOT_INSTALLED_BY_US = {"datasets", "deepspeed", "spaces", "trl"}
+NOT_INSTALLED_BY_US = {"datasets", "spaces", "trl"}
 # What only maintainers draw figures with, and the one module that may ask for it.
 FOR_DEVELOPMENT = {"matplotlib": "training.figures"}
 

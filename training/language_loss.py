@@ -286,9 +286,10 @@ def token_losses(
         logits = head(part).float()
         losses = functional.cross_entropy(logits, wanted, reduction="none")
         with torch.no_grad():
-            log_probs = torch.log_softmax(logits, dim=-1)
-            entropies = -(log_probs.exp() * log_probs).sum(-1)
-        return losses, logits.detach().argmax(-1) == wanted, entropies
+            # log sum exp(l) - sum p l: one more tensor as large as the logits, and not three.
+            scale = losses + logits.gather(-1, wanted[:, None])[:, 0]
+            means = torch.bmm(logits.softmax(-1)[:, None], logits[..., None])[:, 0, 0]
+        return losses, logits.detach().argmax(-1) == wanted, scale - means
 
     if chunk < 1 or len(hidden) <= chunk:
         return judged(hidden, targets)

@@ -149,7 +149,7 @@ def part_losses(
 
     The numbers of a part add up to means over the step: `answer_tokens_right`; `entropy` of the
     tokens to be written, nats; with latents `text`, `roi` and `contrast`, the parts of the loss,
-    and `latent_norm` and `latent_drift`, the length of what the model would feed into a slot and
+    and `latent_norm` and `latent_error`, the length of what the model would feed into a slot and
     its distance from what the slot is to hold.
 
     Args:
@@ -172,7 +172,7 @@ def part_losses(
             roi = found.roi / totals.slots
             numbers |= {"text": float(loss.detach()), "roi": float(roi.detach())}
             numbers["latent_norm"] = found.lengths / totals.slots
-            numbers["latent_drift"] = found.distances / totals.slots
+            numbers["latent_error"] = found.distances / totals.slots
             if latents.config.contrast:
                 numbers["contrast"] = float(found.contrast.detach()) / totals.slots
             loss = loss + latents.roi_weight * roi

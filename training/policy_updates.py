@@ -157,12 +157,12 @@ class PolicyUpdates:
         shares = shared_out(
             [place for place, does in enumerate(varies) if does], self._config.steps
         )
-        # The first update learns from the policy that wrote its groups; behind it that policy is
-        # gone, and what it says of the others has to be asked of it now.
+        # The first update changes the policy that wrote the groups: what it says of those that a
+        # later one learns from has to be asked of it now.
         later = {place for share in shares[1:] for place in share}
         places = together.own(range(len(varies)))
         parts = {
-            place: self._parts_of(group, is_learned_from_later=place in later)
+            place: self._parts_of(group, needs_old=place in later)
             for place, group in zip(places, groups, strict=True)
             if group.varies
         }
@@ -197,13 +197,13 @@ class PolicyUpdates:
         return groups
 
     @torch.no_grad()
-    def _parts_of(self, group: RewardedGroup, *, is_learned_from_later: bool) -> list[PolicyPart]:
+    def _parts_of(self, group: RewardedGroup, *, needs_old: bool) -> list[PolicyPart]:
         """A group as parts, with what the policy and the reference say of it before any update.
 
         Args:
             group: rolled out by the policy as it is.
-            is_learned_from_later: whether the policy learns from other groups before; if not, no
-                pass is spent on what its own update computes anyway.
+            needs_old: whether an update learns from it that is not the first of its batch; else no
+                pass is spent on what that update computes by itself.
         """
         sequences = [trajectory.sequence for trajectory in group.rollouts.trajectories]
         advantages = torch.tensor(group.advantages)
@@ -212,7 +212,7 @@ class PolicyUpdates:
         for first in range(0, len(sequences), size):
             packed = packed_group(sequences[first : first + size], bottleneck=self._bottleneck)
             old = None
-            if is_learned_from_later:
+            if needs_old:
                 old = policy_outputs(self._model, packed, chunk=self._config.head_chunk)
             reference = None if self._reference is None else self._reference(packed)
             parts.append(PolicyPart(packed, advantages[first : first + size], old, reference))

@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from engine.encoded import EncodedImages
+from engine.encoded_views import EncodedViews
 from engine.engine import Engine
 from engine.group import MAX_MEMBERS, GroupError
 from engine.group_io import GROUP_SUFFIX, write_group
@@ -65,7 +65,7 @@ from training.world import Case
 # Settings that may change when a run goes on: schedules, bounds, and what is only looked at.
 MAY_CHANGE: Final = (
     *("out", "threads", "phantoms", "steps.*", "evaluation*", "export*", "alarm*", "trees_every"),
-    "encoded_mib",
+    "kept_views_mib",
     *("update.most_kl", "update.head_chunk", "update.gradient_checkpointing"),
     "objective.kl_weight",
 )
@@ -115,10 +115,10 @@ class ReinforcementConfig:
         update: how rollouts become optimiser steps.
         steps: optimiser steps and their schedule; whole batches of rollouts.
         alarm: when tool use counts as dying (`zoom`).
-        encoded_mib: of the host's memory, for visual tokens that are kept: the tower does not
-            change, so that an image which another batch or an evaluation asks about again, or a
-            crop of the same box, is not encoded again. 1,500 tokens of Qwen2.5-VL-7B take 10.
-            0: none are kept.
+        kept_views_mib: of the host's memory, in every process, for visual tokens of the images
+            that were asked about last: the tower does not change, so that one which another batch
+            or an evaluation asks about again is not encoded again. 1,500 tokens of Qwen2.5-VL-7B
+            in bfloat16 take 10. 0: none are kept.
         trees_every: optimiser steps between trees that are saved, of the first prompt of a batch
             (`engine.group_io`); a multiple of `update.steps`; 0: none.
     """
@@ -142,12 +142,12 @@ class ReinforcementConfig:
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     threads: int = 2
     export: ExportConfig = field(default_factory=ExportConfig)
-    encoded_mib: int = 256
+    kept_views_mib: int = 256
     trees_every: int = 0
 
     def __post_init__(self) -> None:
-        if self.encoded_mib < 0:
-            raise ValueError(f"encoded_mib must not be negative, not {self.encoded_mib}.")
+        if self.kept_views_mib < 0:
+            raise ValueError(f"kept_views_mib must not be negative, not {self.kept_views_mib}.")
         if self.trees_every < 0 or self.trees_every % self.update.steps:
             raise ValueError(
                 f"trees_every must be a multiple of update.steps, {self.update.steps}, not "
@@ -265,7 +265,7 @@ def reinforce(config: ReinforcementConfig, report: Report) -> Path:
     torch.manual_seed(config.seed)
     pool, unseen = config.pools()
     policy = opened_policy(
-        config.base, config.lora, config.precision, replicas.device, config.encoded_mib
+        config.base, config.lora, config.precision, replicas.device, config.kept_views_mib
     )
     engine = policy.engine
     if config.export.embedded and engine.loaded.detector is None:
@@ -358,7 +358,7 @@ def opened_policy(
     lora: AdapterConfig | None,
     precision: Literal["fp32", "bf16"] = "fp32",
     device: torch.device | None = None,
-    encoded_mib: int = 0,
+    kept_views_mib: int = 0,
 ) -> Policy:
     """Opens a checkpoint; its tower stays as it is.
 
@@ -367,7 +367,7 @@ def opened_policy(
         lora: an adapter is put in, in float32 whatever the precision.
         precision: of all weights; of the frozen ones where there is an adapter.
         device: CUDA when there is one and none is named.
-        encoded_mib: see `ReinforcementConfig`.
+        kept_views_mib: see `ReinforcementConfig`.
 
     Raises:
         ConfigError: the checkpoint is missing or cannot be used.
@@ -382,8 +382,8 @@ def opened_policy(
     loaded.model.requires_grad_(True)
     loaded.model.model.visual.requires_grad_(False)
     adapter = None if lora is None else add_adapter(loaded.model, lora, base)
-    encoded = EncodedImages(encoded_mib * 2**20) if encoded_mib else None
-    return Policy(Engine(loaded, encoded), adapter)
+    views = EncodedViews(kept_views_mib * 2**20) if kept_views_mib else None
+    return Policy(Engine(loaded, views), adapter)
 
 
 def reference_of(policy: Policy, head_chunk: int) -> Reference:

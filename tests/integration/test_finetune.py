@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import shutil
@@ -145,7 +144,7 @@ def test_all_weights_of_the_language_model_are_trained_and_the_tower_is_not(
     assert [record["step"] for record in whole] == [1, 2, 2]
     assert whole[0]["tokens_per_second"] > 0
     assert {"roi", "text", "loss", "gradient_norm"} <= whole[0].keys()
-    assert {"entropy", "latent_norm", "latent_drift"} <= whole[0].keys()
+    assert {"entropy", "latent_norm", "latent_error"} <= whole[0].keys()
     assert 0 <= whole[2]["validation_answer_tokens_right"] <= 1
     assert whole[2]["validation_loss"] > 0
 
@@ -594,8 +593,6 @@ def fsdp_command(folder: Path) -> list[str]:
 
 def deepspeed_command(folder: Path) -> list[str]:
     """Starts two processes that spread weights by what `deepspeed.yaml` asks for."""
-    if importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("DeepSpeed is not installed (pip install wheel deepspeed)")
     raw = yaml.safe_load((CONFIGS / "accelerate" / "deepspeed.yaml").read_text(encoding="utf-8"))
     raw |= {"num_processes": 2, "use_cpu": True, "main_process_port": 0}
     path = folder / "deepspeed.yaml"

@@ -13,12 +13,13 @@ from torch.utils._pytree import tree_leaves
 
 from engine.decode import Decoder, DecodeState, ForkPoint
 from engine.engine import Engine
+from engine.forking import Forking
 from engine.loading import LoadedModel
 from engine.request import Request, Sampling
 from engine.rollout import Rollout
 from engine.trace import Event, LatentStep, Reground
 from tests.integration.conftest import MakeRequest
-from tests.integration.test_forks import assert_replays, forked_run, zooming
+from tests.integration.test_forks import assert_replays, zooming
 from training.objectives import LatentPolicyConfig
 from training.rollout_groups import latent_draw
 
@@ -94,12 +95,26 @@ def test_a_group_runs_its_prompt_once_and_encodes_every_image_once(
 
     prompt = rollout.sequences[0].prompt
     own = [len(sequence.ids) - prompt for sequence in rollout.sequences]
-    crops = sum(isinstance(event, Reground) for event in events)
+    crops = {event.box_source_px for event in events if isinstance(event, Reground)}
     latents = sum(isinstance(event, LatentStep) for event in events)
-    assert (crops > 0, latents > 0) == (method == "zoom", method == "latent")
+    assert (len(crops) > 0, latents > 0) == (method == "zoom", method == "latent")
     assert seen.positions == decoder.forwarded == prompt + sum(own)
-    assert seen.images == 1 + crops
+    assert seen.images == 1 + len(crops)
     assert seen.layers.count((1, prompt)) == 1
+
+
+def test_siblings_that_choose_the_same_box_share_its_tokens(
+    engine: Engine, loaded: LoadedModel, make_request: MakeRequest
+) -> None:
+    """Without chance all branches do the same."""
+    request = sampled(make_request, "zoom", 5, sampling=Sampling(temperature=0.0))
+    with seen_by(loaded) as seen:
+        rollout, _, events = grouped(engine, request, BRANCHES)
+
+    assert sum(isinstance(event, Reground) for event in events) == BRANCHES
+    assert seen.images == 2
+    for sequence in rollout.sequences:
+        assert_replays(loaded, sequence)
 
 
 # --- latents of all branches in one forward --------------------------------------
@@ -234,11 +249,13 @@ def test_a_fork_is_its_parent_at_that_moment_to_the_bit(
     with seen_by(loaded) as seen:
         with Allocations() as made:
             child = decoder.forked(state, mark)
+            whole = decoder.branched(state, row)
         forked = decoder.joined([state, child])
 
     assert seen.positions == 0
     # Until it joins the batch it is a window on it: no tensor is made for it.
     assert made.bytes == 0
+    assert torch.equal(whole.cache.layers[0].keys[0], keys[0][row])
     assert torch.equal(child.logits[0], mark.logits)
     assert torch.equal(child.hidden[0], mark.hidden)
     for layer, key, value in zip(child.cache.layers, keys, values, strict=True):
@@ -267,18 +284,37 @@ def test_a_fork_is_its_parent_at_that_moment_to_the_bit(
 
 
 def test_forks_of_a_round_join_their_batch_together(
-    engine: Engine, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, loaded: LoadedModel, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keys and values of the batch are copied once, however many branch off."""
-    joined: list[list[int]] = []
-    join = Decoder.joined
+    """Keys and values of the batch are copied once, however many branches fork, and how often.
+
+    Many branch off branches whose rows have padding, and all are still what they would be alone.
+    """
+    joined: list[tuple[int, list[int]]] = []
+    join, fork = Decoder.joined, Decoder.forked
+    parents: list[int] = []
 
     def counted(self: Decoder, states: list[DecodeState]) -> DecodeState:
-        joined.append([len(state.next_positions) for state in states])
+        joined.append((len(seen.layers), list(parents)))
+        parents.clear()
         return join(self, states)
 
-    monkeypatch.setattr(Decoder, "joined", counted)
-    rollout, _, _, _ = forked_run(engine, make_request, 1, 5, wanted=4)
+    def noted(self: Decoder, state: DecodeState, point: ForkPoint) -> DecodeState:
+        parents.append(point.row)
+        return fork(self, state, point)
 
-    assert len(rollout.origins) == 4
-    assert joined == [[1, 1, 1, 1, 1]]
+    monkeypatch.setattr(Decoder, "joined", counted)
+    monkeypatch.setattr(Decoder, "forked", noted)
+    _, _, start = engine.prepare(zooming(make_request, 0, entropy_threshold=5.0))
+    rollout = Rollout(Decoder(loaded), start, count=8, forking=Forking(24, lambda _: 1))
+    with seen_by(loaded) as seen:
+        list(rollout.events())
+
+    rounds = [number for number, _ in joined]
+    assert len(set(rounds)) == len(rounds)
+    # Several branches fork in one round, and one forks in several.
+    assert max(len(set(rows)) for _, rows in joined) > 1
+    assert sum(len(rows) for _, rows in joined) == len(rollout.origins) > 8
+    assert set(rollout.origins) & {origin.parent for origin in rollout.origins.values()}
+    for sequence in rollout.sequences:
+        assert_replays(loaded, sequence)

@@ -251,7 +251,7 @@ def test_an_update_reads_rollouts_as_they_were_written(
         bottleneck=bottleneck,
     )
     group = rewarded(PROMPT.question, found, REWARD)
-    (part,) = source._parts_of(group, is_learned_from_later=True)
+    (part,) = source._parts_of(group, needs_old=True)
     written = torch.tensor([w.logprob for s in sequences for w in s.written if not w.forced])
     old = part.old.log_probs[part.packed.learned]
     assert torch.equal(part.packed.recorded[part.packed.learned], written)
@@ -344,9 +344,9 @@ def test_an_update_that_is_its_own_past_learns_what_one_with_a_pass_before_it_do
     reference = reference_of(Policy(Engine(copied(run.loaded)), None), 64)
     source = PolicyUpdates(model, reference, lambda _: [group], UpdateConfig(steps=1), config)
     found = []
-    for is_learned_from_later in (False, True):
-        (part,) = source._parts_of(group, is_learned_from_later=is_learned_from_later)
-        assert (part.old is None) is not is_learned_from_later
+    for needs_old in (False, True):
+        (part,) = source._parts_of(group, needs_old=needs_old)
+        assert (part.old is None) is not needs_old
         model.zero_grad()
         now = policy_outputs(model, part.packed)
         loss, numbers = policy_loss(now, part, Totals.of([part]), config)

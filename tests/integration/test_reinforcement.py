@@ -118,7 +118,7 @@ def test_an_image_is_encoded_once_in_a_whole_run(folder: Path, method: str) -> N
     try:
         for name, size in (("kept", 8), ("not-kept", 0)):
             calls.append(0)
-            path = written(folder, f"{name}-{method}", method, encoded_mib=size)
+            path = written(folder, f"{name}-{method}", method, kept_views_mib=size)
             assert main(["vlpo" if method == "latent" else "medvr", str(path)]) == 0
             log = records(folder / f"{name}-{method}")
             clocks = ("seconds", "per_second")

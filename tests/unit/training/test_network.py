@@ -46,13 +46,13 @@ class Step:
     roi: float
     entropy: float
     latent_norm: float
-    latent_drift: float
+    latent_error: float
     gradient: torch.Tensor
 
     @property
     def numbers(self) -> tuple[float, ...]:
         """All of it but the gradient."""
-        latents = (self.latent_norm, self.latent_drift)
+        latents = (self.latent_norm, self.latent_error)
         return (self.loss, self.text, self.roi, self.entropy, *latents)
 
 
@@ -95,7 +95,7 @@ class Stage:
             latents=phase,
         )
         (gradient,) = torch.autograd.grad(loss, self.probe)
-        names = ("text", "roi", "entropy", "latent_norm", "latent_drift")
+        names = ("text", "roi", "entropy", "latent_norm", "latent_error")
         return Step(loss.item(), *(numbers[name] for name in names), gradient)
 
     def wanted(self, feeding: Feeding, target: RoiTarget, kind: RoiLoss, bottled: bool) -> Step:

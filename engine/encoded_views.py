@@ -1,8 +1,7 @@
-"""Visual tokens that are kept, so that a tower which does not change encodes an image once.
+"""Visual tokens of whole images, kept so that a tower which does not change makes them once.
 
-Whoever asks about the same images again and again (training: every epoch, every evaluation, and
-siblings that zoom into the same box) gives the engine such a store. A tower that is being trained
-must have none.
+Whoever asks about the same images again and again (reinforcement learning: every epoch, every
+evaluation) gives the engine such a store. A tower that is being trained must have none.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ from collections.abc import Callable
 
 import torch
 
-from engine.processor import SeenImage
+from engine.processor import SeenImage, distinct_values
 
 
-class EncodedImages:
+class EncodedViews:
     """Visual tokens by the pixels that they were made of; those used longest ago go first.
 
-    They lie in the memory of the host: to copy them to a device is far less than to encode.
+    They lie in the memory of the host, whatever the tower runs on.
 
     Args:
-        limit_bytes: of all tokens together; an image of more is not kept.
+        limit_bytes: of all tokens together; those of an image that take more are not kept.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -38,7 +37,8 @@ class EncodedImages:
     def tokens(self, seen: SeenImage, encode: Callable[[SeenImage], torch.Tensor]) -> torch.Tensor:
         """The visual tokens `(N, D)` of an image: those that are kept, or what `encode` makes.
 
-        What is kept comes from the memory of the host, wherever the tower runs.
+        They must not be written to. What is kept comes from the memory of the host, wherever the
+        tower runs.
         """
         key = _digest(seen)
         kept = self._kept.get(key)
@@ -61,6 +61,7 @@ class EncodedImages:
 
 def _digest(seen: SeenImage) -> bytes:
     """Of everything that the tower is given."""
-    digest = hashlib.blake2b(repr(seen.grid_thw.tolist()).encode(), digest_size=32)
-    digest.update(seen.pixel_values.cpu().numpy().tobytes())
+    shape = f"{seen.grid_thw.tolist()} {seen.is_grey}"
+    digest = hashlib.blake2b(shape.encode(), digest_size=32)
+    digest.update(distinct_values(seen).cpu().contiguous().numpy().data)
     return digest.digest()
