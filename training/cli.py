@@ -59,9 +59,28 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [one for one in others if one.startswith("-") or "=" not in one or not changes]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    others = [*getattr(options, "behind", []), *others]
     if others:
         options.overrides = [*options.overrides, *others]
     return options
+
+
+class _Several(argparse.Action):
+    """An option of several values, behind which changes (`key=value`) may stand."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Keeps its values, and apart from them, as `behind`, the changes."""
+        del parser, option_string
+        given = [str(value) for value in values or ()]
+        setattr(namespace, self.dest, [value for value in given if "=" not in value])
+        changes = [value for value in given if "=" in value]
+        namespace.behind = [*getattr(namespace, "behind", []), *changes]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -197,8 +216,12 @@ def _add_ablate(ablate: argparse.ArgumentParser) -> None:
     ablate.add_argument("method", choices=("medlvr", "medvr"))
     ablate.add_argument("overrides", nargs="*", metavar="key=value")
     ablate.add_argument("--config", type=Path, help="training/configs/ablate-METHOD.yaml")
-    ablate.add_argument("--seeds", type=int, nargs="+", help="instead of the configured ones")
-    ablate.add_argument("--rows", nargs="+", default=[], help="only these and what they need")
+    ablate.add_argument(
+        "--seeds", action=_Several, nargs="+", default=[], help="instead of the configured ones"
+    )
+    ablate.add_argument(
+        "--rows", action=_Several, nargs="+", default=[], help="only these and what they need"
+    )
     ablate.add_argument("--json", action="store_true", help="with all that was measured")
     ablate.add_argument("--figures", type=Path, metavar="FOLDER", help="draw it as SVG, too")
     ablate.set_defaults(command=_ablate)
@@ -277,7 +300,12 @@ def _ablate(options: argparse.Namespace) -> int:
     # Asked for hours before it is needed: say now if it cannot be drawn.
     draw = _drawing() if options.figures else None
     path = options.config or Path(f"training/configs/ablate-{options.method}.yaml")
-    seeds = [f"seeds={options.seeds}"] if options.seeds else []
+    wrong = [seed for seed in options.seeds if not seed.isdecimal()]
+    if wrong:
+        raise ConfigError(
+            f"--seeds takes whole numbers with spaces between them, not {wrong[0]!r}."
+        )
+    seeds = [f"seeds=[{', '.join(options.seeds)}]"] if options.seeds else []
     config = load_config(AblationConfig, path, [*options.overrides, *seeds])
     found = ablate(config, _report, options.rows)
     sys.stdout.write(printed(found, as_json=options.json))

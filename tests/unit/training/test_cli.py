@@ -138,6 +138,12 @@ def test_an_ablation_is_asked_for_and_printed(
     ((config, rows),) = asked
     assert (config.seeds, str(config.out), rows) == ((1, 2), "elsewhere", [row])
     assert row in {each.name for each in config.rows}
+    # A change may stand behind the values of an option.
+    behind = ["--seeds", "3", "questions.count=7", "--rows", row, "out=there", "--json"]
+    assert cli.main(["ablate", method, *behind]) == 0
+    config, rows = asked.pop()
+    assert (config.seeds, config.questions.count, str(config.out)) == ((3,), 7, "there")
+    assert rows == [row]
     # Seeds and rows are those of the file where none are given.
     assert cli.main(["ablate", method, "--json"]) == 0
     assert (asked[1][0].seeds, asked[1][1]) == ((1, 2, 3), [])
