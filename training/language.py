@@ -138,7 +138,8 @@ class MixConfig:
         calls: whether the coordinates of zooms are `learned`, or drawn at random and `given`
             (`training.cold_start`).
         probe: of records that answer at once (belief probes).
-        auto: of the records whose prompt leaves the choice to the model.
+        auto: of the records whose prompt leaves the choice to the model: of those that answer or
+            zoom as the question needs it, and of all with a latent segment, which it then opens.
         real: of records that are not about images of one's own, those about real radiographs.
         own: of records about images of one's own (`training.own_records`), of all.
     """
@@ -303,7 +304,10 @@ def drawn_record(
         boxes = [Box(*box) for box in question.target_boxes]
         steps = latents.slots(boxes, asked.view.grid)
         form: Form = "after_latent" if rng.random() < mix.probe else "latent"
-        return writer.write(question, form, asked.view, latent_steps=steps)
+        # Left to choose, the model opens the segment itself; else the engine opens it.
+        chooses = bool(mix.auto) and rng.random() < mix.auto
+        named: Method | None = "auto" if chooses else None
+        return writer.write(question, form, asked.view, method=named, latent_steps=steps)
     target, crop = _zoom_of(asked, rng)
     probe = rng.random() < mix.probe
     if crop is None or rng.random() >= mix.zoom:

@@ -49,9 +49,14 @@ MEDLVR: dict[str, dict[str, Any]] = {
     "K2": {"latents.steps": 2},
     "K4": {"latents.steps": 4},
     "K16": {"latents.steps": 16},
+    "roi-weight-0.1": {"latents.weight": 0.1},
+    "roi-weight-10": {"latents.weight": 10.0},
+    "free-trigger": {"mix.auto": 1.0, "questions.method": "auto"},
     "grpo-text": {"method": "direct"},
     "grpo-latents-masked": {"objective.latents.kind": "none"},
     "vlpo": {},
+    "sigma-0.05": {"objective.latents.sigma": 0.05},
+    "sigma-1": {"objective.latents.sigma": 1.0},
 }
 
 
@@ -127,7 +132,7 @@ def test_the_rows_of_medlvr_take_the_same_steps_of_each_stage() -> None:
     assert stages(config) == expected | {
         "grpo-text": ("text-sft", "medvr", "vlpo"),
         "grpo-latents-masked": ("medlvr-sft", "vlpo", "vlpo"),
-        "vlpo": ("medlvr-sft", "vlpo", "vlpo"),
+        **dict.fromkeys(("vlpo", "sigma-0.05", "sigma-1"), ("medlvr-sft", "vlpo", "vlpo")),
     }
     for row in config.rows[1:]:
         own, _ = made(config, row)
@@ -143,7 +148,8 @@ def test_the_rows_of_medlvr_take_the_same_steps_of_each_stage() -> None:
     assert first.latents.roi_weight == 1.0
     assert isinstance(second, ReinforcementConfig)
     assert (second.method, second.rollouts.latent_steps) == ("latent", 8)
-    assert second.objective.latents.kind == "deterministic"
+    latents = second.objective.latents
+    assert (latents.kind, latents.sigma) == ("deterministic", 0.2)
 
 
 def test_the_lines_of_medlvr_are_asked_and_compared_as_they_are_called() -> None:
@@ -158,7 +164,7 @@ def test_the_lines_of_medlvr_are_asked_and_compared_as_they_are_called() -> None
         "bottleneck, blinded": {"latents": "blind", "bottleneck": True},
     }
     asked_too: dict[str, tuple[str, ...]] = {
-        **dict.fromkeys(("latents", "latents-fed"), ("shuffled",)),
+        **dict.fromkeys(("latents", "latents-fed", "free-trigger"), ("shuffled",)),
         **dict.fromkeys(("latents-roi", "vlpo"), ("shuffled", "blinded")),
         "medlvr-sft": (
             *("zeroed", "noised", "shuffled", "blinded", "K = 0 at test", "bottleneck"),
@@ -169,16 +175,19 @@ def test_the_lines_of_medlvr_are_asked_and_compared_as_they_are_called() -> None
         "text-sft": "base",
         **dict.fromkeys(("latents", "latents-fed", "latents-roi", "medlvr-sft"), "text-sft"),
         **dict.fromkeys(("text-sft-longer", "roi-full", "K2", "K4", "K16"), "medlvr-sft"),
+        **dict.fromkeys(("roi-weight-0.1", "roi-weight-10", "free-trigger"), "medlvr-sft"),
         **{"grpo-text": "text-sft", "grpo-latents-masked": "medlvr-sft", "vlpo": "medlvr-sft"},
+        **dict.fromkeys(("sigma-0.05", "sigma-1"), "vlpo"),
     }
+    own = {"free-trigger": "auto"}
     texts = ("base", "text-sft", "text-sft-longer", "grpo-text")
     for row in shipped("medlvr").rows:
         steps = int(row.name[1:]) if row.name[0] == "K" else 8
-        method = "direct" if row.name in texts else "latent"
+        method = "direct" if row.name in texts else own.get(row.name, "latent")
         plain = AskedConfig(method=method, latent_steps=steps, against=rivals.get(row.name, ""))
         others = []
         for name in asked_too.get(row.name, ()):
             narrow = ", bottleneck" if name.startswith("bottleneck, ") else ""
-            how = {"method": "latent", "against": row.name + narrow, **changed[name]}
+            how = {"method": method, "against": row.name + narrow, **changed[name]}
             others.append(AskedConfig(name=name, **how))
         assert list(row.asked) == [plain, *others]

@@ -23,7 +23,7 @@ from training.language import Asked, MixConfig, drawn_record
 from training.language_loss import hidden_states, language_loss, self_fed, slot_means
 from training.latents import LatentConfig, bottleneck_mask
 from training.network import LanguageNetwork, batch_loss, part_losses, planned
-from training.records import ANSWER_WEIGHT, RecordWriter
+from training.records import ANSWER_WEIGHT, Record, RecordWriter
 from training.roi import contrast_loss, roi_cells
 
 STEPS = 3
@@ -76,6 +76,26 @@ def test_questions_with_and_without_a_finding_get_a_segment(tokenizer) -> None:
         record = drawn_record(asked, mix, RecordWriter(tokenizer), rng, CONFIG)
         assert record.ids.count(slot) == STEPS
         assert record.roi == tuple(Box(*box) for box in targets)
+
+
+def test_where_the_model_is_to_choose_it_is_asked_so_and_opens_the_segment_itself(
+    tokenizer,
+) -> None:
+    """The same words and slots behind the prompt of `auto`, with the opening to be learned."""
+    view, writer = picture(1, 84, 56), RecordWriter(tokenizer)
+    opening = tokenizer.convert_tokens_to_ids("<|lat_start|>")
+
+    def record(auto: float) -> Record:
+        mix = MixConfig(zoom=0.0, probe=0.0, auto=auto, real=0.0, latent=1.0)
+        asked = Asked(question(), view, {})
+        return drawn_record(asked, mix, writer, np.random.default_rng(0), CONFIG)
+
+    forced, free = record(0.0), record(1.0)
+    prompt = writer.write(question(), "direct", view, method="auto").ids
+    place = free.ids.index(opening)
+    assert free.ids[:place] == prompt[:place] != forced.ids[:place]
+    assert free.ids[place:] == forced.ids[forced.ids.index(opening) :]
+    assert free.weights[place] > 0
 
 
 def test_full_regions_have_as_many_slots_as_tokens() -> None:
