@@ -6,6 +6,7 @@ Bad input ends with exit status 2 and one line on stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -227,6 +228,14 @@ def _add_ablate(ablate: argparse.ArgumentParser) -> None:
     ablate.set_defaults(command=_ablate)
 
 
+def _libraries_on_stderr() -> contextlib.AbstractContextManager[object]:
+    """For as long as something is trained: on stdout there is nothing but what a command says.
+
+    DeepSpeed, where it is installed, greets there when a checkpoint is saved.
+    """
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 def _report(line: str) -> None:
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
     sys.stderr.flush()
@@ -277,10 +286,14 @@ def _stage(
     """Runs or rehearses a stage with the configuration that the command line names."""
     config = load_config(kind, options.config, options.overrides)
     if options.rehearse:
-        sys.stdout.write(f"{rehearse(config, _report)}\n")
+        with _libraries_on_stderr():
+            sentence = rehearse(config, _report)
+        sys.stdout.write(f"{sentence}\n")
         return 0
     try:
-        sys.stdout.write(f"Checkpoint written to {train(config, _report)}.\n")
+        with _libraries_on_stderr():
+            folder = train(config, _report)
+        sys.stdout.write(f"Checkpoint written to {folder}.\n")
     except KeyboardInterrupt:
         sys.stderr.write("Stopped; the same command goes on from the last state that was saved.\n")
         return 1
@@ -307,7 +320,8 @@ def _ablate(options: argparse.Namespace) -> int:
         )
     seeds = [f"seeds=[{', '.join(options.seeds)}]"] if options.seeds else []
     config = load_config(AblationConfig, path, [*options.overrides, *seeds])
-    found = ablate(config, _report, options.rows)
+    with _libraries_on_stderr():
+        found = ablate(config, _report, options.rows)
     sys.stdout.write(printed(found, as_json=options.json))
     if draw is not None:
         for written in draw(options.figures, found):

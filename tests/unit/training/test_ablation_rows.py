@@ -50,13 +50,10 @@ MEDLVR: dict[str, dict[str, Any]] = {
     "K4": {"latents.steps": 4},
     "K16": {"latents.steps": 16},
     "roi-weight-0.1": {"latents.weight": 0.1},
-    "roi-weight-10": {"latents.weight": 10.0},
     "free-trigger": {"mix.auto": 1.0, "questions.method": "auto"},
     "grpo-text": {"method": "direct"},
     "grpo-latents-masked": {"objective.latents.kind": "none"},
     "vlpo": {},
-    "sigma-0.05": {"objective.latents.sigma": 0.05},
-    "sigma-1": {"objective.latents.sigma": 1.0},
 }
 
 
@@ -132,7 +129,7 @@ def test_the_rows_of_medlvr_take_the_same_steps_of_each_stage() -> None:
     assert stages(config) == expected | {
         "grpo-text": ("text-sft", "medvr", "vlpo"),
         "grpo-latents-masked": ("medlvr-sft", "vlpo", "vlpo"),
-        **dict.fromkeys(("vlpo", "sigma-0.05", "sigma-1"), ("medlvr-sft", "vlpo", "vlpo")),
+        "vlpo": ("medlvr-sft", "vlpo", "vlpo"),
     }
     for row in config.rows[1:]:
         own, _ = made(config, row)
@@ -175,9 +172,8 @@ def test_the_lines_of_medlvr_are_asked_and_compared_as_they_are_called() -> None
         "text-sft": "base",
         **dict.fromkeys(("latents", "latents-fed", "latents-roi", "medlvr-sft"), "text-sft"),
         **dict.fromkeys(("text-sft-longer", "roi-full", "K2", "K4", "K16"), "medlvr-sft"),
-        **dict.fromkeys(("roi-weight-0.1", "roi-weight-10", "free-trigger"), "medlvr-sft"),
+        **dict.fromkeys(("roi-weight-0.1", "free-trigger"), "medlvr-sft"),
         **{"grpo-text": "text-sft", "grpo-latents-masked": "medlvr-sft", "vlpo": "medlvr-sft"},
-        **dict.fromkeys(("sigma-0.05", "sigma-1"), "vlpo"),
     }
     own = {"free-trigger": "auto"}
     texts = ("base", "text-sft", "text-sft-longer", "grpo-text")

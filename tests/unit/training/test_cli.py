@@ -126,6 +126,7 @@ def test_an_ablation_is_asked_for_and_printed(
 
     def ablate(config: AblationConfig, report: object, rows: Sequence[str]) -> dict[str, Any]:
         asked.append((config, list(rows)))
+        sys.stdout.write("what a library says\n")
         return {"lines": [], "seeds": list(config.seeds)}
 
     monkeypatch.setattr(ablation, "ablate", ablate)
