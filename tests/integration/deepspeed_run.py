@@ -36,6 +36,7 @@ if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    # All is written and said by now. On the CPU some thread of the libraries can still be there when
-    # the interpreter takes itself down, which aborts the process (once in 16 runs, on a busy machine).
+    # All is written and said by now. On the CPU some thread of the libraries can still be there
+    # when the interpreter takes itself down, which aborts the process: once in 16 runs, on a busy
+    # machine.
     os._exit(status)
