@@ -49,7 +49,6 @@ MEDLVR: dict[str, dict[str, Any]] = {
     "K2": {"latents.steps": 2},
     "K4": {"latents.steps": 4},
     "K16": {"latents.steps": 16},
-    "roi-weight-0.1": {"latents.weight": 0.1},
     "free-trigger": {"mix.auto": 1.0, "questions.method": "auto"},
     "grpo-text": {"method": "direct"},
     "grpo-latents-masked": {"objective.latents.kind": "none"},
@@ -172,7 +171,7 @@ def test_the_lines_of_medlvr_are_asked_and_compared_as_they_are_called() -> None
         "text-sft": "base",
         **dict.fromkeys(("latents", "latents-fed", "latents-roi", "medlvr-sft"), "text-sft"),
         **dict.fromkeys(("text-sft-longer", "roi-full", "K2", "K4", "K16"), "medlvr-sft"),
-        **dict.fromkeys(("roi-weight-0.1", "free-trigger"), "medlvr-sft"),
+        "free-trigger": "medlvr-sft",
         **{"grpo-text": "text-sft", "grpo-latents-masked": "medlvr-sft", "vlpo": "medlvr-sft"},
     }
     own = {"free-trigger": "auto"}
