@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,8 @@ from training.processes import ItemT
 
 SHARDED_FOLDER: Final = "state"
 WINDOW_FILE: Final = "window.pt"
+# How long a thread is given for what takes it microseconds, once it has a core.
+LAST_EXCHANGE_SECONDS: Final = 1.0
 
 
 def parts_of_each(parts: int, count: int) -> int:
@@ -115,6 +118,11 @@ class Accelerated:
         """
         self.wait()
         if self.count > 1:
+            # The thread of gloo that carried out this last exchange still has to let go of its
+            # tensors, for which it needs the interpreter. Torch joins that thread without giving
+            # the interpreter away, when the wrapped model goes, and so would wait for ever; and an
+            # interpreter that is taken down under it aborts. Both were seen on busy machines.
+            time.sleep(LAST_EXCHANGE_SECONDS)
             self._accelerator.end_training()
 
     @property

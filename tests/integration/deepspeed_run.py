@@ -7,7 +7,6 @@ well: accelerate is told that there is one, and all the rest is what runs on GPU
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
@@ -33,10 +32,4 @@ def _gloo(*_: object) -> tuple[str, DistributedType]:
 if __name__ == "__main__":
     PartialState._prepare_backend = _gloo
     accelerated.Accelerator = OnTheCpu  # type: ignore[misc]
-    status = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # All is written and said by now. On the CPU some thread of the libraries can still be there
-    # when the interpreter takes itself down, which aborts the process: once in 16 runs, on a busy
-    # machine.
-    os._exit(status)
+    sys.exit(main(sys.argv[1:]))

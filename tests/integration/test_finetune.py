@@ -573,7 +573,7 @@ def test_two_machines_have_the_loss_of_one(folder: Path, whole: list[dict[str, f
             machines.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
     try:
         for machine in machines:
-            machine.wait(800)
+            machine.wait(300)
     finally:
         # Where one has failed the other waits for it; told to end, it ends its own process, too.
         for machine in machines:
