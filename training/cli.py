@@ -149,6 +149,14 @@ def _parser() -> argparse.ArgumentParser:
         "--bottleneck", action="store_true", help="answers see the image through latents alone"
     )
     evaluate.add_argument(
+        "--true-boxes",
+        type=float,
+        nargs="?",
+        const=1.0,
+        metavar="SCALE",
+        help="put every zoom on the true box, its sides times SCALE (1): how well crops are read",
+    )
+    evaluate.add_argument(
         "--max-new-tokens", type=int, default=160, metavar="N", help="of a run (default: 160)"
     )
     evaluate.add_argument(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from engine.engine import Engine
+from engine.geometry import Box
 from engine.request import (
     Budgets,
     DisplayImage,
@@ -53,6 +54,8 @@ class AskConfig:
         latents: intervention on the latent steps.
         budgets: of a run.
         bottleneck: whether answers see the image through the latents alone.
+        placed: every zoom of a question about one place is put there, whatever the model asks for:
+            factor on the sides of the true box. None: zooms go where the model sends them.
     """
 
     method: Method = "direct"
@@ -60,6 +63,7 @@ class AskConfig:
     latents: LatentIntervention = "none"
     budgets: Budgets = ASKED_BUDGETS
     bottleneck: bool = False
+    placed: float | None = None
 
 
 def ask(
@@ -81,12 +85,39 @@ def ask(
         seed=config.seed,
         budgets=config.budgets,
         bottleneck=config.bottleneck,
-        interventions=Interventions(latents=config.latents, latent_donor=donor),
+        interventions=Interventions(
+            latents=config.latents,
+            latent_donor=donor,
+            move_crops=() if config.placed is None else placed_crops(question, config),
+        ),
         tracing=Tracing(belief=False),
     )
     began = time.monotonic()
     trace = Trace.from_events(engine.stream(request))
     return trace, time.monotonic() - began
+
+
+def placed_crops(question: Question, config: AskConfig) -> tuple[tuple[int, Box], ...]:
+    """Where the crops of a question go that are put on its target; none without one target.
+
+    Args:
+        question: knows its targets.
+        config: by how much the sides of the target are stretched about its centre; what would
+            reach outside of the image is cut off.
+    """
+    if config.placed is None or len(question.target_boxes) != 1:
+        return ()
+    target = Box(*question.target_boxes[0])
+    x, y = target.center
+    half_width = config.placed * (target.x1 - target.x0) / 2
+    half_height = config.placed * (target.y1 - target.y0) / 2
+    box = Box(
+        max(0.0, x - half_width),
+        max(0.0, y - half_height),
+        min(1.0, x + half_width),
+        min(1.0, y + half_height),
+    )
+    return tuple((number, box) for number in range(1, config.budgets.max_crops + 1))
 
 
 def asked_in_turn(
@@ -189,6 +220,11 @@ def asked_how(options: argparse.Namespace) -> AskConfig:
     for option, is_given in _latent_options(options).items():
         if is_given and options.method != "latent":
             raise EvaluationError(f"{option} is about latent steps: it needs --method latent.")
+    placed = options.true_boxes
+    if placed is not None and options.method not in ("zoom", "auto"):
+        raise EvaluationError("--true-boxes is about zooms: it needs --method zoom or auto.")
+    if placed is not None and not 0.1 <= placed <= 10.0:
+        raise EvaluationError(f"--true-boxes takes a factor from 0.1 to 10, not {placed:g}.")
     steps = options.latent_steps
     return AskConfig(
         method=options.method,
@@ -200,6 +236,7 @@ def asked_how(options: argparse.Namespace) -> AskConfig:
             latent_steps=ASKED_BUDGETS.latent_steps if steps is None else steps,
         ),
         bottleneck=options.bottleneck,
+        placed=placed,
     )
 
 
@@ -256,6 +293,7 @@ def _check_options(options: argparse.Namespace) -> None:
         "--modality": options.modality != CHEST,
         "--data": options.data is not None,
         "--method": options.method != "direct",
+        "--true-boxes": options.true_boxes is not None,
         "--traces": options.traces is not None,
         **_latent_options(options),
     }
@@ -320,7 +358,7 @@ _NOT_OF: Final = {
     "records": ("--families", "--modality"),
     "distribution": (
         *("--families", "--modality", "--method", "--traces"),
-        *("--intervention", "--bottleneck", "--latent-steps"),
+        *("--intervention", "--bottleneck", "--latent-steps", "--true-boxes"),
     ),
 }
 

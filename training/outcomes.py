@@ -36,6 +36,9 @@ ANATOMY_FAMILIES: Final = (
 # Families that ask for a zoom to a named part: without one nothing was found.
 _NAMED: Final = ("lung", "hemisphere")
 
+# Overlaps of a zoom at which one group of questions ends and the next begins.
+_OVERLAP_EDGES: Final = (0.0, 0.1, 0.25, 0.5)
+
 # Names in the table, and fields of outcomes of which they are means.
 _POINTING: Final = {
     "pointing_game": "pointed",
@@ -260,7 +263,8 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     `pointing_game_ceiling` is what pointing games by centres of cells could reach at best,
     `touching_by_chance` what a map that knows nothing would reach of `touching`, and
     `pointing_game_count` the questions with a map and a target; `findings` has the same of
-    questions about findings alone. `shuffled` is None without donors.
+    questions about findings alone. `shuffled` is None without donors. `fine_by_overlap` says how
+    fine questions were answered behind zooms that hit badly, fairly and well.
     """
     groups: dict[str, list[Outcome]] = {"overall": list(outcomes)}
     for kind in ("coarse", "fine"):
@@ -292,6 +296,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             [outcome for outcome in outcomes if outcome.family not in ANATOMY_FAMILIES]
         ),
         "shuffled": _by_donor(outcomes),
+        "fine_by_overlap": _by_overlap(outcomes),
         "zoom_entropy": entropy_against_overlap(
             (outcome.family, outcome.coordinates_nats, outcome.overlap) for outcome in outcomes
         ),
@@ -328,6 +333,29 @@ def _by_donor(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
     if strangers:
         found["of_another_family"] = strangers
     return found or None
+
+
+def _by_overlap(outcomes: Sequence[Outcome]) -> list[dict[str, Any]] | None:
+    """Accuracy of fine questions by how well their first zoom hit, from worst to best.
+
+    Of each group the lowest overlap (`from`; it reaches up to the next group's), `accuracy`, `ci95`
+    and `count`; None where no fine question could zoom.
+    """
+    hits = [(o.overlap, o.right) for o in outcomes if o.kind == "fine" and o.overlap is not None]
+    if not hits:
+        return None
+    groups = []
+    for least, most in zip(_OVERLAP_EDGES, (*_OVERLAP_EDGES[1:], math.inf), strict=True):
+        right = [is_right for overlap, is_right in hits if least <= overlap < most]
+        groups.append(
+            {
+                "from": least,
+                "accuracy": _mean(right),
+                "ci95": list(wilson_interval(sum(right), len(right))),
+                "count": len(right),
+            }
+        )
+    return groups
 
 
 def _overlaps(outcomes: Sequence[Outcome], *, of_anatomy: bool) -> list[float]:

@@ -22,10 +22,18 @@ from tests.integration.test_loading import save
 from training import ablation, evaluate
 from training.ablation import AskedConfig
 from training.cli import main
-from training.evaluate import ASKED_BUDGETS, AskConfig, asked_how, asked_in_turn, donors_of
+from training.evaluate import (
+    ASKED_BUDGETS,
+    AskConfig,
+    asked_how,
+    asked_in_turn,
+    donors_of,
+    placed_crops,
+)
 from training.outcomes import EvaluationError, Outcome
-from training.prompts import PromptConfig, PromptPool
-from training.questions import Question
+from training.phantoms import to_view8
+from training.prompts import PromptConfig, PromptPool, phantom_image
+from training.questions import Question, balanced_questions
 
 QUESTION = Question(
     family="nodule_side",
@@ -142,6 +150,64 @@ def test_what_is_about_latents_needs_their_method(
     assert main(["evaluate", "--checkpoint", str(DEFAULT_CHECKPOINT), *about_latents]) == 2
     said = f"{about_latents[0]} is about latent steps: it needs --method latent."
     assert said in capsys.readouterr().err
+
+
+def test_crops_are_put_on_the_target_by_hand() -> None:
+    """0.2 by 0.4 about (0.3, 0.4); of twice the sides, what leaves the image is cut off."""
+    one = dataclasses.replace(QUESTION, target_boxes=((0.2, 0.2, 0.4, 0.6),))
+    first, second = placed_crops(one, AskConfig(placed=1.0))
+    assert (first[0], second[0], first[1]) == (1, 2, second[1])
+    assert first[1].as_tuple() == pytest.approx((0.2, 0.2, 0.4, 0.6))
+    ((number, wide),) = placed_crops(
+        one, AskConfig(placed=2.5, budgets=dataclasses.replace(ASKED_BUDGETS, max_crops=1))
+    )
+    assert number == 1
+    assert wide.as_tuple() == pytest.approx((0.05, 0.0, 0.55, 0.9))
+    two = dataclasses.replace(one, target_boxes=(*one.target_boxes, (0.5, 0.5, 0.6, 0.6)))
+    assert placed_crops(two, AskConfig(placed=1.0)) == ()
+    assert placed_crops(one, AskConfig()) == ()
+
+
+def test_a_zoom_that_is_put_on_the_target_shows_the_target() -> None:
+    """The shipped cold start looks elsewhere by itself; twice the sides are an IoU of a quarter."""
+    engine = Engine.load("assets/checkpoints/cold-start")
+    case = next(iter(balanced_questions(1, 3, "validation", ("nodule_margin",))))
+    asked = [(phantom_image(to_view8(case.phantom()), "chest"), case.question)]
+
+    def overlap(placed: float | None) -> float:
+        ((outcome, _),) = asked_in_turn(engine, asked, AskConfig(method="zoom", placed=placed))
+        assert outcome.zooms == 1
+        assert outcome.overlap is not None
+        return outcome.overlap
+
+    assert overlap(None) < 0.2
+    assert overlap(1.0) == pytest.approx(1.0)
+    assert overlap(2.0) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--true-boxes"], "--true-boxes is about zooms: it needs --method zoom or auto."),
+        (
+            ["--method", "zoom", "--true-boxes", "nan"],
+            "--true-boxes takes a factor from 0.1 to 10, not nan.",
+        ),
+        (
+            ["--method", "zoom", "--true-boxes", "0"],
+            "--true-boxes takes a factor from 0.1 to 10, not 0.",
+        ),
+        (
+            ["--benchmark", "distribution", "--true-boxes"],
+            "--true-boxes has no meaning for --benchmark distribution: leave it out.",
+        ),
+    ],
+)
+def test_true_boxes_are_refused_where_they_say_nothing(
+    asked: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--checkpoint", "assets/checkpoints/base", *asked]) == 2
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 @pytest.mark.parametrize("kind", ["zero", "noise", "shuffle", "blind", "skip"])
