@@ -158,8 +158,9 @@ is no telemetry. The name of a file never leaves the browser. Uploaded files are
 tab is closed, after 30 minutes without use, or when the program ends. The browser stores display
 preferences only.
 A saved trace holds the 8-bit picture, the question and the model's steps, and no tag of the
-original: check for burned-in text before you share it. A run that was fed the inner steps of
-another image holds those, too.
+original: check for burned-in text before you share it. What you cover before a run is painted
+over in the picture that is saved, too. A run that was fed the inner steps of another image holds
+those, too.
 
 ### Attempts at one question
 A file `*.radgroup.zip` holds many attempts of a model at the same question. Part of them branched

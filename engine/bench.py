@@ -173,13 +173,13 @@ def prepared(loaded: LoadedModel, new_tokens: int) -> Sides:
         budgets=Budgets(max_new_tokens=new_tokens),
         tracing=Tracing(layers="all", alternatives=ALTERNATIVES, belief=False),
     )
-    _, seen, start = Engine(loaded).prepare(request)
+    _, start = Engine(loaded).prepare(request)
     text = request_prompt(loaded.manifest, request)
     sdpa = copy.deepcopy(loaded.model)
     sdpa.set_attn_implementation("sdpa")
     eager = copy.deepcopy(loaded.model)
     eager.set_attn_implementation("eager")
-    ids = expanded_ids(loaded.tokenizer, text, [seen.grid])
+    ids = expanded_ids(loaded.tokenizer, text, [start.seen.grid])
     return Sides(loaded, sdpa, eager, start, ids, new_tokens)
 
 

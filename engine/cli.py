@@ -508,18 +508,18 @@ def _verify(options: argparse.Namespace) -> int:
     if is_group_file(content):
         raise UsageError("A group is verified run by run: save one of its runs from the page.")
     trace = read_trace(content)
-    if trace.started is None:
+    started = trace.started
+    if started is None:
         raise UsageError("The trace holds no token to compare.")
-    facts = trace.started.image
     source = open_image(options.image, frame=options.frame)
-    if facts.sha256 and facts.sha256 != source.sha256:
+    if started.image.sha256 and started.image.sha256 != source.sha256:
         raise UsageError(f"{options.image.name} is not the file that the run was about.")
     engine = _engine(options)
     # torch is imported only where a model runs.
     from engine.verification import VerificationError, image_of_run, verify
 
     try:
-        found = verify(engine, image_of_run(source, facts), trace)
+        found = verify(engine, image_of_run(source, started), trace)
     except VerificationError as error:
         raise UsageError(str(error)) from error
     if options.json:

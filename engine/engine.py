@@ -20,7 +20,7 @@ from engine.encoded_views import EncodedViews
 from engine.interventions import occluded
 from engine.loading import NO_LATENT_NOTICE, LoadedModel, load_checkpoint
 from engine.manifest import CheckpointError
-from engine.processor import ImageShapeError, SeenImage
+from engine.processor import ImageShapeError
 from engine.prompt import request_prompt
 from engine.rasters import DISPLAY_SIDE, encoded_png
 from engine.request import Request, RequestError
@@ -128,7 +128,7 @@ class Engine:
         if failure is not None:
             yield failure
 
-    def prepare(self, request: Request) -> tuple[Decoder, SeenImage, Start]:
+    def prepare(self, request: Request) -> tuple[Decoder, Start]:
         """Encodes the image and lays out the prompt, without running the language model.
 
         Raises:
@@ -146,11 +146,8 @@ class Engine:
             view = self._views.tokens(seen, decoder.encode).to(decoder.device)
         text = request_prompt(loaded.manifest, request)
         prompt = decoder.lay_out(text, [(0, view, seen.grid)], 0)
-        return (
-            decoder,
-            seen,
-            Start(request=request, pixels=pixels, seen=seen, view=view, prompt=prompt),
-        )
+        start = Start(request=request, pixels=pixels, seen=seen, view=view, prompt=prompt)
+        return decoder, start
 
     def _run(
         self,
@@ -167,20 +164,19 @@ class Engine:
             # It was set while the checkpoint was loaded.
             yield _stopped_before_start()
             return
-        decoder, seen, start = self.prepare(request)
-        yield self.started(seen, start, run_id, clock)
+        decoder, start = self.prepare(request)
+        yield self.started(start, run_id, clock)
         run = Rollout(decoder, start, clock=clock, stop=stop)
         rollout.append(run)
         del start
         for _, event in run.events():
             yield event
 
-    def started(self, seen: SeenImage, start: Start, run_id: str, clock: float) -> RunStarted:
+    def started(self, start: Start, run_id: str, clock: float) -> RunStarted:
         """The first event of a run that `prepare` has prepared.
 
         Args:
-            seen: the view, as prepared.
-            start: the prompt, as prepared.
+            start: the view and the prompt, as prepared.
             run_id: of the run.
             clock: `time.perf_counter()` at its start.
         """
@@ -191,7 +187,7 @@ class Engine:
             run_id=run_id,
             model=loaded.facts,
             request=request_facts(request),
-            image=_image_facts(request, seen, loaded),
+            image=_image_facts(start, loaded),
             out_of_distribution=distance,
             notices=_notices(loaded, request, distance),
         )
@@ -231,8 +227,8 @@ def request_facts(request: Request) -> RequestFacts:
     )
 
 
-def _image_facts(request: Request, seen: SeenImage, loaded: LoadedModel) -> ImageFacts:
-    image = request.image
+def _image_facts(start: Start, loaded: LoadedModel) -> ImageFacts:
+    image, seen = start.request.image, start.seen
     return ImageFacts(
         sha256=image.sha256,
         source_width=image.width,
@@ -246,7 +242,8 @@ def _image_facts(request: Request, seen: SeenImage, loaded: LoadedModel) -> Imag
         seen_height=seen.height,
         rows=seen.grid.rows,
         columns=seen.grid.columns,
-        display_png=encoded_png(image.pixels, DISPLAY_SIDE),
+        # As it was encoded: what is covered may be a name, and must not be in a saved trace.
+        display_png=encoded_png(start.pixels, DISPLAY_SIDE),
         seen_png=encoded_png(loaded.image_processor.seen_pixels(seen)),
         left_edge=image.left_edge,
         spacing_kind=image.spacing_kind,

@@ -159,7 +159,8 @@ class ImageFacts:
             it is not known, as in every trace that was saved before this was kept.
         seen_width, seen_height: pixels after the model's own resize.
         rows, columns: the grid of visual tokens over the seen image.
-        display_png: the 8-bit image as displayed (PNG), at most 2048 pixels a side.
+        display_png: the 8-bit image as displayed (PNG), at most 2048 pixels a side; regions that
+            were covered (`Interventions.occlude`) are painted over.
         seen_png: the 8-bit image as the model saw it (PNG).
     """
 

@@ -25,6 +25,7 @@ from PIL import Image
 
 from engine.display import display_image
 from engine.engine import Engine, failure_of
+from engine.geometry import Box
 from engine.imaging import SourceImage, Window
 from engine.imaging.window import WINDOW_FUNCTIONS
 from engine.rasters import DISPLAY_SIDE, encoded_png
@@ -39,7 +40,6 @@ from engine.trace import (
     EvidenceMap,
     Failed,
     Finished,
-    ImageFacts,
     LatentStep,
     Reground,
     RunStarted,
@@ -55,6 +55,8 @@ RAREST_NATS: Final = 30.0
 MOST_CHUNKS: Final = 65_536
 # Grey levels: pictures are scaled by Pillow, whose versions round otherwise now and then.
 PICTURE_LEVELS: Final = 2
+# Pixels around what was covered that a resize may have mixed with it.
+BLUR: Final = 8
 _FLOAT32: Final = "float32"
 
 
@@ -118,14 +120,15 @@ class Verification:
         return not self.differences
 
 
-def image_of_run(source: SourceImage, facts: ImageFacts) -> DisplayImage:
+def image_of_run(source: SourceImage, started: RunStarted) -> DisplayImage:
     """An opened image under the window of a run.
 
     Args:
         source: the file that the run was about, at its frame.
-        facts: of the run. The function of a chosen window is not among them: the one that shows
-            the picture which was kept.
+        started: the run. The function of a chosen window is not among its facts: the one that
+            shows the picture which was kept.
     """
+    facts, covered = started.image, started.request.interventions.occlude
     shown = display_image(source)
     center, width = facts.window_center, facts.window_width
     if source.is_color or facts.window_source not in ("preset", "request"):
@@ -140,9 +143,10 @@ def image_of_run(source: SourceImage, facts: ImageFacts) -> DisplayImage:
         except ValueError:
             continue
         candidate = display_image(source, window, facts.window_source)
-        distance = _distance(kept, _trusted(encoded_png(candidate.pixels, DISPLAY_SIDE))).mean()
+        again = _trusted(encoded_png(candidate.pixels, DISPLAY_SIDE))
+        distance = float(_outside(_distance(kept, again), covered).mean())
         if distance < nearest:
-            shown, nearest = candidate, float(distance)
+            shown, nearest = candidate, distance
     return shown
 
 
@@ -210,8 +214,8 @@ def _compared(
 
 def _made_again(engine: Engine, request: Request, script: Script) -> Generator[Event]:
     clock = time.perf_counter()
-    decoder, seen, start = engine.prepare(request)
-    yield engine.started(seen, start, "", clock)
+    decoder, start = engine.prepare(request)
+    yield engine.started(start, "", clock)
     rollout = Rollout(decoder, start, script=script, clock=clock)
     try:
         for _, event in rollout.events():
@@ -367,7 +371,7 @@ class _Comparison:
             # A folder has none.
             self._same("model", then.model, now.model, "revision")
         self._same("run", then, now, "notices")
-        self._image(then.image, now.image)
+        self._image(then, now)
         if (then.out_of_distribution is None) != (now.out_of_distribution is None):
             self.differ("distance", then.out_of_distribution, now.out_of_distribution)
         elif then.out_of_distribution is not None and now.out_of_distribution is not None:
@@ -376,14 +380,17 @@ class _Comparison:
             self._relative("distance", one.score, other.score)
             self._relative("distance threshold", one.threshold, other.threshold)
 
-    def _image(self, then: ImageFacts, now: ImageFacts) -> None:
+    def _image(self, started: RunStarted, again: RunStarted) -> None:
+        then, now = started.image, again.image
         pictures = ("display_png", "seen_png")
         # Runs from before these were kept leave them open.
         younger = {name for name in ("left_edge", "spacing_kind") if getattr(then, name) == ""}
         names = {field.name for field in fields(then)} - {*pictures, *younger}
         self._same("image", then, now, *sorted(names))
-        for name in pictures:
-            self._picture(f"image.{name}", getattr(then, name), getattr(now, name))
+        # Runs from before what is covered was painted over in it, too, show what lies there.
+        covered = again.request.interventions.occlude
+        self._picture("image.display_png", then.display_png, now.display_png, covered)
+        self._picture("image.seen_png", then.seen_png, now.seen_png)
 
     def _token(self, then: TokenStep, now: TokenStep) -> None:
         self._tokens += 1
@@ -483,9 +490,22 @@ class _Comparison:
         if not abs(then - now) <= self.tolerance.vector * max(abs(now), 1e-6):
             self.differ(where, then, now)
 
-    def _picture(self, where: str, then: bytes, now: bytes) -> None:
-        if int(_distance(_decoded(then), _trusted(now)).max()) > PICTURE_LEVELS:
+    def _picture(self, where: str, then: bytes, now: bytes, ignored: tuple[Box, ...] = ()) -> None:
+        distance = _distance(_decoded(then), _trusted(now))
+        if int(_outside(distance, ignored).max()) > PICTURE_LEVELS:
             self.differ(where, "another picture", "here")
+
+
+def _outside(distance: npt.NDArray[np.int16], boxes: tuple[Box, ...]) -> npt.NDArray[np.int16]:
+    """The distance between two pictures, 0 in boxes and as far around them as a resize blurs."""
+    if not boxes or distance.ndim < 2:
+        return distance
+    kept = distance.copy()
+    height, width = kept.shape[:2]
+    for box in boxes:
+        x0, y0, x1, y1 = box.to_pixels_outward(width, height)
+        kept[max(0, y0 - BLUR) : y1 + BLUR, max(0, x0 - BLUR) : x1 + BLUR] = 0
+    return kept
 
 
 def _distance(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:

@@ -91,7 +91,7 @@ def roll_out(
             there.
         draw_latent: of a policy whose latents are drawn; None: slots are fed their means.
     """
-    decoder, _, start = engine.prepare(request)
+    decoder, start = engine.prepare(request)
     decisions: list[tuple[int, ForkDecision]] = []
     forking = None if forks is None else Forking(count, fork_draws(*forks, decisions))
     roots = count if forks is None else max(1, count // 2)

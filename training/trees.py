@@ -66,8 +66,8 @@ def tree_of(
     Raises:
         GroupError: there are too many.
     """
-    _, seen, start = engine.prepare(request)
-    started = engine.started(seen, start, uuid.uuid4().hex, time.perf_counter())
+    _, start = engine.prepare(request)
+    started = engine.started(start, uuid.uuid4().hex, time.perf_counter())
     # Events count their seconds from a clock that was not kept.
     started = replace(started, seconds=0.0)
     members = tuple(

@@ -62,14 +62,14 @@ def inputs(loaded: LoadedModel) -> dict[str, torch.Tensor]:
     """Arguments of the outer wrapper for a prompt with one image of 3 x 4 visual tokens."""
     engine = Engine(loaded)
     request = Request(image=DisplayImage(pixels=picture()), question="Where is the nodule?")
-    _, seen, start = engine.prepare(request)
+    _, start = engine.prepare(request)
     row = torch.tensor([prompt_ids(loaded, start)])
     return {
         "input_ids": row,
         "attention_mask": torch.ones_like(row),
         "mm_token_type_ids": (row == loaded.vocabulary.image_pad).int(),
-        "pixel_values": seen.pixel_values,
-        "image_grid_thw": seen.grid_thw,
+        "pixel_values": start.seen.pixel_values,
+        "image_grid_thw": start.seen.grid_thw,
     }
 
 

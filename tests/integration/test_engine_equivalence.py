@@ -82,10 +82,10 @@ def test_greedy_ids_equal_generate(
     image: int,
 ) -> None:
     request = make_request(layers=layers, seed_of_image=image, belief=layers != "none")
-    _, seen, start = engine.prepare(request)
+    _, start = engine.prepare(request)
     expected = reference.generate(
         prompt_ids(loaded, start),
-        [seen],
+        [start.seen],
         max_new_tokens=24,
         do_sample=False,
         suppress_tokens=list(loaded.vocabulary.suppressed("direct")),
@@ -121,7 +121,7 @@ def test_a_model_whose_attention_keeps_no_rows_is_not_traced(
     """Its rows would be what lay in memory."""
     plain = replace(loaded, model=copy.deepcopy(loaded.model))
     plain.model.set_attn_implementation("sdpa")
-    decoder, _, start = Engine(plain).prepare(make_request(layers="default"))
+    decoder, start = Engine(plain).prepare(make_request(layers="default"))
     with pytest.raises(ValueError, match="the model runs sdpa"):
         Rollout(decoder, start)
     Rollout(decoder, replace(start, request=make_request(layers="none")))
@@ -143,14 +143,14 @@ def test_captured_rows_equal_eager_attention(
     engine: Engine, loaded: LoadedModel, eager_reference: Reference, make_request: MakeRequest
 ) -> None:
     request = make_request()
-    decoder, seen, start = engine.prepare(request)
+    decoder, start = engine.prepare(request)
     written = token_ids(run(engine, request))
     ids = prompt_ids(loaded, start)
     collector = RowCollector()
     state = decoder.prefill(start.prompt, collector)
     for token in written[:-1]:
         decoder.step(state, decoder.embed_step([token]), collector)
-    eager = eager_reference.logits(ids + written[:-1], [seen], output_attentions=True)
+    eager = eager_reference.logits(ids + written[:-1], [start.seen], output_attentions=True)
 
     for layer, rows in collector.rows.items():
         for step, row in enumerate(rows):
@@ -163,11 +163,11 @@ def test_recorded_rows_are_those_rows_over_the_image(
     engine: Engine, loaded: LoadedModel, eager_reference: Reference, make_request: MakeRequest
 ) -> None:
     request = make_request(max_new_tokens=6, belief=False)
-    decoder, seen, start = engine.prepare(request)
+    decoder, start = engine.prepare(request)
     rollout = Rollout(decoder, start)
     written = [e.token_id for _, e in rollout.events() if isinstance(e, TokenStep)]
     ids = prompt_ids(loaded, start)
-    eager = eager_reference.logits(ids + written[:-1], [seen], output_attentions=True)
+    eager = eager_reference.logits(ids + written[:-1], [start.seen], output_attentions=True)
     span = start.prompt.images[0]
     (rows,) = rollout.recorders[0].rows()
 
@@ -180,7 +180,7 @@ def test_recorded_rows_are_those_rows_over_the_image(
 
 def test_the_map_of_a_token_is_the_mean_row(engine: Engine, make_request: MakeRequest) -> None:
     request = make_request(max_new_tokens=5, belief=False)
-    decoder, _, start = engine.prepare(request)
+    decoder, start = engine.prepare(request)
     rollout = Rollout(decoder, start)
     tokens = [e for _, e in rollout.events() if isinstance(e, TokenStep)]
     (rows,) = rollout.recorders[0].rows()
@@ -208,7 +208,7 @@ def test_an_appended_crop_equals_a_full_rerun(
     engine: Engine, loaded: LoadedModel, reference: Reference, make_request: MakeRequest
 ) -> None:
     request = make_request(method="zoom")
-    decoder, seen, start = engine.prepare(request)
+    decoder, start = engine.prepare(request)
     call = loaded.vocabulary.encode("Look there.")
     state = decoder.prefill(start.prompt)
     for token in call:
@@ -225,9 +225,9 @@ def test_an_appended_crop_equals_a_full_rerun(
     for token in after:
         decoder.step(state, decoder.embed_step([token]))
     added = expanded_ids(loaded.tokenizer, tool_response_text(), [crop.grid])
-    whole = reference.logits(prompt_ids(loaded, start) + call + added + after, [seen, crop]).logits[
-        0, -1
-    ]
+    whole = reference.logits(
+        prompt_ids(loaded, start) + call + added + after, [start.seen, crop]
+    ).logits[0, -1]
 
     # Nothing but the crop and its markers was forwarded for the crop.
     assert decoder.forwarded - before == len(added) + len(after)
@@ -238,7 +238,7 @@ def test_a_forked_belief_equals_a_fresh_forward(
     engine: Engine, loaded: LoadedModel, reference: Reference, make_request: MakeRequest
 ) -> None:
     request = make_request(max_new_tokens=8)
-    _, seen, start = engine.prepare(request)
+    _, start = engine.prepare(request)
     trace = run(engine, request)
     beliefs = {belief.moment: belief for belief in trace.beliefs}
     ids = prompt_ids(loaded, start)
@@ -247,7 +247,7 @@ def test_a_forked_belief_equals_a_fresh_forward(
         ("end", token_ids(trace), leading_text(trace.text, False)),
     ):
         lead = loaded.vocabulary.encode(leading)
-        logits = reference.logits(ids + written + lead, [seen]).logits[0, -1]
+        logits = reference.logits(ids + written + lead, [start.seen]).logits[0, -1]
         letters = [loaded.vocabulary.encode(option_letter(i)) for i in range(3)]
         assert all(len(letter) == 1 for letter in letters)
         masses = torch.softmax(logits, -1)[[letter[0] for letter in letters]]
@@ -258,7 +258,7 @@ def test_a_forked_belief_equals_a_fresh_forward(
 
 
 def test_a_probe_leaves_the_state_as_it_was(engine: Engine, make_request: MakeRequest) -> None:
-    decoder, _, start = engine.prepare(make_request())
+    decoder, start = engine.prepare(make_request())
     state = decoder.prefill(start.prompt)
     keys = [layer.keys for layer in state.cache.layers]
     copies = [key.clone() for key in keys]
@@ -279,7 +279,7 @@ def test_options_that_share_their_first_token_are_told_apart(
     from engine.belief import _sequence_logprobs
 
     request = make_request()
-    decoder, seen, start = engine.prepare(request)
+    decoder, start = engine.prepare(request)
     first, second, third = loaded.vocabulary.encode("ABC")
     sequences = [[first, first, third], [first, second, first], [first, second, third]]
     state = decoder.branched(decoder.prefill(start.prompt), 0)
@@ -287,7 +287,7 @@ def test_options_that_share_their_first_token_are_told_apart(
     ids = prompt_ids(loaded, start)
 
     def logprob(prefix: list[int], token: int) -> float:
-        logits = reference.logits(ids + prefix, [seen]).logits[0, -1]
+        logits = reference.logits(ids + prefix, [start.seen]).logits[0, -1]
         return float(torch.log_softmax(logits, -1)[token])
 
     shared = logprob([first], second)
@@ -382,7 +382,7 @@ def test_two_runs_interleaved_on_one_model_are_independent(
     alone = [token_ids(run(engine, request)) for request in requests]
     iterators = []
     for request in requests:
-        decoder, _, start = engine.prepare(request)
+        decoder, start = engine.prepare(request)
         iterators.append(Rollout(decoder, start).events())
     together: list[list[int]] = [[], []]
     for pair in itertools.zip_longest(*iterators):
@@ -405,7 +405,7 @@ def test_a_batch_of_branches_equals_branches_alone(
         "entropy_threshold": 5.6,
         "max_new_tokens": 30,
     }
-    decoder, _, start = engine.prepare(make_request(seed=5, **changes))
+    decoder, start = engine.prepare(make_request(seed=5, **changes))
     batched: list[list[TokenStep]] = [[] for _ in range(count)]
     finished = 0
     for branch, event in Rollout(decoder, start, count=count).events():
@@ -461,7 +461,7 @@ def test_the_belief_before_a_crop_is_that_of_the_moment_before_the_call(
     engine: Engine, loaded: LoadedModel, reference: Reference, make_request: MakeRequest
 ) -> None:
     request, trace = run_with_crops(engine, make_request, 1, max_crops=1)
-    _, seen, start = engine.prepare(request)
+    _, start = engine.prepare(request)
     (crop,) = trace.regrounds
     assert crop.trigger.kind == "entropy"
     before = next(b for b in trace.beliefs if b.moment == "before_crop")
@@ -470,7 +470,7 @@ def test_the_belief_before_a_crop_is_that_of_the_moment_before_the_call(
     thinking = text.rfind(THINK_OPEN) > text.rfind(THINK_CLOSE)
     ids = prompt_ids(loaded, start) + [t.token_id for t in written]
     lead = loaded.vocabulary.encode(leading_text(text, thinking))
-    logits = reference.logits(ids + lead, [seen]).logits[0, -1]
+    logits = reference.logits(ids + lead, [start.seen]).logits[0, -1]
     letters = [loaded.vocabulary.encode(option_letter(i))[0] for i in range(3)]
     masses = torch.softmax(logits, -1)[letters]
 
@@ -481,12 +481,12 @@ def test_an_open_question_is_probed_by_its_greedy_answer(
     engine: Engine, loaded: LoadedModel, reference: Reference, make_request: MakeRequest
 ) -> None:
     request = make_request(options=(), max_new_tokens=4)
-    _, seen, start = engine.prepare(request)
+    _, start = engine.prepare(request)
     belief = run(engine, request).beliefs[0]
     ids = prompt_ids(loaded, start) + loaded.vocabulary.encode(ANSWER_OPEN)
     probability, answer = 1.0, b""
     for _ in range(12):
-        logprobs = torch.softmax(reference.logits(ids, [seen]).logits[0, -1], -1)
+        logprobs = torch.softmax(reference.logits(ids, [start.seen]).logits[0, -1], -1)
         token = int(logprobs.argmax())
         probability *= float(logprobs[token])
         if token in loaded.vocabulary.stop_ids:
@@ -518,9 +518,9 @@ def test_the_counts_of_a_branch_are_its_own(
     engine: Engine, make_request: MakeRequest, method: str
 ) -> None:
     request = make_request(method=method, entropy_threshold=0.5, belief=False, options=())
-    decoder, _, start = engine.prepare(request)
+    decoder, start = engine.prepare(request)
     alone = [event for _, event in Rollout(decoder, start).events() if isinstance(event, Finished)]
-    decoder, _, start = engine.prepare(request)
+    decoder, start = engine.prepare(request)
     events = Rollout(decoder, start, count=3).events()
     group = {branch: event.counts for branch, event in events if isinstance(event, Finished)}
 

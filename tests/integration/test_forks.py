@@ -60,7 +60,7 @@ def forked_run(
 ) -> tuple[Rollout, list[int], list[tuple[int, Event]], list[ZoomUncertainty]]:
     """The first seed whose branches fork; each call asks for as many forks as are wanted."""
     for seed in range(MOST_SEEDS):
-        _, _, start = engine.prepare(zooming(make_request, seed))
+        _, start = engine.prepare(zooming(make_request, seed))
         asked: list[ZoomUncertainty] = []
 
         def children(uncertainty: ZoomUncertainty, asked: list = asked) -> int:
@@ -200,7 +200,7 @@ def test_without_a_wish_to_fork_the_rest_are_fresh_branches(
     engine: Engine, make_request: MakeRequest
 ) -> None:
     request = zooming(make_request, 3)
-    _, _, start = engine.prepare(request)
+    _, start = engine.prepare(request)
     alone = Rollout(Decoder(engine.loaded), start, count=3)
     list(alone.events())
     rollout = Rollout(
@@ -213,7 +213,7 @@ def test_without_a_wish_to_fork_the_rest_are_fresh_branches(
 
 
 def test_attention_and_forks_exclude_each_other(engine: Engine, make_request: MakeRequest) -> None:
-    _, _, start = engine.prepare(zooming(make_request, 0, layers="all"))
+    _, start = engine.prepare(zooming(make_request, 0, layers="all"))
     with pytest.raises(ValueError, match="fork"):
         Rollout(Decoder(engine.loaded), start, forking=Forking(2, lambda uncertainty: 1))
 
@@ -223,7 +223,7 @@ def test_what_a_branch_was_fed_replays_it(
     engine: Engine, loaded: LoadedModel, make_request: MakeRequest, method: str
 ) -> None:
     request = zooming(make_request, 5, method=method, max_new_tokens=30)
-    _, _, start = engine.prepare(request)
+    _, start = engine.prepare(request)
     rollout = Rollout(Decoder(loaded), start, count=2)
     latents = sum(isinstance(event, LatentStep) for _, event in rollout.events())
 
@@ -268,7 +268,7 @@ def test_a_bottleneck_in_a_batch_is_the_bottleneck_alone(
     engine: Engine, make_request: MakeRequest
 ) -> None:
     changes = {"method": "latent", "bottleneck": True, "sampling": Sampling(temperature=1.0)}
-    decoder, _, start = engine.prepare(make_request(seed=7, max_new_tokens=15, **changes))
+    decoder, start = engine.prepare(make_request(seed=7, max_new_tokens=15, **changes))
     rollout = Rollout(decoder, start, count=2)
     together: list[list[int]] = [[], []]
     for branch, event in rollout.events():

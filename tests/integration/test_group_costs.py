@@ -73,7 +73,7 @@ def seen_by(loaded: LoadedModel) -> Iterator[Seen]:
 
 def grouped(engine: Engine, request: Request, count: int) -> tuple[Rollout, Decoder, list[Event]]:
     """A group without forks, from the image on."""
-    decoder, _, start = engine.prepare(request)
+    decoder, start = engine.prepare(request)
     rollout = Rollout(decoder, start, count=count)
     return rollout, decoder, [event for _, event in rollout.events()]
 
@@ -127,7 +127,7 @@ def test_latents_of_a_group_are_fed_together(
     """K forwards of all branches, one behind the other: not one for every latent."""
     steps = 3
     request = sampled(make_request, "latent", 0, latent_steps=steps)
-    decoder, _, start = engine.prepare(request)
+    decoder, start = engine.prepare(request)
     draw = latent_draw(LatentPolicyConfig(kind=kind, sigma=0.1), engine.loaded.device, 0)
     rollout = Rollout(decoder, start, count=BRANCHES, draw_latent=draw)
     fed: dict[int, list[int]] = {}
@@ -225,7 +225,7 @@ class Allocations(TorchDispatchMode):
 def test_a_fork_is_its_parent_at_that_moment_to_the_bit(
     engine: Engine, loaded: LoadedModel, make_request: MakeRequest
 ) -> None:
-    decoder, _, start = engine.prepare(make_request(sampling=Sampling(temperature=1.0)))
+    decoder, start = engine.prepare(make_request(sampling=Sampling(temperature=1.0)))
     state = decoder.expanded(decoder.prefill(start.prompt), 2)
     before, after = ([40, 41], [42, 43]), ([44, 45], [46, 47], [48, 49])
     for tokens in before:
@@ -305,7 +305,7 @@ def test_forks_of_a_round_join_their_batch_together(
 
     monkeypatch.setattr(Decoder, "joined", counted)
     monkeypatch.setattr(Decoder, "forked", noted)
-    _, _, start = engine.prepare(zooming(make_request, 0, entropy_threshold=5.0))
+    _, start = engine.prepare(zooming(make_request, 0, entropy_threshold=5.0))
     rollout = Rollout(Decoder(loaded), start, count=8, forking=Forking(24, lambda _: 1))
     with seen_by(loaded) as seen:
         list(rollout.events())

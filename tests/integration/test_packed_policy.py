@@ -38,7 +38,7 @@ def rolled_out(
         "options": (),
         "seed": 4,
     }
-    _, _, start = engine.prepare(make_request(**{**defaults, **changes}))
+    _, start = engine.prepare(make_request(**{**defaults, **changes}))
     rollout = Rollout(Decoder(engine.loaded), start, count=count)
     list(rollout.events())
     return rollout.sequences

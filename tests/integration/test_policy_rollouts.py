@@ -36,7 +36,7 @@ def request(*, distribution: bool = False, method: str = "latent") -> Request:
 
 def rolled(engine: Engine, kind: str, seed: int = 0) -> list[FedSequence]:
     policy = LatentPolicyConfig(kind=kind, sigma=0.1)
-    decoder, _, start = engine.prepare(request())
+    decoder, start = engine.prepare(request())
     draw = latent_draw(policy, engine.loaded.device, seed)
     rollout = Rollout(decoder, start, count=2, draw_latent=draw)
     list(rollout.events())
@@ -104,7 +104,7 @@ def test_a_trajectory_says_whether_it_was_made_to_answer(
 @pytest.mark.parametrize("method", ["direct", "zoom"])
 def test_leaving_out_the_distribution_changes_no_token(engine: Engine, method: str) -> None:
     def run(distribution: bool) -> tuple[list[list[int]], list[Answered], int]:
-        decoder, _, start = engine.prepare(request(distribution=distribution, method=method))
+        decoder, start = engine.prepare(request(distribution=distribution, method=method))
         rollout = Rollout(decoder, start, count=2)
         answers = [event for _, event in rollout.events() if isinstance(event, Answered)]
         return [branch.ids for branch in rollout.branches], answers, decoder.forwarded

@@ -38,7 +38,7 @@ def scripted(
     engine: Engine, request: Request, turns: list[str]
 ) -> tuple[Trajectory, list[Event], Rollout]:
     """A run that writes these turns; the engine's own words stand between them."""
-    decoder, _, start = engine.prepare(request)
+    decoder, start = engine.prepare(request)
     ids = [token for turn in turns for token in engine.loaded.vocabulary.encode(turn)]
     rollout = Rollout(decoder, start, script=Script(ids))
     events = [event for _, event in rollout.events()]

@@ -20,7 +20,7 @@ from engine.engine import Engine
 from engine.geometry import Box
 from engine.imaging import open_image, render
 from engine.loading import LoadedModel, load_checkpoint
-from engine.rasters import encoded_png
+from engine.rasters import DISPLAY_SIDE, encoded_png
 from engine.request import DisplayImage, Interventions, Sampling
 from engine.tiny import tiny_model
 from engine.trace import (
@@ -473,18 +473,44 @@ def test_a_picture_that_may_show_two_things_is_refused(
     "changes",
     [
         {"occlude": (Box(0.0, 0.0, 1.0, 1.0),)},
+        {"occlude": (Box(0.1, 0.2, 0.3, 0.4), Box(0.9, 0.9, 1.0, 1.0))},
         {"image": DisplayImage(pixels=np.full((300, 300), 7, dtype=np.uint8))},
         {"image": DisplayImage(pixels=picture(0, 30, 5000))},
         {"image": DisplayImage(pixels=np.dstack([picture(0), picture(1), picture(2)]))},
         {"image": DisplayImage(pixels=picture(0, 100, 2600))},
     ],
-    ids=["occluded", "blank", "narrow", "colour", "large"],
+    ids=["occluded", "partly", "blank", "narrow", "colour", "large"],
 )
 def test_runs_on_odd_pictures_stand(
     engine: Engine, make_request: MakeRequest, changes: dict[str, Any]
 ) -> None:
     request = make_request(method="direct", layers="default", **changes)
     assert verify(engine, request.image, run(engine, request)).differences == ()
+
+
+@pytest.mark.parametrize("side", [300, 2600])
+def test_what_was_covered_is_not_compared_and_the_rest_is(
+    engine: Engine, make_request: MakeRequest, side: int
+) -> None:
+    """Traces of before showed in their picture what was covered, scaled together with the rest."""
+    image = DisplayImage(pixels=picture(0, side, side))
+    request = make_request(
+        method="direct", layers="default", image=image, occlude=(Box(0.2, 0.2, 0.6, 0.6),)
+    )
+    trace = run(engine, request)
+
+    def shown(pixels: np.ndarray) -> Trace:
+        png = encoded_png(pixels, DISPLAY_SIDE)
+        return changed(
+            trace, RunStarted, lambda e: replace(e, image=replace(e.image, display_png=png))
+        )
+
+    assert verify(engine, image, shown(image.pixels)).differences == ()
+    other = image.pixels.copy()
+    other[: side // 10] ^= 255
+    assert [d.split(":")[0] for d in verify(engine, image, shown(other)).differences] == [
+        "image.display_png"
+    ]
 
 
 def test_a_flood_of_words_is_cut_short(engine: Engine, make_request: MakeRequest) -> None:
@@ -580,7 +606,7 @@ def test_a_window_of_any_function_is_found_again(
     request = make_request(method="direct", layers="default", image=shown)
     trace = run(engine, request)
     assert trace.started is not None
-    again = image_of_run(source, trace.started.image)
+    again = image_of_run(source, trace.started)
 
     np.testing.assert_array_equal(again.pixels, shown.pixels)
     assert verify(engine, again, trace).agrees

@@ -129,7 +129,7 @@ def test_a6_the_first_event_comes_with_the_prefill(sides: Sides) -> None:
         return []
 
     def prefill() -> list[int]:
-        decoder, _, start = engine.prepare(request)
+        decoder, start = engine.prepare(request)
         decoder.prefill(start.prompt)
         return []
 
