@@ -300,6 +300,10 @@ def _check_options(options: argparse.Namespace) -> None:
     for option in _NOT_OF[name]:
         if given[option]:
             raise EvaluationError(f"{option} has no meaning for --benchmark {name}: leave it out.")
+    # Before a model is loaded, which may take minutes.
+    if name != "phantoms" and options.data is None:
+        what = "a JSONL file" if name == "records" else "the folder cxr_lungbox_ccby"
+        raise EvaluationError(f"The benchmark {name!r} needs --data: {what}.")
 
 
 def _latent_options(options: argparse.Namespace) -> dict[str, bool]:
@@ -329,8 +333,6 @@ def _phantoms(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Quest
 
 
 def _lungs(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question]]:
-    if options.data is None:
-        raise EvaluationError("The benchmark 'lungs' needs --data: the folder cxr_lungbox_ccby.")
     rng = np.random.default_rng(options.seed)
     radiographs = load_radiographs(options.data, options.split)
     if not radiographs:
@@ -345,8 +347,6 @@ def _lungs(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question
 
 
 def _records(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Question]]:
-    if options.data is None:
-        raise EvaluationError("The benchmark 'records' needs --data: a JSONL file.")
     for record in read_records(options.data, options.split)[: options.limit]:
         yield DisplayImage(pixels=record.pixels, modality=record.modality), record.question
 

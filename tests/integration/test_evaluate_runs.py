@@ -210,6 +210,28 @@ def test_true_boxes_are_refused_where_they_say_nothing(
     assert capsys.readouterr().err == f"{said}\n"
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "what"),
+    [
+        ("lungs", "the folder cxr_lungbox_ccby"),
+        ("distribution", "the folder cxr_lungbox_ccby"),
+        ("records", "a JSONL file"),
+    ],
+)
+def test_missing_data_are_asked_for_before_a_model_is_loaded(
+    benchmark: str,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def load(*_: object) -> Engine:
+        raise AssertionError("A model is loaded.")
+
+    monkeypatch.setattr(Engine, "load", load)
+    assert main(["evaluate", "--checkpoint", "any", "--benchmark", benchmark]) == 2
+    assert capsys.readouterr().err == f"The benchmark '{benchmark}' needs --data: {what}.\n"
+
+
 @pytest.mark.parametrize("kind", ["zero", "noise", "shuffle", "blind", "skip"])
 def test_the_command_line_reaches_how_questions_are_asked(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
