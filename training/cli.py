@@ -301,7 +301,11 @@ def _stage(
     try:
         with _libraries_on_stderr():
             folder = train(config, _report)
-        sys.stdout.write(f"Checkpoint written to {folder}.\n")
+        # torch is imported only where something is trained.
+        from training.processes import is_main_process
+
+        if is_main_process():
+            sys.stdout.write(f"Checkpoint written to {folder}.\n")
     except KeyboardInterrupt:
         sys.stderr.write("Stopped; the same command goes on from the last state that was saved.\n")
         return 1

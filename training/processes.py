@@ -34,6 +34,11 @@ def require_one_process() -> None:
         )
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that speaks for all that a launcher has started."""
+    return bool(PartialState(cpu=not torch.cuda.is_available()).is_main_process)
+
+
 class Processes(Protocol):
     """Processes that train one model together."""
 

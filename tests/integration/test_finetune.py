@@ -552,6 +552,7 @@ def test_two_processes_have_the_loss_of_one(
     )
     assert done.returncode == 0, done.stderr
     check_two_have_the_loss_of_one(folder / name, whole, [done.stderr])
+    assert done.stdout == f"Checkpoint written to {folder / name / 'checkpoint'}.\n"
 
 
 def test_two_machines_have_the_loss_of_one(folder: Path, whole: list[dict[str, float]]) -> None:
