@@ -58,7 +58,7 @@ test-unit: setup-dev ## Unit and integration tests
 
 test-e2e: setup-dev ## Page tests in a browser
 	@echo "lightbox: page tests"
-	@$(PY) -m pytest -m "e2e and not perf" $(PYTEST_ARGS)
+	@$(PY) -m pytest -m "e2e and not perf" -n $(WORKERS) $(PYTEST_ARGS)
 
 perf: setup-dev ## Tests of wall-clock ratios (on an idle machine)
 	@$(PY) -m pytest -m perf $(PYTEST_ARGS)

@@ -90,14 +90,12 @@ class ForkPoint:
     """A moment of a branch that another branch can go on from.
 
     Attributes:
-        row: the branch's row in the batch.
         columns: how long the cache was.
         hidden: `(D,)`, its last hidden state then.
         logits: `(V,)`, its next-token logits then.
         next_position: its next text position then.
     """
 
-    row: int
     columns: int
     hidden: torch.Tensor
     logits: torch.Tensor
@@ -325,13 +323,27 @@ class Decoder:
             real=None if real is None else real.repeat_interleave(count, 0),
         )
 
-    def forked(self, state: DecodeState, point: ForkPoint) -> DecodeState:
+    def point_of(self, state: DecodeState, row: int) -> ForkPoint:
+        """The present moment of a branch."""
+        return ForkPoint(
+            columns=state.length,
+            hidden=state.hidden[row].clone(),
+            logits=state.logits[row].clone(),
+            next_position=state.next_positions[row],
+        )
+
+    def forked(self, state: DecodeState, row: int, point: ForkPoint) -> DecodeState:
         """A branch that goes on from an earlier moment of another, as a batch of its own.
 
         Nothing is run again and nothing is copied: it sees the tensors of the batch up to that
         moment, until it is fed something or `joined` to the batch.
+
+        Args:
+            state: the batch as it is now.
+            row: of the other branch in it.
+            point: the moment.
         """
-        row, columns = point.row, point.columns
+        columns = point.columns
         return DecodeState(
             cache=fork(state.cache, state.length - columns, row),
             hidden=point.hidden[None],

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from engine.branch import Branch
+from engine.decode import ForkPoint
 from engine.sequence import FedSequence, WrittenToken
 from engine.vocabulary import Vocabulary
 
@@ -64,18 +63,12 @@ class ForkMark:
 
     Attributes:
         branch, sequence: copies.
-        columns: how long the cache was.
-        hidden: `(D,)`.
-        logits: `(V,)`, which the first coordinate token is drawn from.
-        next_position: of the text.
+        point: from whose logits the first coordinate token is drawn.
     """
 
     branch: Branch
     sequence: FedSequence
-    columns: int
-    hidden: torch.Tensor
-    logits: torch.Tensor
-    next_position: int
+    point: ForkPoint
 
 
 def coordinate_entropies(

@@ -137,7 +137,7 @@ class Rollout:
         self._draw_latent = draw_latent
         self._marks: dict[int, ForkMark] = {}
         # Forks of this round, until they join the batch.
-        self._beside: list[tuple[Branch, ForkPoint]] = []
+        self._beside: list[tuple[Branch, int, ForkPoint]] = []
         # Visual tokens of crops by what was cut: branches of a group may choose the same box.
         self._crops: dict[tuple[int, int, int, int], torch.Tensor] = {}
         self._root: DecodeState | None = None
@@ -543,10 +543,7 @@ class Rollout:
                 self._marks[branch.index] = ForkMark(
                     branch=branch.copied(branch.index),
                     sequence=sequence.prefix(len(sequence.ids)),
-                    columns=self.state.length,
-                    hidden=self.state.hidden[row].clone(),
-                    logits=self.state.logits[row].clone(),
-                    next_position=self.state.next_positions[row],
+                    point=self.decoder.point_of(self.state, row),
                 )
 
     def _fork(self, row: int) -> None:
@@ -571,16 +568,15 @@ class Rollout:
             self.recorders.append(AttentionRecorder((), self.decoder.device))
             self.sequences.append(mark.sequence.prefix(len(mark.sequence.ids)))
             self.origins[index] = Origin(branch.index, begun)
-            point = ForkPoint(row, mark.columns, mark.hidden, mark.logits, mark.next_position)
-            self._beside.append((child, point))
+            self._beside.append((child, row, mark.point))
 
     def _join(self) -> None:
         """Takes all forks of a round into the batch, which is copied once for all of them."""
         if self._beside:
             # Not before: each would keep the tensors of its moment while the batch grows.
-            forks = [self.decoder.forked(self.state, point) for _, point in self._beside]
+            forks = [self.decoder.forked(self.state, row, at) for _, row, at in self._beside]
             self._state = self.decoder.joined([self.state, *forks])
-            self._rows += [branch for branch, _ in self._beside]
+            self._rows += [branch for branch, _, _ in self._beside]
             self._beside.clear()
 
     def _begin_missing(self) -> None:

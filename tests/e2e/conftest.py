@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import os
 import re
@@ -87,6 +89,30 @@ def served(folder: Path, *options: str, program: str = "-mtests.e2e.serve") -> I
     finally:
         process.terminate()
         process.communicate()
+
+
+@contextmanager
+def locked(path: Path, how: int) -> Iterator[None]:
+    """Holds a file of a name against other test processes; `how` as for `fcntl.flock`."""
+    with path.open("a") as file:
+        fcntl.flock(file, how)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def turn(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Lets page tests run beside each other, and those that take time (marker `timed`) alone."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    alone = request.node.get_closest_marker("timed") is not None
+    with contextlib.ExitStack() as held:
+        # Who waits to be alone waits here, and keeps those who come later from going first.
+        with locked(shared / "next", fcntl.LOCK_EX):
+            how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+            held.enter_context(locked(shared / "running", how))
+        yield
 
 
 @pytest.fixture(scope="session")

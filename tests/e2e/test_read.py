@@ -125,6 +125,7 @@ def test_the_chart_appears_when_the_run_is_done(page_server: Served, open_page: 
     expect(page.locator(".lb-truth")).to_contain_text("a spiculated nodule")
 
 
+@pytest.mark.timed
 def test_stop_ends_the_run_at_once_and_keeps_the_partial_trace(
     open_page: OpenPage, tmp_path: Path
 ) -> None:

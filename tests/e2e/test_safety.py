@@ -82,6 +82,7 @@ def test_a_hostile_trace_stays_text(page_server: Served, open_page: OpenPage) ->
     not_hacked(page)
 
 
+@pytest.mark.timed
 def test_six_hundred_words_stay_within_the_budgets(open_page: OpenPage, tmp_path: Path) -> None:
     with served(tmp_path, "--tokens", "600", "--delay", "0.02") as server:
         page = open_page(server)

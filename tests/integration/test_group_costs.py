@@ -231,13 +231,7 @@ def test_a_fork_is_its_parent_at_that_moment_to_the_bit(
     for tokens in before:
         decoder.step(state, decoder.embed_step(tokens))
     row = 1
-    mark = ForkPoint(
-        row,
-        state.length,
-        state.hidden[row].clone(),
-        state.logits[row].clone(),
-        state.next_positions[row],
-    )
+    mark = decoder.point_of(state, row)
     went_on = []
     for tokens in after:
         decoder.step(state, decoder.embed_step(tokens))
@@ -248,7 +242,7 @@ def test_a_fork_is_its_parent_at_that_moment_to_the_bit(
 
     with seen_by(loaded) as seen:
         with Allocations() as made:
-            child = decoder.forked(state, mark)
+            child = decoder.forked(state, row, mark)
             whole = decoder.branched(state, row)
         forked = decoder.joined([state, child])
 
@@ -299,9 +293,9 @@ def test_forks_of_a_round_join_their_batch_together(
         parents.clear()
         return join(self, states)
 
-    def noted(self: Decoder, state: DecodeState, point: ForkPoint) -> DecodeState:
-        parents.append(point.row)
-        return fork(self, state, point)
+    def noted(self: Decoder, state: DecodeState, row: int, point: ForkPoint) -> DecodeState:
+        parents.append(row)
+        return fork(self, state, row, point)
 
     monkeypatch.setattr(Decoder, "joined", counted)
     monkeypatch.setattr(Decoder, "forked", noted)
