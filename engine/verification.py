@@ -25,9 +25,9 @@ from PIL import Image
 
 from engine.display import display_image
 from engine.engine import Engine, failure_of
-from engine.geometry import Box
 from engine.imaging import SourceImage, Window
 from engine.imaging.window import WINDOW_FUNCTIONS
+from engine.interventions import occluded
 from engine.rasters import DISPLAY_SIDE, encoded_png
 from engine.request import Budgets, DisplayImage, Request, Sampling, TracedLayers, Tracing
 from engine.rollout import Rollout
@@ -40,6 +40,7 @@ from engine.trace import (
     EvidenceMap,
     Failed,
     Finished,
+    ImageFacts,
     LatentStep,
     Reground,
     RunStarted,
@@ -55,8 +56,6 @@ RAREST_NATS: Final = 30.0
 MOST_CHUNKS: Final = 65_536
 # Grey levels: pictures are scaled by Pillow, whose versions round otherwise now and then.
 PICTURE_LEVELS: Final = 2
-# Pixels around what was covered that a resize may have mixed with it.
-BLUR: Final = 8
 _FLOAT32: Final = "float32"
 
 
@@ -143,8 +142,11 @@ def image_of_run(source: SourceImage, started: RunStarted) -> DisplayImage:
         except ValueError:
             continue
         candidate = display_image(source, window, facts.window_source)
-        again = _trusted(encoded_png(candidate.pixels, DISPLAY_SIDE))
-        distance = float(_outside(_distance(kept, again), covered).mean())
+        # Runs from before what is covered was painted over in their picture show what lies there.
+        distance = min(
+            float(_distance(kept, _trusted(encoded_png(pixels, DISPLAY_SIDE))).mean())
+            for pixels in (occluded(candidate.pixels, covered), candidate.pixels)
+        )
         if distance < nearest:
             shown, nearest = candidate, distance
     return shown
@@ -181,7 +183,7 @@ def _compared(
     layers: TracedLayers,
 ) -> Verification:
     formats = {started.model.dtype, engine.loaded.facts.dtype}
-    comparison = _Comparison(SINGLE if formats == {_FLOAT32} else HALF)
+    comparison = _Comparison(SINGLE if formats == {_FLOAT32} else HALF, image)
     if comparison.tolerance is HALF:
         comparison.notes.append(
             f"The run says that it was computed in {started.model.dtype}, and this one was in "
@@ -292,8 +294,9 @@ def _request(
 class _Comparison:
     """Goes along two runs and collects what differs."""
 
-    def __init__(self, tolerance: Tolerance) -> None:
+    def __init__(self, tolerance: Tolerance, image: DisplayImage) -> None:
         self.tolerance = tolerance
+        self._original = image
         self.notes: list[str] = []
         self.is_whole = True
         self._differences: list[str] = []
@@ -387,10 +390,18 @@ class _Comparison:
         younger = {name for name in ("left_edge", "spacing_kind") if getattr(then, name) == ""}
         names = {field.name for field in fields(then)} - {*pictures, *younger}
         self._same("image", then, now, *sorted(names))
-        # Runs from before what is covered was painted over in it, too, show what lies there.
-        covered = again.request.interventions.occlude
-        self._picture("image.display_png", then.display_png, now.display_png, covered)
+        if again.request.interventions.occlude and self._shows_what_was_covered(then, now):
+            self.notes.append("The saved picture shows what was covered: run it again to share it.")
+        else:
+            self._picture("image.display_png", then.display_png, now.display_png)
         self._picture("image.seen_png", then.seen_png, now.seen_png)
+
+    def _shows_what_was_covered(self, then: ImageFacts, now: ImageFacts) -> bool:
+        """Whether the kept picture is the whole one, as in runs that did not paint over it."""
+        whole = encoded_png(self._original.pixels, DISPLAY_SIDE)
+        return _is_other(then.display_png, now.display_png) and not _is_other(
+            then.display_png, whole
+        )
 
     def _token(self, then: TokenStep, now: TokenStep) -> None:
         self._tokens += 1
@@ -490,22 +501,14 @@ class _Comparison:
         if not abs(then - now) <= self.tolerance.vector * max(abs(now), 1e-6):
             self.differ(where, then, now)
 
-    def _picture(self, where: str, then: bytes, now: bytes, ignored: tuple[Box, ...] = ()) -> None:
-        distance = _distance(_decoded(then), _trusted(now))
-        if int(_outside(distance, ignored).max()) > PICTURE_LEVELS:
+    def _picture(self, where: str, then: bytes, now: bytes) -> None:
+        if _is_other(then, now):
             self.differ(where, "another picture", "here")
 
 
-def _outside(distance: npt.NDArray[np.int16], boxes: tuple[Box, ...]) -> npt.NDArray[np.int16]:
-    """The distance between two pictures, 0 in boxes and as far around them as a resize blurs."""
-    if not boxes or distance.ndim < 2:
-        return distance
-    kept = distance.copy()
-    height, width = kept.shape[:2]
-    for box in boxes:
-        x0, y0, x1, y1 = box.to_pixels_outward(width, height)
-        kept[max(0, y0 - BLUR) : y1 + BLUR, max(0, x0 - BLUR) : x1 + BLUR] = 0
-    return kept
+def _is_other(then: bytes, now: bytes) -> bool:
+    """Whether a kept picture differs from one that is made here."""
+    return int(_distance(_decoded(then), _trusted(now)).max()) > PICTURE_LEVELS
 
 
 def _distance(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:

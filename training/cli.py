@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const=1.0,
         metavar="SCALE",
-        help="put every zoom on the true box, its sides times SCALE (1): how well crops are read",
+        help="put zooms of questions about one place on the true box, its sides times SCALE (1)",
     )
     evaluate.add_argument(
         "--max-new-tokens", type=int, default=160, metavar="N", help="of a run (default: 160)"
@@ -296,20 +296,25 @@ def _stage(
     if options.rehearse:
         with _libraries_on_stderr():
             sentence = rehearse(config, _report)
-        sys.stdout.write(f"{sentence}\n")
+        _say_once(sentence)
         return 0
     try:
         with _libraries_on_stderr():
             folder = train(config, _report)
-        # torch is imported only where something is trained.
-        from training.processes import is_main_process
-
-        if is_main_process():
-            sys.stdout.write(f"Checkpoint written to {folder}.\n")
+        _say_once(f"Checkpoint written to {folder}.")
     except KeyboardInterrupt:
         sys.stderr.write("Stopped; the same command goes on from the last state that was saved.\n")
         return 1
     return 0
+
+
+def _say_once(sentence: str) -> None:
+    """Prints what all processes of a training have come to, in one of them."""
+    # torch is imported only where something is trained.
+    from training.processes import is_main_process
+
+    if is_main_process():
+        sys.stdout.write(f"{sentence}\n")
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -54,8 +54,8 @@ class AskConfig:
         latents: intervention on the latent steps.
         budgets: of a run.
         bottleneck: whether answers see the image through the latents alone.
-        placed: every zoom of a question about one place is put there, whatever the model asks for:
-            factor on the sides of the true box. None: zooms go where the model sends them.
+        placed: zooms of a question about one place are put there, whatever the model asks for:
+            factor on the sides of the true box. None: they go where the model sends them.
     """
 
     method: Method = "direct"
@@ -88,7 +88,7 @@ def ask(
         interventions=Interventions(
             latents=config.latents,
             latent_donor=donor,
-            move_crops=() if config.placed is None else placed_crops(question, config),
+            move_crops=placed_crops(question, config),
         ),
         tracing=Tracing(belief=False),
     )
@@ -148,6 +148,7 @@ def asked_in_turn(
         donor = own[donors[number]] if donors else ()
         trace, seconds = ask(engine, image, question, how, donor)
         outcome = outcome_of(question, trace, seconds)
+        outcome = replace(outcome, placed=bool(placed_crops(question, config)))
         if donors:
             giver = questions[donors[number]]
             outcome = replace(
@@ -214,7 +215,8 @@ def asked_how(options: argparse.Namespace) -> AskConfig:
     """How the command line wants questions to be asked.
 
     Raises:
-        EvaluationError: something about latent steps is asked of another method.
+        EvaluationError: something about latent steps, or about zooms, is asked of a method without
+            them; or the true boxes are to be stretched out of range.
         RequestError: a budget is out of range.
     """
     for option, is_given in _latent_options(options).items():
@@ -225,6 +227,8 @@ def asked_how(options: argparse.Namespace) -> AskConfig:
         raise EvaluationError("--true-boxes is about zooms: it needs --method zoom or auto.")
     if placed is not None and not 0.1 <= placed <= 10.0:
         raise EvaluationError(f"--true-boxes takes a factor from 0.1 to 10, not {placed:g}.")
+    if placed is not None and not options.max_crops:
+        raise EvaluationError("--true-boxes is about zooms: --max-crops must be at least 1.")
     steps = options.latent_steps
     return AskConfig(
         method=options.method,
@@ -270,7 +274,19 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
             write_trace(options.traces / f"{number:05d}.radtrace.zip", trace)
         if number % 50 == 0:
             report(f"{number} questions")
+    return _printed(_result(outcomes, config, report), options)
+
+
+def _result(
+    outcomes: Sequence[Outcome], config: AskConfig, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """The table, with what has to be said of how the questions were asked."""
     result = summary(outcomes)
+    if config.placed is not None:
+        placed = sum(outcome.placed for outcome in outcomes)
+        result["true_boxes"] = {"scale": config.placed, "questions": placed}
+        # The coordinates that were written are not those of the box.
+        result["zoom_entropy"] = None
     strangers = (result["shuffled"] or {}).get("of_another_family", 0)
     if strangers:
         report(
@@ -278,14 +294,14 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
             "latents of another kind of question, which models mostly ignore: to see what "
             "shuffling costs, ask more (--limit) of fewer kinds (--families)."
         )
-    return _printed(result, options)
+    return result
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """Refuses options that the benchmark would not look at.
+    """Refuses options that the benchmark would not look at, and missing data.
 
     Raises:
-        EvaluationError: with the option and the benchmark.
+        EvaluationError: with the option or the data, and the benchmark.
     """
     name = options.benchmark
     given = {
@@ -304,6 +320,8 @@ def _check_options(options: argparse.Namespace) -> None:
     if name != "phantoms" and options.data is None:
         what = "a JSONL file" if name == "records" else "the folder cxr_lungbox_ccby"
         raise EvaluationError(f"The benchmark {name!r} needs --data: {what}.")
+    if options.data is not None and not options.data.exists():
+        raise EvaluationError(f"--data is not there: {options.data}.")
 
 
 def _latent_options(options: argparse.Namespace) -> dict[str, bool]:
@@ -423,14 +441,19 @@ def _printed(result: dict[str, Any], options: argparse.Namespace) -> str:
 
 
 def _lines(result: dict[str, Any]) -> str:
-    return "".join(f"{key:24s} {_shown(value)}\n" for key, value in result.items())
+    """One line a key; one for each part of a list of parts."""
+    lines = []
+    for key, value in result.items():
+        parts = value if isinstance(value, list) and isinstance(value[0], dict) else [value]
+        lines += [f"{key:24s} {_shown(part)}\n" for part in parts]
+    return "".join(lines)
 
 
 def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     if isinstance(value, list):
-        return "[" + ", ".join(f"{item:.3f}" for item in value) + "]"
+        return "[" + ", ".join(map(_shown, value)) + "]"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
     return "-" if value is None else str(value)

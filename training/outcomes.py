@@ -36,8 +36,9 @@ ANATOMY_FAMILIES: Final = (
 # Families that ask for a zoom to a named part: without one nothing was found.
 _NAMED: Final = ("lung", "hemisphere")
 
-# Overlaps of a zoom at which one group of questions ends and the next begins.
-_OVERLAP_EDGES: Final = (0.0, 0.1, 0.25, 0.5)
+# Overlaps of a zoom at which a group of questions begins. None is that of a box of twice or three
+# times the true sides, which rounding would take to either group.
+_OVERLAP_EDGES: Final = (0.0, 0.1, 0.2, 0.4)
 
 # Names in the table, and fields of outcomes of which they are means.
 _POINTING: Final = {
@@ -94,6 +95,7 @@ class Outcome:
         chance: share of the cells that touch a target; None as `touched`.
         donor_agrees: whether the latents came from a question with the same answer (`shuffle`).
         donor_is_kin: whether it was one of the same family.
+        placed: whether its zooms were put on its target (`training.evaluate.AskConfig`).
     """
 
     family: str
@@ -117,6 +119,7 @@ class Outcome:
     chance: float | None = None
     donor_agrees: bool | None = None
     donor_is_kin: bool | None = None
+    placed: bool = False
 
 
 def outcome_of(question: Question, trace: Trace, seconds: float) -> Outcome:
@@ -264,7 +267,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     `touching_by_chance` what a map that knows nothing would reach of `touching`, and
     `pointing_game_count` the questions with a map and a target; `findings` has the same of
     questions about findings alone. `shuffled` is None without donors. `fine_by_overlap` says how
-    fine questions were answered behind zooms that hit badly, fairly and well.
+    fine questions were answered behind zooms that hit badly to well.
     """
     groups: dict[str, list[Outcome]] = {"overall": list(outcomes)}
     for kind in ("coarse", "fine"):
@@ -336,12 +339,16 @@ def _by_donor(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
 
 
 def _by_overlap(outcomes: Sequence[Outcome]) -> list[dict[str, Any]] | None:
-    """Accuracy of fine questions by how well their first zoom hit, from worst to best.
+    """Accuracy of fine questions that zoomed by how well the first zoom hit, from worst to best.
 
     Of each group the lowest overlap (`from`; it reaches up to the next group's), `accuracy`, `ci95`
-    and `count`; None where no fine question could zoom.
+    and `count`; None where no fine question zoomed.
     """
-    hits = [(o.overlap, o.right) for o in outcomes if o.kind == "fine" and o.overlap is not None]
+    hits = [
+        (o.overlap, o.right)
+        for o in outcomes
+        if o.kind == "fine" and o.zooms and o.overlap is not None
+    ]
     if not hits:
         return None
     groups = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import io
 import os
 import re
@@ -19,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.factories import chest, png
+from tests.turns import turn
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
@@ -91,27 +90,15 @@ def served(folder: Path, *options: str, program: str = "-mtests.e2e.serve") -> I
         process.communicate()
 
 
-@contextmanager
-def locked(path: Path, how: int) -> Iterator[None]:
-    """Holds a file of a name against other test processes; `how` as for `fcntl.flock`."""
-    with path.open("a") as file:
-        fcntl.flock(file, how)
-        yield
+@pytest.hookimpl(tryfirst=True, hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Lets page tests run beside each other, and those that measure time (`timed`) alone.
 
-
-@pytest.fixture(autouse=True)
-def turn(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
-    """Lets page tests run beside each other, and those that take time (marker `timed`) alone."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    alone = request.node.get_closest_marker("timed") is not None
-    with contextlib.ExitStack() as held:
-        # Who waits to be alone waits here, and keeps those who come later from going first.
-        with locked(shared / "next", fcntl.LOCK_EX):
-            how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
-            held.enter_context(locked(shared / "running", how))
+    Around everything that belongs to a test: the servers and browsers that it starts, and outside
+    of its time limit.
+    """
+    folder = item.config.cache.mkdir("page-tests")
+    with turn(folder, alone=item.get_closest_marker("timed") is not None):
         yield
 
 

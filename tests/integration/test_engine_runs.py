@@ -480,16 +480,26 @@ def test_a_moved_crop_shows_another_place(engine: Engine, make_request: MakeRequ
 def test_an_occluded_region_is_in_neither_view_nor_crop_nor_what_is_kept(
     engine: Engine, make_request: MakeRequest
 ) -> None:
-    where = Box(0.0, 0.0, 0.5, 1.0)
-    trace = run(engine, make_request(occlude=(where,), max_new_tokens=4))
-    pixels = picture(0).copy()
-    pixels[:, :200] = np.rint(pixels.mean())
-    painted = run(engine, make_request(image=DisplayImage(pixels=pixels), max_new_tokens=4))
+    """Two regions, one at the lower right corner, of an image in colour that is kept smaller."""
+    pixels = np.dstack([picture(seed, 300, 2600) for seed in range(3)])
+    boxes = (Box(0.0, 0.0, 0.5, 1.0), Box(0.9, 0.5, 1.0, 1.0))
+    image = DisplayImage(pixels=pixels)
+    request, trace = run_with_crops(
+        engine, make_request, 1, max_crops=1, image=image, occlude=boxes
+    )
+    covered = pixels.copy()
+    mean = np.rint(pixels.mean(axis=(0, 1)))
+    covered[:, :1300], covered[150:, 2340:] = mean, mean
+    plain = dataclasses.replace(
+        request, image=DisplayImage(pixels=covered), interventions=Interventions()
+    )
+    painted = run(engine, plain)
 
     assert trace.started is not None
     assert painted.started is not None
     assert trace.started.image.seen_png == painted.started.image.seen_png
     assert trace.started.image.display_png == painted.started.image.display_png
+    assert [c.crop_png for c in trace.regrounds] == [c.crop_png for c in painted.regrounds]
     assert [t.logprob for t in trace.tokens] == [t.logprob for t in painted.tokens]
 
 

@@ -168,6 +168,55 @@ def test_crops_are_put_on_the_target_by_hand() -> None:
     assert placed_crops(one, AskConfig()) == ()
 
 
+def test_the_command_puts_zooms_on_the_target(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two questions one is about one place; the tables say how many were put there."""
+    asked = [
+        "--checkpoint",
+        "assets/checkpoints/cold-start",
+        "--split",
+        "validation",
+        "--seed",
+        "3",
+    ]
+    families = ["--families", "nodule_margin", "modality", "--limit", "2"]
+    arguments = ["evaluate", *asked, *families, "--method", "zoom", "--true-boxes", "2"]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["true_boxes"] == {"scale": 2.0, "questions": 1}
+    assert found["mean_iou"] == pytest.approx(0.25)
+    assert [group["count"] for group in found["fine_by_overlap"]] == [0, 0, 1, 0]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "true_boxes               scale 2.000, questions 1" in lines
+    assert [line.split(",")[0] for line in lines if line.startswith("fine_by_overlap")] == [
+        f"fine_by_overlap          from {least}" for least in ("0.000", "0.100", "0.200", "0.400")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "placed"),
+    [
+        (["--method", "zoom", "--true-boxes"], 1.0),
+        (["--true-boxes", "2.5", "--method", "auto"], 2.5),
+        (["--method", "zoom", "--true-boxes", "0.1"], 0.1),
+        (["--method", "zoom", "--true-boxes", "10"], 10.0),
+        (["--method", "zoom"], None),
+    ],
+)
+def test_the_command_line_says_where_zooms_are_put(
+    more: list[str], placed: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[AskConfig] = []
+
+    def run_benchmark(options: argparse.Namespace, report: object) -> str:
+        found.append(asked_how(options))
+        return ""
+
+    monkeypatch.setattr(evaluate, "run_benchmark", run_benchmark)
+    assert main(["evaluate", "--checkpoint", "any", *more]) == 0
+    assert [config.placed for config in found] == [placed]
+
+
 def test_a_zoom_that_is_put_on_the_target_shows_the_target() -> None:
     """The shipped cold start looks elsewhere by itself; twice the sides are an IoU of a quarter."""
     engine = Engine.load("assets/checkpoints/cold-start")
@@ -193,9 +242,16 @@ def test_a_zoom_that_is_put_on_the_target_shows_the_target() -> None:
             ["--method", "zoom", "--true-boxes", "nan"],
             "--true-boxes takes a factor from 0.1 to 10, not nan.",
         ),
+        *(
+            (
+                ["--method", "zoom", "--true-boxes", factor],
+                f"--true-boxes takes a factor from 0.1 to 10, not {factor}.",
+            )
+            for factor in ("0", "0.09", "10.1", "inf")
+        ),
         (
-            ["--method", "zoom", "--true-boxes", "0"],
-            "--true-boxes takes a factor from 0.1 to 10, not 0.",
+            ["--method", "zoom", "--true-boxes", "--max-crops", "0"],
+            "--true-boxes is about zooms: --max-crops must be at least 1.",
         ),
         (
             ["--benchmark", "distribution", "--true-boxes"],
@@ -230,6 +286,9 @@ def test_missing_data_are_asked_for_before_a_model_is_loaded(
     monkeypatch.setattr(Engine, "load", load)
     assert main(["evaluate", "--checkpoint", "any", "--benchmark", benchmark]) == 2
     assert capsys.readouterr().err == f"The benchmark '{benchmark}' needs --data: {what}.\n"
+    nowhere = ["--data", "nowhere/at/all"]
+    assert main(["evaluate", "--checkpoint", "any", "--benchmark", benchmark, *nowhere]) == 2
+    assert capsys.readouterr().err == "--data is not there: nowhere/at/all.\n"
 
 
 @pytest.mark.parametrize("kind", ["zero", "noise", "shuffle", "blind", "skip"])

@@ -488,29 +488,34 @@ def test_runs_on_odd_pictures_stand(
     assert verify(engine, request.image, run(engine, request)).differences == ()
 
 
+def with_picture(trace: Trace, pixels: np.ndarray) -> Trace:
+    """A run whose kept picture is another."""
+    png = encoded_png(pixels, DISPLAY_SIDE)
+    return changed(trace, RunStarted, lambda e: replace(e, image=replace(e.image, display_png=png)))
+
+
 @pytest.mark.parametrize("side", [300, 2600])
-def test_what_was_covered_is_not_compared_and_the_rest_is(
+def test_a_picture_that_shows_what_was_covered_is_said_to(
     engine: Engine, make_request: MakeRequest, side: int
 ) -> None:
-    """Traces of before showed in their picture what was covered, scaled together with the rest."""
+    """As runs kept it before. Anything but the two pictures there can be is another one."""
     image = DisplayImage(pixels=picture(0, side, side))
     request = make_request(
         method="direct", layers="default", image=image, occlude=(Box(0.2, 0.2, 0.6, 0.6),)
     )
     trace = run(engine, request)
+    assert verify(engine, image, trace).notes == ()
 
-    def shown(pixels: np.ndarray) -> Trace:
-        png = encoded_png(pixels, DISPLAY_SIDE)
-        return changed(
-            trace, RunStarted, lambda e: replace(e, image=replace(e.image, display_png=png))
-        )
-
-    assert verify(engine, image, shown(image.pixels)).differences == ()
-    other = image.pixels.copy()
-    other[: side // 10] ^= 255
-    assert [d.split(":")[0] for d in verify(engine, image, shown(other)).differences] == [
-        "image.display_png"
-    ]
+    found = verify(engine, image, with_picture(trace, image.pixels))
+    assert found.agrees
+    assert found.notes == ("The saved picture shows what was covered: run it again to share it.",)
+    for place in (slice(0, side // 10), slice(side // 3, side // 2)):
+        other = image.pixels.copy()
+        other[place, side // 3 : side // 2] ^= 255
+        found = verify(engine, image, with_picture(trace, other))
+        assert [d.split(":")[0] for d in found.differences] == ["image.display_png"]
+    smaller = verify(engine, image, with_picture(trace, image.pixels[1:]))
+    assert [d.split(":")[0] for d in smaller.differences] == ["image.display_png"]
 
 
 def test_a_flood_of_words_is_cut_short(engine: Engine, make_request: MakeRequest) -> None:
@@ -592,9 +597,20 @@ def test_the_command_says_whether_it_agrees(
     assert "does not compute this run" in captured.out
 
 
+@pytest.mark.parametrize("is_old", [False, True], ids=["painted", "old"])
+@pytest.mark.parametrize(
+    "covered",
+    [(), (Box(0.2, 0.2, 0.5, 0.5),), (Box(0.05, 0.05, 0.95, 0.95),)],
+    ids=["whole", "partly", "mostly"],
+)
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 def test_a_window_of_any_function_is_found_again(
-    engine: Engine, make_request: MakeRequest, image: Path, function: str
+    engine: Engine,
+    make_request: MakeRequest,
+    image: Path,
+    function: str,
+    covered: tuple[Box, ...],
+    is_old: bool,
 ) -> None:
     """The page's presets bring functions of their own, and a trace names center and width."""
     from engine.display import display_image
@@ -603,8 +619,10 @@ def test_a_window_of_any_function_is_found_again(
 
     source = open_image(image)
     shown = display_image(source, Window(1500.0, 900.0, function), "preset")  # type: ignore[arg-type]
-    request = make_request(method="direct", layers="default", image=shown)
+    request = make_request(method="direct", layers="default", image=shown, occlude=covered)
     trace = run(engine, request)
+    if is_old:
+        trace = with_picture(trace, shown.pixels)
     assert trace.started is not None
     again = image_of_run(source, trace.started)
 

@@ -97,25 +97,26 @@ def test_table_counts_each_group() -> None:
 
 
 def test_fine_answers_are_told_by_how_well_the_zoom_hit() -> None:
-    fine = {"kind": "fine", "family": "nodule_margin"}
+    fine = {"kind": "fine", "family": "nodule_margin", "zooms": 1}
     table = summary(
         [
             outcome(**fine, overlap=0.0, right=False),
             outcome(**fine, overlap=0.0999),
             outcome(**fine, overlap=0.1),
-            outcome(**fine, overlap=0.5),
+            outcome(**fine, overlap=0.4),
             outcome(**fine, overlap=1.0),
             outcome(**fine),
-            outcome(overlap=0.3, right=False),
+            outcome(**fine | {"zooms": 0}, overlap=0.0),
+            outcome(overlap=0.3, right=False, zooms=1),
         ]
     )
     groups = table["fine_by_overlap"]
-    assert [group["from"] for group in groups] == [0.0, 0.1, 0.25, 0.5]
+    assert [group["from"] for group in groups] == [0.0, 0.1, 0.2, 0.4]
     assert [group["count"] for group in groups] == [2, 1, 0, 2]
     assert [group["accuracy"] for group in groups] == [0.5, 1.0, None, 1.0]
     assert groups[0]["ci95"] == list(wilson_interval(1, 2))
     assert groups[2]["ci95"] == [0.0, 1.0]
-    assert summary([outcome(overlap=0.3)])["fine_by_overlap"] is None
+    assert summary([outcome(overlap=0.3, zooms=1)])["fine_by_overlap"] is None
 
 
 def test_a_small_target_may_hold_no_centre_and_is_still_touched() -> None:
