@@ -54,8 +54,8 @@ OUT_OF_DISTRIBUTION: Final = (
 )
 UNLIKE: Final = "Unlike its training images: expect a meaningless answer."
 BURNED_IN: Final = (
-    "This kind of image often has text burned into the picture. I have looked at all of it: it "
-    "shows no name, date or number of a patient."
+    "This kind of image often has text burned into the picture. I have looked at all of it: what I "
+    "did not cover (What if…) shows no name, date or number of a patient."
 )
 BURNED_IN_SAMPLE: Final = (
     "Text is burned into this public sample: the name of a hospital and numbers of the scanner. "
@@ -123,6 +123,9 @@ NO_DONOR_API: Final = (
     "use `python -m engine trace --latents shuffle --latent-donor FILE`."
 )
 NO_LATENTS: Final = "The last run took no inner steps."
+STAYS_COVERED: Final = (
+    "No run sees it, and no saved picture shows it, until you take the region off again."
+)
 NO_RUN: Final = "There is no run on this image yet: press Explain first, then change something."
 
 ABOUT: Final = f"""

@@ -1,7 +1,8 @@
 """What a changed run needs of runs before it.
 
 It is compared with the last run of the same request without a change, and may be given the inner
-steps of a run on another image.
+steps of a run on another image. What is covered stays covered from run to run, until it is taken
+off: beside another change it is no change, and alone it is one.
 """
 
 from __future__ import annotations
@@ -36,17 +37,19 @@ _NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A run of the open image without a change.
+    """A run of the open image without a change, but for what was covered.
 
     Attributes:
         model: key of the one that made it.
         asked: the facts that say what was asked.
+        covered: the regions that were, as the facts of a run tell them.
         answer: in words; empty if none could be read.
         probabilities: of the options at its end.
     """
 
     model: str
     asked: Json
+    covered: Json
     answer: str
     probabilities: Sequence[float]
 
@@ -58,12 +61,15 @@ def baseline_of(view: RunView, model: str) -> Baseline | None:
         view: of the run.
         model: key of the one that made it.
     """
-    if view.run is None or view.status in ("running", "stopped", "failed") or _changed(view.run):
+    if view.run is None or view.status in ("running", "stopped", "failed"):
+        return None
+    if _changed_beside(view.run):
         return None
     answer = next((item for item in reversed(view.items) if item[0] == "a"), None)
     belief = next((item for item in reversed(view.items) if item[0] == "b"), None)
     probabilities = (answer[4] if answer else []) or (belief[3] if belief else [])
-    return Baseline(model, _asked(view.run), answer[1] if answer else "", probabilities)
+    covered = view.run["changes"]["occlude"]
+    return Baseline(model, _asked(view.run), covered, answer[1] if answer else "", probabilities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,8 @@ def with_donor(
     latents = tuple(event.vector for event in events if isinstance(event, LatentStep))
     if view.run is None or not latents or baseline_of(view, model) is None:
         return list(donors)
+    if view.run["changes"]["occlude"]:
+        return list(donors)
     image = view.run["image"]["sha256"]
     others = [donor for donor in donors if donor.model != model]
     same = [donor for donor in donors if donor.model == model and donor.image != image]
@@ -139,13 +147,16 @@ def compared(baselines: Sequence[Baseline], view: RunView, model: str) -> Json |
     """
     if view.run is None or not baselines:
         return None
-    asked = _asked(view.run)
+    asked, covered = _asked(view.run), view.run["changes"]["occlude"]
+    # Beside nothing else, what is covered is the change itself.
+    same = covered if _changed_beside(view.run) else []
     for baseline in reversed(baselines):
-        if baseline.model == model and baseline.asked == asked:
+        if (baseline.model, baseline.asked, baseline.covered) == (model, asked, same):
             return {"answer": baseline.answer, "probabilities": list(baseline.probabilities)}
     last = baselines[-1]
     differs = ["the model"] if last.model != model else []
     differs += [name for key, name in _NAMES.items() if last.asked[key] != asked[key]]
+    differs += ["what is covered"] if last.covered != same else []
     return {"differs": differs}
 
 
@@ -155,8 +166,9 @@ def _asked(run: Json) -> Json:
     return {key: facts[key] for key in _NAMES}
 
 
-def _changed(run: Json) -> bool:
+def _changed_beside(run: Json) -> bool:
+    """Whether something was changed beside what was covered."""
     changes = run["changes"]
     return changes["latents"] != "none" or any(
-        changes[name] for name in ("skip_crops", "moved_crops", "occlude")
+        changes[name] for name in ("skip_crops", "moved_crops")
     )

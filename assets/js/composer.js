@@ -147,7 +147,8 @@ class Composer {
         this.moveRow = el('div', { class: 'lb-field' },
           el('span', { text: 'Cut it out somewhere else' }), this.moves, this.moveList),
         el('div', { class: 'lb-field' }, el('span', { text: 'Cover part of the image' }),
-          el('div', { class: 'lb-choice' }, this.coverButton, this.coverList)),
+          el('div', { class: 'lb-choice' }, this.coverButton, this.coverList),
+          el('p', { class: 'lb-quiet', text: LB.text.stays_covered })),
         this.again));
   }
 
@@ -279,8 +280,9 @@ class Composer {
     this.sample = null;
   }
 
-  clearChanges() {
-    this.covered = [];
+  // What is covered may be a name: it stays covered until it is taken off, or its image is left.
+  clearChanges(keepCovered) {
+    if (!keepCovered) this.covered = [];
     this.moved = [];
     this.latents.value = 'none';
     for (const node of this.skips.children) node.setAttribute('aria-pressed', 'false');

@@ -234,7 +234,7 @@ class App {
     this.composer.whatIf.open = false;
     // With another model, the change would not be the only difference.
     if (compare) this.composer.setModel(this.run.model, false);
-    else this.composer.clearChanges();
+    else this.composer.clearChanges(true);
     // Read before anything is drawn anew for the run that begins.
     const form = { ...this.composer.values(), compare, window: this.viewer.requestWindow() };
     this.say('Starting…');

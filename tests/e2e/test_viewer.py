@@ -15,7 +15,7 @@ from app.pictures import describe, picture_files
 from engine.imaging import Window, render
 from engine.imaging import open_image as open_source
 from engine.trace import Event, EvidenceMap, LatentStep, Reground, TokenStep, peak_place
-from engine.trace_io import to_zip
+from engine.trace_io import read_trace, to_zip
 from tests.e2e.conftest import OpenPage, Served
 from tests.e2e.test_read import ask, open_image, upload, wait_for
 from tests.factories import chest, events_of, request
@@ -411,6 +411,38 @@ def test_a_covered_region_stays_with_its_image(page_server: Served, open_page: O
     upload(page, to_zip(events_of(request())), "x.radtrace.zip")
     wait_for(page, "done")
     expect(region).to_have_count(0)
+
+
+def test_what_is_covered_before_a_run_is_covered_in_it_and_in_what_is_saved(
+    page_server: Served, open_page: OpenPage, tmp_path: Path
+) -> None:
+    """Until it is taken off: two runs with it, and one without."""
+    page = open_page(page_server)
+    open_image(page)
+    what_if = page.locator(".lb-composer summary", has_text="What if")
+    what_if.click()
+    expect(page.get_by_text("No run sees it, and no saved picture shows it")).to_be_visible()
+    page.click("#lb-cover")
+    drag(page, 80, 80)
+    region = page.get_by_role("button", name="Remove region 1")
+    expect(region).to_be_visible()
+    covered = []
+    for turn in range(3):
+        ask(page)
+        wait_for(page, "done")
+        with page.expect_download() as download:
+            page.click("#lb-save")
+        download.value.save_as(tmp_path / f"{turn}.radtrace.zip")
+        started = read_trace(tmp_path / f"{turn}.radtrace.zip").started
+        assert started is not None
+        covered.append(len(started.request.interventions.occlude))
+        what_if.click()
+        if turn == 1:
+            region.click()
+        expect(region).to_have_count(1 if turn == 0 else 0)
+        what_if.click()
+
+    assert covered == [1, 1, 0]
 
 
 def test_an_image_unlike_the_training_is_marked(page_server: Served, open_page: OpenPage) -> None:

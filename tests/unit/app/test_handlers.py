@@ -301,6 +301,23 @@ def test_every_what_if_is_compared_with_the_run_without_a_change(bench: Bench) -
     assert second["before"]["probabilities"][0] == pytest.approx(0.91)
 
 
+def test_what_is_covered_is_a_change_alone_and_none_beside_another(bench: Bench) -> None:
+    page = bench.page()
+    page.upload(png(chest(96)))
+    left, right = {"occlude": [[0.0, 0.0, 0.5, 1.0]]}, {"occlude": [[0.5, 0.0, 1.0, 1.0]]}
+    other = {"differs": ["what is covered"]}
+    # Covered from the first run on: another change has that run to stand beside, the cover none.
+    page.explain(changes=left)
+    assert page.explain(compare=True, changes={**left, "latents": "zero"})[-1]["before"]["answer"]
+    assert page.explain(compare=True, changes=left)[-1]["before"] == other
+    assert page.explain(compare=True, changes={**right, "latents": "zero"})[-1]["before"] == other
+    assert page.explain(compare=True, changes={"latents": "zero"})[-1]["before"] == other
+    # Once there is one with nothing covered, the cover stands beside that.
+    page.explain(changes={})
+    assert page.explain(compare=True, changes=right)[-1]["before"]["answer"] == "yes"
+    assert page.explain(compare=True, changes={"latents": "zero"})[-1]["before"]["answer"] == "yes"
+
+
 def test_without_a_run_without_a_change_nothing_is_compared(bench: Bench) -> None:
     page = bench.page()
     page.upload(png(chest(96)))
