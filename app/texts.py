@@ -124,7 +124,7 @@ NO_DONOR_API: Final = (
 )
 NO_LATENTS: Final = "The last run took no inner steps."
 STAYS_COVERED: Final = (
-    "No run sees it, and no saved picture shows it, until you take the region off again."
+    "What is covered stays covered in every run, and in what is saved, until you take it off."
 )
 NO_RUN: Final = "There is no run on this image yet: press Explain first, then change something."
 

@@ -421,7 +421,7 @@ def test_what_is_covered_before_a_run_is_covered_in_it_and_in_what_is_saved(
     open_image(page)
     what_if = page.locator(".lb-composer summary", has_text="What if")
     what_if.click()
-    expect(page.get_by_text("No run sees it, and no saved picture shows it")).to_be_visible()
+    expect(page.get_by_text("What is covered stays covered in every run")).to_be_visible()
     page.click("#lb-cover")
     drag(page, 80, 80)
     region = page.get_by_role("button", name="Remove region 1")
