@@ -6,6 +6,8 @@ what may be drawn among it, is the loop's own.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine.engine import Engine
@@ -84,6 +86,21 @@ def test_what_calls_rightly_is_well_formed(engine: Engine, make_request: MakeReq
     assert found.failed_calls == 0
     assert found.outcome.well_formed
     assert not rollout.branches[0].last_turn
+
+
+def test_a_backbone_that_counts_in_thousandths_is_understood_so(
+    loaded: LoadedModel, make_request: MakeRequest
+) -> None:
+    """As Qwen3-VL does: of a view of 400 x 300 pixels that is not square."""
+    counts = replace(loaded.manifest, coordinates="thousandths")
+    engine = Engine(replace(loaded, manifest=counts))
+    call = zoom_call_text((100, 250, 600, 750))
+    _, events, _ = scripted(engine, zooming(make_request, 1), [call, ANSWER])
+    (crop,) = [event for event in events if isinstance(event, Reground)]
+    assert crop.box == pytest.approx((0.1, 0.25, 0.6, 0.75))
+    # With the padding of a tenth of each side that this checkpoint asks for.
+    assert crop.box_source_px == (20, 60, 260, 240)
+    assert not crop.clamped
 
 
 def test_two_failed_calls_leave_the_tool_open(engine: Engine, make_request: MakeRequest) -> None:

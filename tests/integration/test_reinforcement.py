@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ from training.out_of_distribution import Detector
 from training.packing import packed_group
 from training.policy import PolicyOutputs, policy_outputs
 from training.policy_loss import ObjectiveConfig, PolicyPart, Totals, policy_loss
+from training.prompts import Prompt, PromptConfig, PromptPool
 from training.reinforcement import (
     ReinforcementConfig,
     export,
@@ -52,6 +54,7 @@ from training.replicas import Replicas
 from training.rollout_groups import RewardedGroup, rolled_out
 from training.sft import FinetuneConfig
 from training.stopping import DivergedError
+from training.trajectories import TrajectoryGroup
 
 # peft 0.21 still asks for a property that transformers 5.23 has renamed.
 pytestmark = [
@@ -161,6 +164,26 @@ def test_medvr_logs_from_step_zero_alarms_and_exports(
     # Started again, a finished run only writes its checkpoint anew.
     assert main(["medvr", str(path)]) == 0
     assert records(folder / "medvr") == found
+
+
+def test_only_prompts_that_the_pass_rates_keep_are_learned_from(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = {"count": 4, "seed": 3, "families": ["nodule_side"], "split": "train"}
+    path = written(folder, "kept", "direct", prompts=prompts)
+    pool = PromptPool(folder / "phantoms", PromptConfig(**prompts))  # type: ignore[arg-type]
+    kept = pool[2].image.sha256, pool[2].pixels.tobytes()
+    whole, asked = reinforcement.rolled_out, []
+
+    def noted(engine: Engine, prompt: Prompt, *more: Any) -> TrajectoryGroup:
+        asked.append((prompt.image.sha256, prompt.pixels.tobytes()))
+        return whole(engine, prompt, *more)
+
+    monkeypatch.setattr(reinforcement, "kept_prompts", lambda *_: [2])
+    monkeypatch.setattr(reinforcement, "rolled_out", noted)
+    assert main(["medvr", str(path)]) == 0
+    assert asked
+    assert set(asked) == {kept}
 
 
 @pytest.mark.parametrize("full", ["disk", "file"])

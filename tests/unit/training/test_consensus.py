@@ -107,6 +107,22 @@ def test_a_box_that_covers_nearly_everything_earns_half_and_makes_no_consensus()
     assert consensus_of([[FULL_IMAGE]] * 2, [True] * 2, allowed).rewards == (1.0, 1.0)
 
 
+def test_a_box_that_is_too_large_earns_half_where_it_meets_the_consensus() -> None:
+    """Two votes of three for the left three quarters; the third covers seven eighths.
+
+    Common to both are 6 x 7 of the 8 x 8 cells, in either 6 x 8 + 2 x 7: more than half.
+    """
+    wide, all_but_a_strip = Box(0.0, 0.0, 0.75, 1.0), Box(0.0, 0.0, 1.0, 0.875)
+    found = consensus_of([[wide], [wide], [all_but_a_strip]], [True] * 3, ConsensusConfig(grid=8))
+    assert found.overlaps == (1.0, 1.0, 42 / 62)
+    assert found.rewards == (1.0, 1.0, 0.5)
+    allowed = consensus_of(
+        [[wide], [wide], [all_but_a_strip]], [True] * 3, ConsensusConfig(grid=8, largest_box=0.9)
+    )
+    assert allowed.overlaps == found.overlaps
+    assert allowed.rewards == (1.0, 1.0, 1.0)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"eta": 1.5}, {"grid": 0}, {"largest_box": 0.0}, {"eta": float("nan")}]
 )
