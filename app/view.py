@@ -395,4 +395,5 @@ def _end_facts(event: Finished) -> Json:
         "latent": event.counts.latent,
         "forwarded": event.counts.forwarded,
         "memory": event.peak_memory_bytes,
+        "failed_calls": event.failed_calls,
     }

@@ -649,9 +649,10 @@ def _summary(event: Event) -> str:  # noqa: PLR0911 - one for every kind of even
             return f"{event.text!r}{validity} {_shares(event.options, event.probabilities)}"
         case Finished():
             counts = event.counts
+            failed = f", calls that failed: {event.failed_calls}" if event.failed_calls else ""
             return (
                 f"{event.reason}: {counts.generated} tokens, {counts.latent} latents, "
-                f"{counts.forwarded} positions forwarded"
+                f"{counts.forwarded} positions forwarded{failed}"
             )
         case Failed():
             return f"{event.code}: {event.message}"

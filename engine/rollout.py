@@ -505,6 +505,7 @@ class Rollout:
                 forwarded=self.decoder.forwarded,
             ),
             peak_memory_bytes=peak_memory_bytes(self.decoder.device),
+            failed_calls=branch.failed_calls,
         )
 
     def _drop_finished(self) -> None:

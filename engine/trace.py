@@ -373,7 +373,12 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """Last event of a run that did not fail."""
+    """Last event of a run that did not fail.
+
+    Attributes:
+        failed_calls: zoom calls that could not be carried out as they stood; 0 in every trace that
+            was saved before this was kept.
+    """
 
     seconds: float
     reason: FinishReason
@@ -381,6 +386,7 @@ class Finished:
     decode_seconds: float
     counts: TokenCounts
     peak_memory_bytes: int
+    failed_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

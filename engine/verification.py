@@ -348,6 +348,9 @@ class _Comparison:
                 self._near("answer", then.probabilities, now.probabilities, self.tolerance.share)
             case Finished(), Finished():
                 self._same("end", then, now, "reason")
+                if then.failed_calls:
+                    # Runs from before these were kept name none.
+                    self._same("end", then, now, "failed_calls")
                 # `forwarded` counts what a group computed for all its members, too.
                 counted = ("prompt", "image", "generated", "latent", "crop")
                 self._same("end", then.counts, now.counts, *counted)

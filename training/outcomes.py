@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from engine.geometry import Box, PatchGrid
 from engine.tool_call import opens_coordinates
-from engine.trace import EvidenceMap, Failed, Reground, TokenStep, Trace, peak_place
+from engine.trace import EvidenceMap, Failed, Finished, Reground, TokenStep, Trace, peak_place
 from training.questions import Question
 
 # Two-sided 95% of the normal distribution.
@@ -96,6 +96,7 @@ class Outcome:
         donor_agrees: whether the latents came from a question with the same answer (`shuffle`).
         donor_is_kin: whether it was one of the same family.
         placed: whether its zooms were put on its target (`training.evaluate.AskConfig`).
+        failed_calls: zoom calls that could not be carried out as they stood.
     """
 
     family: str
@@ -120,6 +121,7 @@ class Outcome:
     donor_agrees: bool | None = None
     donor_is_kin: bool | None = None
     placed: bool = False
+    failed_calls: int = 0
 
 
 def outcome_of(question: Question, trace: Trace, seconds: float) -> Outcome:
@@ -147,6 +149,7 @@ def outcome_of(question: Question, trace: Trace, seconds: float) -> Outcome:
         latent_attended=_pointed(attended, targets),
         latent_alike=_pointed(alike, targets),
         zooms=len(trace.regrounds),
+        failed_calls=sum(e.failed_calls for e in trace if isinstance(e, Finished)),
         seconds=seconds,
         coordinates_nats=coordinates_nats(trace),
         touched=_touched(reasoning, targets),
@@ -304,6 +307,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             (outcome.family, outcome.coordinates_nats, outcome.overlap) for outcome in outcomes
         ),
         "zooms_per_question": _mean(outcome.zooms for outcome in outcomes),
+        "failed_calls_per_question": _mean(outcome.failed_calls for outcome in outcomes),
         "seconds_per_question": _mean(outcome.seconds for outcome in outcomes),
     }
 

@@ -279,6 +279,7 @@ class Inspector {
       rows.push(['Time', number(end[2], 1) + ' s (first look ' + number(facts.prefill, 1) + ' s)'],
         ['Written', plural(facts.generated, 'token')],
         ['Memory', Math.round(facts.memory / 2 ** 20) + ' MB at most']);
+      if (facts.failed_calls) rows.push(['Failed requests to look', String(facts.failed_calls)]);
     }
     clear(this.factsBody, ...rows.flatMap(([name, text]) => facts(name, text)));
   }

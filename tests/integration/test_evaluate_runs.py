@@ -15,7 +15,7 @@ from engine.engine import Engine
 from engine.loading import LoadedModel
 from engine.request import DisplayImage
 from engine.tiny import tiny_model
-from engine.trace import Trace
+from engine.trace import Finished, Trace
 from engine.trace_io import read_trace
 from tests.integration.conftest import picture
 from tests.integration.test_loading import save
@@ -30,7 +30,7 @@ from training.evaluate import (
     donors_of,
     placed_crops,
 )
-from training.outcomes import EvaluationError, Outcome
+from training.outcomes import EvaluationError, Outcome, outcome_of
 from training.phantoms import to_view8
 from training.prompts import PromptConfig, PromptPool, phantom_image
 from training.questions import Question, balanced_questions
@@ -131,6 +131,15 @@ def test_latent_maps_are_scored_against_the_targets(loaded: LoadedModel) -> None
     assert outcome.latent_attended is True
     assert outcome.latent_alike is True
     assert outcome.latent_alike_between is True
+
+
+def test_failed_calls_of_a_run_are_counted(loaded: LoadedModel) -> None:
+    ((outcome, trace),) = asked_in_turn(Engine(loaded), ASKED[:1], AskConfig())
+    assert outcome.failed_calls == 0
+    *events, end = trace
+    assert isinstance(end, Finished)
+    failed = Trace.from_events([*events, dataclasses.replace(end, failed_calls=2)])
+    assert outcome_of(QUESTION, failed, 0.0).failed_calls == 2
 
 
 def test_a_single_question_cannot_be_shuffled(loaded: LoadedModel) -> None:

@@ -19,7 +19,7 @@ from engine.reground import ANSWER_TURN, NO_ZOOMS_LEFT
 from engine.request import Request
 from engine.rollout import Rollout
 from engine.script import Script, ScriptError
-from engine.trace import Event, Reground
+from engine.trace import Event, Finished, Reground
 from tests.integration.conftest import MakeRequest
 from training.trajectories import Trajectory, trajectory_of, well_formed
 
@@ -73,6 +73,8 @@ def test_a_refused_call_is_answered_in_words_and_the_episode_goes_on(
     assert len(sequence.images) == 2
 
     assert found.failed_calls == 3
+    assert isinstance(events[-1], Finished)
+    assert events[-1].failed_calls == 3
     assert rollout.branches[0].last_turn
     assert found.text == "\n".join(turns)
     assert found.made_to_answer is False

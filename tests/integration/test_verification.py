@@ -518,6 +518,13 @@ def test_a_picture_that_shows_what_was_covered_is_said_to(
     assert [d.split(":")[0] for d in smaller.differences] == ["image.display_png"]
 
 
+def test_failed_calls_are_counted_again(engine: Engine, make_request: MakeRequest) -> None:
+    request = make_request(method="direct", layers="default")
+    trace = run(engine, request)
+    forged = changed(trace, Finished, lambda e: replace(e, failed_calls=2))
+    assert verify(engine, request.image, forged).differences == ("end failed_calls: 2 / 0",)
+
+
 def test_a_flood_of_words_is_cut_short(engine: Engine, make_request: MakeRequest) -> None:
     request = make_request(method="direct", layers="default")
     trace = run(engine, request)

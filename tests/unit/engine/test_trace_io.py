@@ -238,6 +238,7 @@ ends = st.one_of(
             forwarded=count,
         ),
         peak_memory_bytes=count,
+        failed_calls=count,
     ),
 )
 middles = st.lists(st.one_of(tokens, latents, beliefs, answers), max_size=4)
@@ -275,6 +276,17 @@ def test_a_start_from_before_sides_were_kept_has_none() -> None:
     assert from_json(old) == replace(start, image=replace(start.image, left_edge=""))
     with pytest.raises(TraceFileError, match=r"field image\.left_edge"):
         from_json({**old, "image": {**old["image"], "left_edge": "<b>"}})
+
+
+def test_an_end_from_before_failed_calls_were_kept_has_none() -> None:
+    end = trace().events[-1]
+    assert isinstance(end, Finished)
+    failed = replace(end, failed_calls=2)
+    old = to_json(failed)
+    assert old.pop("failed_calls") == 2
+
+    assert from_json(old) == replace(end, failed_calls=0)
+    assert from_json(to_json(failed)) == failed
 
 
 @pytest.mark.parametrize(

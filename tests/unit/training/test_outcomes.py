@@ -58,7 +58,7 @@ def test_table_counts_each_group() -> None:
             outcome(right=False, family="nodule_side", latent_attended=True, latent_alike=False),
             outcome(family="lung", overlap=0.5, zooms=1),
             outcome(family="heart_size", overlap=0.7),
-            outcome(family="modality"),
+            outcome(family="modality", failed_calls=3),
             outcome(kind="fine", family="nodule_margin", overlap=0.8, zooms=1, pointed=True),
             outcome(
                 kind="fine",
@@ -93,6 +93,7 @@ def test_table_counts_each_group() -> None:
     assert table["latent_attention_pointing_game"] == 1.0
     assert table["latent_similarity_pointing_game"] == 0.0
     assert table["zooms_per_question"] == pytest.approx(2 / 7)
+    assert table["failed_calls_per_question"] == pytest.approx(3 / 7)
     assert table["seconds_per_question"] == 1.0
 
 
