@@ -54,8 +54,8 @@ def write_figures(folder: Path, found: Mapping[str, Any]) -> list[Path]:
         found: as `training.ablation.ablate` returns it.
 
     Returns:
-        What was written: `accuracy.svg`, and where there are any `boxes.svg`, `curves.svg` and
-        `latents.svg`.
+        What was written: `accuracy.svg`, and where there are any `boxes.svg`, `entropy.svg`,
+        `curves.svg` and `latents.svg`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with rc_context(
@@ -80,6 +80,7 @@ def write_figures(folder: Path, found: Mapping[str, Any]) -> list[Path]:
                 "overlap_ci95",
                 "IoU of zooms with findings",
             ),
+            "entropy": _entropy([line for line in found["lines"] if line.get("zoom_entropy")]),
             "curves": _curves(found["curves"]),
             "latents": _latents(found["latents"]),
         }
@@ -115,6 +116,31 @@ def _rows(
     axes.set_yticks(range(len(lines)), [line["name"] for line in lines])
     axes.invert_yaxis()
     axes.set_xlabel(f"{label} (95% interval; strokes: seeds)" if value == "accuracy" else label)
+    return figure
+
+
+def _entropy(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """One curve a row: overlap of the surest third of its zooms to the least sure (MedVR, Fig. 4).
+
+    With the rank correlation of entropy and overlap, and its interval, in the legend.
+    """
+    if not lines:
+        return None
+    figure = Figure(figsize=(7.0, 2.6 + 0.17 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    for number, line in enumerate(lines):
+        measured = line["zoom_entropy"]
+        low, high = measured["spearman_ci95"]
+        named = f"{line['name']}: {measured['spearman']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        colour = f"C{number}" if len(lines) <= _COLOURS else colormaps["tab20"](number % 20)
+        axes.plot(measured["mean_iou_of_thirds"], marker="o", color=colour, label=named)
+    axes.set_xticks(range(3), ["surest third", "middle third", "least sure third"])
+    axes.set_xlabel("of the zooms, by the entropy of their coordinates")
+    axes.set_ylabel("IoU with findings")
+    axes.set_ylim(bottom=0.0)
+    figure.legend(
+        loc="outside lower center", ncols=2, frameon=False, title="rank correlation (95% interval)"
+    )
     return figure
 
 

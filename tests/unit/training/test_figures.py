@@ -48,6 +48,28 @@ def test_every_figure_names_its_rows(tmp_path: Path) -> None:
     assert "between inputs 0.80" in texts["latents"]
 
 
+def test_entropy_is_drawn_against_overlap_where_rows_zoom(tmp_path: Path) -> None:
+    measured = {
+        "spearman": 0.37,
+        "spearman_ci95": [0.27, 0.46],
+        "mean_iou_of_thirds": [0.1, 0.2, 0.3],
+    }
+    lines = [
+        line("plain"),
+        line("zoomed", zoom_entropy=measured),
+        line("unmeasured", zoom_entropy=None),
+    ]
+    texts = {path.stem: path.read_text() for path in write_figures(tmp_path, found(lines=lines))}
+
+    assert "zoomed: +0.37 [+0.27, +0.46]" in texts["entropy"]
+    assert "plain" not in texts["entropy"]
+    assert "unmeasured" not in texts["entropy"]
+    assert "surest third" in texts["entropy"]
+    many = [line(f"row {number}", zoom_entropy=measured) for number in range(12)]
+    (*_, entropy) = (p for p in write_figures(tmp_path, found(lines=many)) if p.stem == "entropy")
+    assert all(f"row {number}: " in entropy.read_text() for number in range(12))
+
+
 def test_inputs_are_set_beside_each_other_where_they_were_kept(tmp_path: Path) -> None:
     wide = {**LATENTS, "across_inputs": np.eye(3).tolist()}
     (*_, latents) = write_figures(tmp_path, found(latents={"old": [LATENTS], "new": [wide, wide]}))
