@@ -444,7 +444,8 @@ def _lines(result: dict[str, Any]) -> str:
     """One line a key; one for each part of a list of parts."""
     lines = []
     for key, value in result.items():
-        parts = value if isinstance(value, list) and isinstance(value[0], dict) else [value]
+        is_of_parts = isinstance(value, list) and any(isinstance(part, dict) for part in value)
+        parts = value if is_of_parts else [value]
         lines += [f"{key:24s} {_shown(part)}\n" for part in parts]
     return "".join(lines)
 
