@@ -107,16 +107,8 @@ def placed_crops(question: Question, config: AskConfig) -> tuple[tuple[int, Box]
     """
     if config.placed is None or len(question.target_boxes) != 1:
         return ()
-    target = Box(*question.target_boxes[0])
-    x, y = target.center
-    half_width = config.placed * (target.x1 - target.x0) / 2
-    half_height = config.placed * (target.y1 - target.y0) / 2
-    box = Box(
-        max(0.0, x - half_width),
-        max(0.0, y - half_height),
-        min(1.0, x + half_width),
-        min(1.0, y + half_height),
-    )
+    # Sides times 2 are half a side more at either end; times a half, a quarter less.
+    box = Box(*question.target_boxes[0]).padded((config.placed - 1) / 2)
     return tuple((number, box) for number in range(1, config.budgets.max_crops + 1))
 
 

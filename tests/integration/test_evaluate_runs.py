@@ -50,6 +50,19 @@ THREE_STEPS = dataclasses.replace(ASKED_BUDGETS, latent_steps=3)
 ASKED = [(DisplayImage(pixels=picture(seed)), QUESTION) for seed in range(3)]
 
 
+@pytest.fixture
+def asked_of_commands(monkeypatch: pytest.MonkeyPatch) -> list[AskConfig]:
+    """How each command line wanted questions to be asked; nothing is run."""
+    found: list[AskConfig] = []
+
+    def run_benchmark(options: argparse.Namespace, report: object) -> str:
+        found.append(asked_how(options))
+        return ""
+
+    monkeypatch.setattr(evaluate, "run_benchmark", run_benchmark)
+    return found
+
+
 def runs(loaded: LoadedModel, **changes: object) -> list[Trace]:
     config = AskConfig(method="latent", budgets=THREE_STEPS, **changes)  # type: ignore[arg-type]
     return [trace for _, trace in asked_in_turn(Engine(loaded), ASKED, config)]
@@ -172,6 +185,8 @@ def test_crops_are_put_on_the_target_by_hand() -> None:
     )
     assert number == 1
     assert wide.as_tuple() == pytest.approx((0.05, 0.0, 0.55, 0.9))
+    (_, half), _ = placed_crops(one, AskConfig(placed=0.5))
+    assert half.as_tuple() == pytest.approx((0.25, 0.3, 0.35, 0.5))
     two = dataclasses.replace(one, target_boxes=(*one.target_boxes, (0.5, 0.5, 0.6, 0.6)))
     assert placed_crops(two, AskConfig(placed=1.0)) == ()
     assert placed_crops(one, AskConfig()) == ()
@@ -213,17 +228,10 @@ def test_the_command_puts_zooms_on_the_target(capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_the_command_line_says_where_zooms_are_put(
-    more: list[str], placed: float | None, monkeypatch: pytest.MonkeyPatch
+    more: list[str], placed: float | None, asked_of_commands: list[AskConfig]
 ) -> None:
-    found: list[AskConfig] = []
-
-    def run_benchmark(options: argparse.Namespace, report: object) -> str:
-        found.append(asked_how(options))
-        return ""
-
-    monkeypatch.setattr(evaluate, "run_benchmark", run_benchmark)
     assert main(["evaluate", "--checkpoint", "any", *more]) == 0
-    assert [config.placed for config in found] == [placed]
+    assert [config.placed for config in asked_of_commands] == [placed]
 
 
 def test_a_zoom_that_is_put_on_the_target_shows_the_target() -> None:
@@ -302,15 +310,8 @@ def test_missing_data_are_asked_for_before_a_model_is_loaded(
 
 @pytest.mark.parametrize("kind", ["zero", "noise", "shuffle", "blind", "skip"])
 def test_the_command_line_reaches_how_questions_are_asked(
-    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: str, asked_of_commands: list[AskConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found: list[AskConfig] = []
-
-    def run_benchmark(options: argparse.Namespace, report: object) -> str:
-        found.append(asked_how(options))
-        return ""
-
-    monkeypatch.setattr(evaluate, "run_benchmark", run_benchmark)
     arguments = ["evaluate", "--checkpoint", "any", "--method", "latent", "--intervention", kind]
     more = ["--bottleneck", "--max-new-tokens", "9", "--max-crops", "1", "--seed", "4"]
 
@@ -319,7 +320,7 @@ def test_the_command_line_reaches_how_questions_are_asked(
 
     budgets = dataclasses.replace(ASKED_BUDGETS, max_new_tokens=9, max_crops=1, latent_steps=5)
     asked = AskConfig(method="latent", seed=4, latents=kind, budgets=budgets, bottleneck=True)  # type: ignore[arg-type]
-    assert found == [asked, AskConfig(method="latent", latents=kind)]  # type: ignore[arg-type]
+    assert asked_of_commands == [asked, AskConfig(method="latent", latents=kind)]  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""
 
 
