@@ -18,11 +18,13 @@ from torch import nn
 
 from training.image_labels import centres_of
 from training.phantoms.label_names import CHEST_LABELS, LabelNames
-from training.vision import DenseTargets, in_sides
+from training.vision import DenseTargets, in_sides, length_spread
 from training.world import Picture
 
 # Whose output is asked: the layers that the detectors of the second and the third read.
 KEPT_LAYERS: Final = (0, 1)
+# Weight of tokens of one length, beside the corners.
+KEPT_LENGTHS: Final = 10.0
 
 
 class CornerHead(nn.Module):
@@ -80,6 +82,10 @@ class KeptCorners(nn.Module):
     ) -> torch.Tensor:
         """Mean error of corners in sides of their box, over the layers; a scalar.
 
+        On top comes how much the lengths of the tokens differ. Whatever reads a token normalises
+        it, and a place that is written in tokens of lengths that differ by a tenth is read wrong
+        by a tenth of its distance from the middle.
+
         Args:
             states: what goes into each layer in turn, and what comes out of the last, `(B, T, D)`.
             images: bool `(B, T)`, True at visual tokens.
@@ -96,5 +102,6 @@ class KeptCorners(nn.Module):
         for layer, head in zip(KEPT_LAYERS, self.heads, strict=True):
             behind = states[layer + 1]
             tokens = torch.cat([behind[row, columns] for row, columns in places])
-            losses.append(corner_loss(head(tokens.float()), edges, centres))
+            error = corner_loss(head(tokens.float()), edges, centres)
+            losses.append(error + KEPT_LENGTHS * length_spread(tokens.float()))
         return torch.stack(losses).mean()

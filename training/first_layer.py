@@ -4,14 +4,14 @@ The tower's rotary embedding tells it how far apart two patches are and not wher
 anatomy alone it knows the place of a token to some six pixels of 224, a quarter of a nodule. The
 language model's M-RoPE counts rows and columns from the text before the image, so that its layers
 can know the place exactly; taught by coordinates that it writes, they did not learn to in thousands
-of steps. So two heads of the first layer begin as counts of columns and rows, and the layer is
-taught by the same linear readings as the tower, of its own output, and by one more: the corners of
-the box that a token belongs to. The layers above begin by reading these (`training.detectors`).
+of steps. So two heads of the first layer count columns and rows from the beginning, and keep to it
+(`training.counts`), and the layer is taught by the same linear readings as the tower, of its own
+output, and by one more: the corners of the box that a token belongs to. The layers above begin by
+reading these (`training.detectors`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,28 +22,28 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from engine.geometry import PatchGrid
-from engine.prompt import IM_START, VISION_START
 from training.batches import Batch, collate
 from training.corners import CornerHead, corner_loss
+from training.counts import counts_keeper
 from training.dense_warmup import HEAD_RATE, HEADS, DenseWeights, WarmUpHeads
-from training.embedded import single_id
 from training.features import FeatureBank
 from training.image_labels import ImageWeights, centres_of, image_loss, labelled_view
 from training.language_loss import input_states
-from training.loop import PartLoss, Report, StepsConfig, prefixed, run_steps
+from training.loop import (
+    PartLoss,
+    Report,
+    Stage,
+    StepsConfig,
+    prefixed,
+    run_stage,
+    whole_steps,
+)
 from training.materials import Materials
 from training.questions import questions_for
 from training.records import RecordWriter
 from training.vision import DenseTargets, dense_loss, length_spread
 from training.world import Case, Picture
 
-# Of queries and keys that hold `<|vision_start|>` and `<|im_start|>` above all other tokens.
-ANCHOR_GAIN: Final = 10.0
-# By which the score of the first rises from the first column, or row, to the last.
-COUNT_RANGE: Final = 2.0
-# Length of what a whole weight adds to a token.
-COUNT_WRITTEN: Final = 4.0
 # Weight of the rule that no word looks like a finding.
 _WORDS_WEIGHT: Final = 0.5
 
@@ -130,75 +130,6 @@ def said(ids: torch.Tensor, images: torch.Tensor, padding: int) -> torch.Tensor:
     return ~images & (ids != padding)
 
 
-@torch.no_grad()
-def number_rows_and_columns(
-    model: Qwen2_5_VLForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: torch.Tensor,
-    grid: PatchGrid,
-) -> None:
-    """Lets two heads of the first layer begin as a reading of the column and of the row.
-
-    Each weighs `<|vision_start|>`, which stands one place before the image, against `<|im_start|>`:
-    the score of the first turns with the number of columns (or rows) between it and the token that
-    looks, as M-RoPE turns it, and all other tokens score far less. So the weight of the first,
-    written where visual tokens have least, is a count. From random weights no head found this.
-    Words lose what they had there; they go on looking like no finding (`detectors.quieten_words`)
-    as far as readings of findings have no part in these directions.
-
-    Args:
-        model: with words and visual tokens as they will be; changed in place.
-        tokenizer: of the model.
-        tokens: `(N, D)`, visual tokens of training views.
-        grid: of a view; of one with more or fewer columns the first layer counts as well.
-    """
-    text: Any = model.config.get_text_config()
-    language: Any = model.model.language_model
-    attention = language.layers[0].self_attn
-    width, half = attention.head_dim, attention.head_dim // 2
-    time, height, _ = text.rope_parameters["mrope_section"]
-    turns = language.rotary_emb.inv_freq
-    words = language.embed_tokens.weight
-    # Of which visual tokens have least: two for what is written and two that become the words'.
-    _, _, directions = torch.linalg.svd(tokens, full_matrices=False)
-    counts, (start, turn) = directions[-2:], directions[-4:-2]
-    words -= words @ directions[-4:].T @ directions[-4:]
-    for name, direction in ((VISION_START, start), (IM_START, turn)):
-        word = words[single_id(tokenizer, name)]
-        word.copy_(direction * word.norm())
-    # Of a word behind its norm.
-    length = words.shape[1] ** 0.5
-    # Until something is learned, the layer writes nothing else.
-    language.layers[0].mlp.down_proj.weight.zero_()
-    attention.o_proj.weight.zero_()
-    used = {0: range(time + height, time + height + 3), 1: range(time + height - 2, time + height)}
-    sizes = (grid.columns, grid.rows)
-    slowest = half - 1
-    keys = [d for pairs in used.values() for pair in pairs for d in (pair, pair + half)]
-    attention.k_proj.weight[[*keys, slowest, slowest + half]] = 0.0
-    attention.k_proj.bias[[*keys, slowest, slowest + half]] = 0.0
-    # Two turns begin before the image: in its middle the start of the image weighs as much.
-    level = 1 + math.log(2) * width**0.5 / ANCHOR_GAIN**2
-    attention.k_proj.weight[slowest] = ANCHOR_GAIN * (level * start + turn) / length
-    attention.v_proj.weight[0] = (start - turn) / length
-    attention.v_proj.bias[0] = 0.0
-    for head, pairs in used.items():
-        own = slice(head * width, (head + 1) * width)
-        attention.q_proj.weight[own] = 0.0
-        attention.q_proj.bias[own] = 0.0
-        attention.q_proj.bias[head * width + slowest] = ANCHOR_GAIN
-        middle = (sizes[head] + 1) / 2
-        # From the first column to the last, the score is to rise by `COUNT_RANGE`.
-        rise = sum(float(turns[pair]) for pair in pairs) * (sizes[head] - 1)
-        gain = (COUNT_RANGE * width**0.5 / rise) ** 0.5
-        for pair in pairs:
-            angle = float(turns[pair]) * middle
-            attention.k_proj.weight[pair] = gain * start / length
-            attention.q_proj.bias[head * width + pair] = -gain * math.sin(angle)
-            attention.q_proj.bias[head * width + pair + half] = -gain * math.cos(angle)
-        attention.o_proj.weight[:, head * width] = COUNT_WRITTEN * counts[head]
-
-
 def teach_first_layer(
     model: Qwen2_5_VLForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
@@ -241,7 +172,7 @@ def teach_first_layer(
             parts = reader.loss(materials.validation, held, np.random.default_rng(0))[1]
         return {f"validation {name}": value for name, value in parts.items()}
 
-    run_steps(
+    stage = Stage(
         folder=folder,
         modules={
             "layer": model.model.language_model.layers[0],
@@ -250,11 +181,12 @@ def teach_first_layer(
             "corners": corners,
         },
         config=config.steps,
-        loss_at=loss_at,
-        report=prefixed(report, "first layer"),
+        parts_at=whole_steps(loss_at),
         evaluate=scores,
         readings=dict.fromkeys((*HEADS, "corners"), HEAD_RATE),
+        after_step=counts_keeper(model, tokenizer),
     )
+    run_stage(stage, prefixed(report, "first layer"))
     return corners
 
 

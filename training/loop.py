@@ -147,6 +147,7 @@ class Stage:
         evaluate: numbers to log, called every `evaluate_every` steps and after the last.
         evaluate_every: 0: only after the last step.
         readings: as in `optimizer_for`.
+        after_step: called when the optimiser has moved the weights.
         rate_key: what the learning rate is called in the configuration of the run.
     """
 
@@ -158,7 +159,19 @@ class Stage:
     evaluate: Callable[[int], dict[str, float]] | None = None
     evaluate_every: int = 0
     readings: Mapping[str, float] | None = None
+    after_step: Callable[[], None] | None = None
     rate_key: str = "the learning_rate of this stage"
+
+
+def whole_steps(
+    loss_at: Callable[[int], PartLoss],
+) -> Callable[[Any, int], Sequence[Callable[[], PartLoss]]]:
+    """Steps of one part each, as `Stage.parts_at` takes them.
+
+    Args:
+        loss_at: the loss of a step and numbers to log; everything random from the step.
+    """
+    return lambda _, step: (lambda: loss_at(step),)
 
 
 def run_steps(
@@ -191,7 +204,7 @@ def run_steps(
         folder=folder,
         modules=modules,
         config=config,
-        parts_at=lambda _, step: (lambda: loss_at(step),),
+        parts_at=whole_steps(loss_at),
         evaluate=evaluate,
         evaluate_every=evaluate_every,
         readings=readings,
@@ -232,6 +245,8 @@ def run_stage(stage: Stage, report: Report, processes: Processes | None = None) 
             if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
                 raise DivergedError(f"The loss is not a number at step {step}")
             optimizer.step()
+            if stage.after_step is not None:
+                stage.after_step()
             done = step + 1
             log.add(done, numbers)
             if _due(step + 1, stage.config.save_every, stage.config.steps):

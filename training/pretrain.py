@@ -23,9 +23,13 @@ from transformers import (
 )
 
 from engine.attention import register_row_attention
+from engine.loading import load_checkpoint
+from engine.manifest import CheckpointError
 from training.calibration import entropy_threshold
 from training.cold_start import check_boxes
+from training.config import ConfigError
 from training.corners import CornerHead, KeptCorners
+from training.counts import counts_keeper, number_rows_and_columns
 from training.dense_warmup import HEAD_RATE, DensePartConfig, warm_up
 from training.detectors import attend_to_findings, quieten_words
 from training.embedded import (
@@ -40,12 +44,11 @@ from training.features import FeatureBank
 from training.first_layer import (
     FirstLayerConfig,
     behind_first_layer,
-    number_rows_and_columns,
     teach_first_layer,
 )
 from training.language import LanguageConfig, MixConfig
 from training.latents import LatentConfig
-from training.loop import Report, prefixed, run_steps
+from training.loop import Report, Stage, prefixed, run_stage, whole_steps
 from training.materials import Materials, load_materials
 from training.metrics import require_tensorboard
 from training.network import batch_loss
@@ -114,6 +117,8 @@ class PretrainConfig:
         seed: of weights, batches and augmentation; worlds have their own.
         train, validation: which phantoms.
         real_images: folder of `cxr_lungbox_ccby`; left out when it is not there.
+        tower: folder of an embedded checkpoint whose vision tower is taken as it is. Of `vision`
+            the last part alone is run, to teach its readings. None: a new tower is trained.
         vision: parts of the dense warm-up, in order. Finding things in views comes first, and
             alone: beside the textures of crops it was hardly learned at all.
         first_layer: how the language model's first layer learns where visual tokens lie.
@@ -131,13 +136,14 @@ class PretrainConfig:
     language: LanguageConfig
     mix: MixConfig
     real_images: Path | None = None
+    tower: Path | None = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
     threads: int = 2
     export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
         for section, name in _READINGS:
-            if not any(getattr(getattr(part, section), name) for part in self.vision):
+            if not any(getattr(getattr(part, section), name) for part in self.warm_up_parts):
                 raise ValueError(
                     f"Give some part of vision a weight for {section}.{name}: the language model "
                     "begins by reading it, so the warm-up has to teach it."
@@ -146,6 +152,11 @@ class PretrainConfig:
         if self.mix.own:
             raise ValueError("mix.own is for fine-tuning (sft): set it to 0 in pretraining.")
         check_boxes(self.train, self.validation, self.mix, self.language)
+
+    @property
+    def warm_up_parts(self) -> tuple[DensePartConfig, ...]:
+        """The parts of `vision` that are run."""
+        return self.vision if self.tower is None else self.vision[-1:]
 
 
 def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> PreTrainedTokenizerFast:
@@ -175,7 +186,9 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
     tokenizer = make_tokenizer(config, materials.train)
     model = new_model(embedded_config(tokenizer))
     order_numbers(model, tokenizer)
-    heads = warm_up(model, config.vision, config.out, config.seed, materials, report)
+    if config.tower is not None:
+        take_tower(model, config.tower)
+    heads = warm_up(model, config.warm_up_parts, config.out, config.seed, materials, report)
     scale_visual_tokens(model, some_tokens(model, materials.train))
     tokens = some_tokens(model, materials.train)
     quieten_words(model, heads.dense, heads.image, tokens)
@@ -202,6 +215,25 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
         begin=corners,
     )
     return calibrated_checkpoint(config.out, model, tokenizer, config.export, materials)
+
+
+def take_tower(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
+    """Gives a model the vision tower of a checkpoint, and freezes it.
+
+    Raises:
+        ConfigError: the checkpoint is missing or cannot be used, or its tower is of another size.
+    """
+    try:
+        tower = load_checkpoint(folder, "cpu", torch.float32).model.model.visual
+        model.model.visual.load_state_dict(tower.state_dict())
+    except CheckpointError as error:
+        raise ConfigError(f"{error} Give the tower of another, or leave it out.") from error
+    except RuntimeError as error:
+        raise ConfigError(
+            f"The tower of {folder.name} is of another size than that of the embedded model: "
+            "leave it out, and a new one is trained."
+        ) from error
+    model.model.visual.requires_grad_(False)
 
 
 def some_tokens(
@@ -311,11 +343,12 @@ def train_language(
             places=places,
         )
 
-    run_steps(
+    language = Stage(
         folder=stage.folder,
         modules=modules,
-        readings={"corners": HEAD_RATE},
         config=stage.steps,
-        loss_at=loss_at,
-        report=prefixed(report, "language"),
+        parts_at=whole_steps(loss_at),
+        readings={"corners": HEAD_RATE},
+        after_step=counts_keeper(model, tokenizer),
     )
+    run_stage(language, prefixed(report, "language"))

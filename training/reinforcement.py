@@ -33,6 +33,7 @@ from training.alarm import AlarmConfig, ToolAlarm
 from training.calibration import coarse_cases, entropy_threshold
 from training.checkpoints import kept_state
 from training.config import ConfigError
+from training.counts import counts_keeper
 from training.evaluate import AskConfig, greedy_scores
 from training.export import ExportConfig, Thresholds, export_adapter, export_checkpoint
 from training.loop import Report, Stage, StepsConfig, prefixed, run_stage
@@ -318,6 +319,7 @@ def reinforce(config: ReinforcementConfig, report: Report) -> Path:
         parts_at=updates.parts_at,
         evaluate=evaluate,
         evaluate_every=config.evaluation.every,
+        after_step=counts_keeper(policy.model, policy.engine.loaded.tokenizer),
         rate_key="steps.learning_rate",
     )
     run_stage(stage, said, replicas)

@@ -29,6 +29,7 @@ from training.accelerated import Accelerated
 from training.adapters import AdapterConfig, add_adapter
 from training.cold_start import check_boxes
 from training.config import ConfigError
+from training.counts import counts_keeper
 from training.dense_warmup import HEAD_RATE
 from training.evaluate import ASKED_BUDGETS, AskConfig, greedy_scores
 from training.export import AS_TRAINED, ExportConfig, export_adapter, export_checkpoint
@@ -389,6 +390,7 @@ def train(
         network=network,
         evaluate=evaluate if tuning.evaluate_every else None,
         evaluate_every=tuning.evaluate_every,
+        after_step=None if processes.is_sharded else counts_keeper(tuned.model, tuned.tokenizer),
         rate_key="language.learning_rate",
     )
     run_stage(stage, prefixed(report, "language"), processes)

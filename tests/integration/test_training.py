@@ -1,6 +1,7 @@
 """The whole pipeline on a handful of phantoms: pretrain, fine-tune, open, evaluate."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from engine.engine import Engine
+from engine.loading import load_checkpoint
+from engine.tiny import tiny_model
+from tests.integration.test_loading import save
 from training.cli import main
+from training.counts import counts_columns
 
 PART = """
 - name: find
@@ -78,6 +83,71 @@ def test_fine_tuning_changes_the_language_model_and_not_the_tower(trained: Path)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("language_model" in name for name in changed)
     assert not any("visual" in name for name in changed)
+
+
+@pytest.mark.timeout(900)
+def test_all_stages_leave_the_counts_of_rows_and_columns_alone(trained: Path) -> None:
+    """The rest of the first layer is trained; after two stages the counts are those of one."""
+    models = [load_checkpoint(trained / run / "checkpoint").model for run in ("run", "sft")]
+    assert all(counts_columns(model) for model in models)
+    before, after = (model.model.language_model.layers[0].self_attn for model in models)
+    width = before.head_dim
+    for parts in (
+        [layer.q_proj.weight[: 2 * width] for layer in (before, after)],
+        [layer.q_proj.bias[: 2 * width] for layer in (before, after)],
+        [layer.o_proj.weight[:, [0, width]] for layer in (before, after)],
+        [layer.v_proj.weight[0] for layer in (before, after)],
+    ):
+        assert torch.equal(*parts)
+    assert not torch.equal(before.q_proj.weight[2 * width :], after.q_proj.weight[2 * width :])
+    # Where the counts are written, nothing else is: to the rounding of half precision.
+    counts = after.o_proj.weight[:, [0, width]] / after.o_proj.weight[:, [0, width]].norm(dim=0)
+    for layer in models[1].model.language_model.layers[:2]:
+        writer = layer.mlp.down_proj.weight.detach()
+        written = counts.detach().T @ writer
+        assert float(written.abs().max()) < 2e-3 * float(writer.norm(dim=0).max())
+
+
+@pytest.mark.timeout(900)
+def test_a_tower_can_be_taken_from_a_checkpoint(trained: Path, tmp_path: Path) -> None:
+    """Its last part alone is run, for the readings; the tower itself stays as it is."""
+    parts = PART.replace("find", "left_out") + PART
+    extra = (
+        f"out: {tmp_path / 'run'}\nfirst_layer: {FIRST}\nvision:{parts}\n"
+        f"tower: {trained / 'run' / 'checkpoint'}\n"
+    )
+    shutil.copytree(trained / "run" / "world", tmp_path / "run" / "world")
+    assert main(["pretrain", config(tmp_path, extra)]) == 0
+    assert not (tmp_path / "run" / "left_out").exists()
+    given, own = (
+        load_file(path / "checkpoint" / "model.safetensors")
+        for path in (trained / "run", tmp_path / "run")
+    )
+    towers = [name for name in given if "visual" in name]
+    # The scale of its tokens is set anew, which changes the last layer by rounding alone.
+    last = max(name for name in towers if "merger.mlp" in name).rpartition(".")[0]
+    for name in towers:
+        if name.startswith(last):
+            torch.testing.assert_close(own[name], given[name], rtol=4e-3, atol=1e-5)
+        else:
+            assert torch.equal(own[name], given[name]), name
+
+
+@pytest.mark.parametrize(
+    ("tower", "said"),
+    [("nowhere/at/all", "There is no checkpoint all"), ("tiny", "of another size than that of")],
+)
+def test_a_tower_that_cannot_be_taken_is_one_line(
+    trained: Path, tmp_path: Path, tower: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tiny_model(), tmp_path / "tiny")
+    shutil.copytree(trained / "run" / "world", tmp_path / "run" / "world")
+    extra = (
+        f"out: {tmp_path / 'run'}\nfirst_layer: {FIRST}\nvision:{PART}\ntower: {tmp_path / tower}\n"
+    )
+    assert main(["pretrain", config(tmp_path, extra)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert said in error
 
 
 @pytest.mark.timeout(900)

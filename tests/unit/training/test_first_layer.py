@@ -1,5 +1,6 @@
 """The first layer of the language model: counts of rows and columns, and corners of boxes."""
 
+import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from engine.geometry import FULL_IMAGE, PatchGrid
 from training.batches import Batch, collate
 from training.config import ConfigError, build
 from training.corners import corner_loss
+from training.counts import counts_columns, counts_keeper, number_rows_and_columns
 from training.dense_warmup import DenseWeights, WarmUpHeads
 from training.detectors import quieten_words
 from training.embedded import embedded_config, new_model, train_tokenizer
@@ -19,7 +21,6 @@ from training.features import FeatureBank
 from training.first_layer import (
     FirstLayerConfig,
     first_layer,
-    number_rows_and_columns,
     said,
     teach_first_layer,
 )
@@ -121,6 +122,53 @@ def test_two_heads_count_columns_and_rows_whatever_stands_before(batch_and_model
         assert float(across.max() - across.min()) < 0.1 * float(along[-1] - along[0])
         counts = added @ direction / direction.norm()
         assert float((counts[0] - counts[1]).abs().max()) < 0.25 * float(rises.min())
+
+
+def test_the_counts_survive_steps_that_move_every_weight(batch_and_model) -> None:
+    """What the layer adds is the same, to the bit, and what is no part of the counts has moved."""
+    batch, model = batch_and_model
+    model = copy.deepcopy(model)
+    tokenizer = train_tokenizer(["On which side is the nodule?"] * 3, vocabulary=400)
+    attention = model.model.language_model.layers[0].self_attn
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    put_back = counts_keeper(model, tokenizer)
+    assert put_back is not None
+    with torch.no_grad():
+        counted = first_layer(model, batch)
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        # Nothing else is written, so that the counts are all that can be seen.
+        model.model.language_model.layers[0].mlp.down_proj.weight.zero_()
+        attention.o_proj.weight.zero_()
+        moved = first_layer(model, batch)
+        put_back()
+        kept = first_layer(model, batch)
+    images = batch.ids == model.config.image_token_id
+    assert not torch.allclose(moved[images], counted[images])
+    # Words have changed under the counts, and what little attention they have with them.
+    torch.testing.assert_close(kept[images], counted[images], atol=2e-3, rtol=0)
+    assert counts_columns(model)
+    width = attention.head_dim
+    same = (
+        attention.q_proj.weight == before["model.language_model.layers.0.self_attn.q_proj.weight"]
+    )
+    assert same[: 2 * width].all()
+    assert not same[2 * width :].any()
+
+
+def test_a_model_whose_first_layer_does_not_count_keeps_nothing(batch_and_model) -> None:
+    _, model = batch_and_model
+    tokenizer = train_tokenizer(["On which side is the nodule?"] * 3, vocabulary=400)
+    assert counts_columns(model)
+    fresh = new_model(model.config)
+    assert not counts_columns(fresh)
+    assert counts_keeper(fresh, tokenizer) is None
+    asks = model.model.language_model.layers[0].self_attn.q_proj
+    damaged = copy.deepcopy(model)
+    with torch.no_grad():
+        damaged.model.language_model.layers[0].self_attn.q_proj.weight[3, 5] = 0.01
+    assert asks.weight[3, 5] == 0
+    assert not counts_columns(damaged)
 
 
 def test_words_still_look_like_no_finding_where_visual_tokens_have_much() -> None:

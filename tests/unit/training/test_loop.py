@@ -19,6 +19,7 @@ from training.loop import (
     optimizer_for,
     run_stage,
     run_steps,
+    whole_steps,
 )
 from training.stopping import DivergedError
 
@@ -281,6 +282,36 @@ def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
     torch.testing.assert_close(halves, whole, atol=1e-7, rtol=1e-6)
     assert summed == pytest.approx(numbers)
     assert numbers["rows"] == 4
+
+
+def test_what_comes_after_a_step_is_in_the_state_and_in_the_next_step(tmp_path: Path) -> None:
+    """A weight that is put back never moves, neither in a loss nor in what is kept."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    seen: list[float] = []
+    kept = float(model.weight[0, 1])
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        seen.append(float(model.weight[0, 1].detach()))
+        return model(torch.full((2, 3), float(step + 1))).pow(2).mean(), {}
+
+    def put_back() -> None:
+        with torch.no_grad():
+            model.weight[0, 1] = kept
+
+    stage = Stage(
+        folder=tmp_path,
+        modules={"model": model},
+        config=steps(4),
+        parts_at=whole_steps(loss_at),
+        after_step=put_back,
+    )
+    run_stage(stage, lambda _: None)
+    assert seen == [kept] * 4
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)["model"]["weight"]
+    assert float(saved[0, 1]) == kept
+    torch.manual_seed(0)
+    assert not torch.equal(saved[0, ::2], torch.nn.Linear(3, 1).weight.detach()[0, ::2])
 
 
 def test_schedule_rises_then_falls_to_a_tenth() -> None:

@@ -1,5 +1,6 @@
 """Places while words are learned: corners that stay readable, attention that lies on boxes."""
 
+import math
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from engine.attention import register_row_attention
 from engine.geometry import Box
 from tests.unit.training.conftest import TARGET, picture, question
 from training.batches import collate
-from training.corners import KEPT_LAYERS, CornerHead, KeptCorners
+from training.corners import KEPT_LAYERS, KEPT_LENGTHS, CornerHead, KeptCorners
 from training.features import FeatureBank
 from training.grounding import GROUNDED_LAYER, BoxAttention, Look
 from training.language import LanguageConfig
@@ -152,19 +153,32 @@ def test_corners_are_read_from_the_tokens_of_the_view_alone() -> None:
     y = torch.tensor([1, 1, 3, 3, 5, 5]) / 6.0
     wide, high = 0.25 * 2 / 3, 0.25
     truth = torch.stack([x - wide, y - high, x + wide, y + high], -1)
+
+    def of_one_length(corners: torch.Tensor) -> torch.Tensor:
+        """Tokens that begin with the corners, of one length: their last dimension makes it so."""
+        tokens = torch.zeros(len(corners), WIDTH)
+        tokens[:, :4] = corners
+        tokens[:, -1] = (100.0 - corners.square().sum(-1)).sqrt()
+        return tokens
+
     images = torch.zeros(2, 14, dtype=torch.bool)
     images[0, 3:9] = True
     # Of a crop behind the view.
     images[0, 10:12] = True
     states = [torch.full((2, 14, WIDTH), 9.0) for _ in range(4)]
     for layer in KEPT_LAYERS:
-        states[layer + 1][0, 3:9] = 0.0
-        states[layer + 1][0, 3:9, :4] = truth
+        states[layer + 1][0, 3:9] = of_one_length(truth)
     assert kept(states, images, [view, None]).item() == pytest.approx(0.0, abs=1e-3)
-    states[KEPT_LAYERS[0] + 1][0, 3:9, 1] += 0.1
+    first = KEPT_LAYERS[0] + 1
+    states[first][0, 3:9] = of_one_length(truth + torch.tensor([0.0, 0.1, 0.0, 0.0]))
     # A fifth of a side of 0.5, in one of four corners, behind one of two layers.
     assert kept(states, images, [view, None]).item() == pytest.approx(0.2 / 4 / 2, rel=1e-2)
     assert kept(states, images, [None, None]).item() == 0.0
+    # Half of the tokens e times as long as the others: logarithms of 0 and 2, behind one layer.
+    states[first][0, 3:9] = of_one_length(truth)
+    states[first][0, 3:6, 4:] *= math.e
+    spread = KEPT_LENGTHS * 6 / 5 / 2
+    assert kept(states, images, [view, None]).item() == pytest.approx(spread, rel=1e-2)
 
 
 def test_readings_begin_as_those_of_the_first_layer() -> None:
