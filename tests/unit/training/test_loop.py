@@ -289,7 +289,7 @@ def test_what_comes_after_a_step_is_in_the_state_and_in_the_next_step(tmp_path: 
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 1)
     seen: list[float] = []
-    kept = float(model.weight[0, 1])
+    kept = float(model.weight[0, 1].detach())
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         seen.append(float(model.weight[0, 1].detach()))
