@@ -108,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         stage.set_defaults(command=command, stage=name)
     evaluate = commands.add_parser("evaluate", help="score a checkpoint on a benchmark")
     evaluate.add_argument(
-        "--benchmark", choices=("phantoms", "lungs", "records", "distribution"), default="phantoms"
+        "--benchmark",
+        choices=("phantoms", "lungs", "records", "distribution", "places"),
+        default="phantoms",
     )
     evaluate.add_argument("--modality", choices=MODALITIES, default=CHEST, help="of the phantoms")
     evaluate.add_argument(

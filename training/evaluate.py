@@ -42,6 +42,8 @@ from training.questions import (
     lung_question,
 )
 from training.real_images import load_radiographs
+from training.token_places import place_errors
+from training.world import Case, WorldConfig, balanced_case, build_case
 
 ASKED_BUDGETS: Final = Budgets(max_new_tokens=160, max_crops=2, latent_steps=8)
 
@@ -257,6 +259,8 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
     engine = Engine.load(options.checkpoint)
     if options.benchmark == "distribution":
         return _distribution(engine, options, report)
+    if options.benchmark == "places":
+        return _places(engine, options, report)
     asked = _BENCHMARKS[options.benchmark](options)
     outcomes = []
     runs = asked_in_turn(engine, asked, config)
@@ -309,7 +313,7 @@ def _check_options(options: argparse.Namespace) -> None:
         if given[option]:
             raise EvaluationError(f"{option} has no meaning for --benchmark {name}: leave it out.")
     # Before a model is loaded, which may take minutes.
-    if name != "phantoms" and options.data is None:
+    if name in ("lungs", "records", "distribution") and options.data is None:
         what = "a JSONL file" if name == "records" else "the folder cxr_lungbox_ccby"
         raise EvaluationError(f"The benchmark {name!r} needs --data: {what}.")
     if options.data is not None and not options.data.exists():
@@ -370,6 +374,10 @@ _NOT_OF: Final = {
         *("--families", "--modality", "--method", "--traces"),
         *("--intervention", "--bottleneck", "--latent-steps", "--true-boxes"),
     ),
+    "places": (
+        *("--data", "--families", "--modality", "--method", "--traces"),
+        *("--intervention", "--bottleneck", "--latent-steps", "--true-boxes"),
+    ),
 }
 
 
@@ -398,6 +406,30 @@ def _distribution(
         "counts": {"phantoms": len(inside), "real": len(outside)},
     }
     return json.dumps(result) + "\n" if options.json else _lines(result)
+
+
+def _places(engine: Engine, options: argparse.Namespace, report: Callable[[str], None]) -> str:
+    """How exactly visual tokens know where they lie; readings are fitted to training phantoms."""
+
+    def drawn(split: str) -> list[Case]:
+        world = WorldConfig(count=options.limit, seed=options.seed, split=split)
+        cases = [build_case(balanced_case(world, number), 0) for number in range(options.limit)]
+        report(f"{len(cases)} phantoms of the {split} split drawn")
+        return cases
+
+    if options.split == "train":
+        raise EvaluationError("Readings are fitted to training phantoms: score them on others.")
+    errors = place_errors(engine.loaded, drawn("train"), drawn(options.split))
+    result = {"place_error": errors, "counts": {"fitted": options.limit, "scored": options.limit}}
+    if options.json:
+        return json.dumps(result) + "\n"
+    lines = [f"{options.limit} phantoms of the {options.split} split, pixels of the view"]
+    for name, found in errors.items():
+        lines.append(
+            f"{name:10s} x {found['x']:5.2f}  y {found['y']:5.2f}  "
+            f"lengths {found['length_spread']:6.1%}"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _judged(engine: Engine, image: DisplayImage) -> OutOfDistribution | None:

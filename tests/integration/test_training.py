@@ -194,6 +194,28 @@ def test_evaluation_prints_one_json_object_with_every_key(
     assert table["counts"]["overall"] == 2
 
 
+@pytest.mark.timeout(900)
+def test_tokens_know_their_place_behind_the_layer_that_counts(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tower of two steps tells little of places; the counts of the first layer tell them."""
+    folder = str(trained / "sft" / "checkpoint")
+    arguments = ["evaluate", "--benchmark", "places", "--checkpoint", folder, "--limit", "12"]
+    assert main([*arguments, "--split", "validation", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["counts"] == {"fitted": 12, "scored": 12}
+    errors = found["place_error"]
+    assert list(errors) == ["tower", *(f"layer_{number}" for number in range(1, 6))]
+    for side in ("x", "y"):
+        # Of tokens that are 28 pixels wide.
+        assert errors["layer_1"][side] < 4
+        assert 3 * errors["layer_1"][side] < errors["tower"][side]
+    assert main([*arguments, "--split", "validation"]) == 0
+    assert f"tower      x {errors['tower']['x']:5.2f}" in capsys.readouterr().out
+    assert main([*arguments, "--split", "train"]) == 2
+    assert "score them on others" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -215,6 +237,10 @@ def test_evaluation_prints_one_json_object_with_every_key(
         (
             ["evaluate", "--checkpoint", "x", "--benchmark", "distribution", "--method", "zoom"],
             "--method has no meaning for --benchmark distribution",
+        ),
+        (
+            ["evaluate", "--checkpoint", "x", "--benchmark", "places", "--method", "zoom"],
+            "--method has no meaning for --benchmark places",
         ),
         (
             ["evaluate", "--checkpoint", "x", "--max-crops", "99", "--limit", "1"],
