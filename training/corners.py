@@ -18,7 +18,7 @@ from torch import nn
 
 from training.image_labels import centres_of
 from training.phantoms.label_names import CHEST_LABELS, LabelNames
-from training.vision import DenseTargets, in_sides, length_spread
+from training.vision import DenseTargets, in_sides, length_error
 from training.world import Picture
 
 # Whose output is asked: the layers that the detectors of the second and the third read.
@@ -82,9 +82,10 @@ class KeptCorners(nn.Module):
     ) -> torch.Tensor:
         """Mean error of corners in sides of their box, over the layers; a scalar.
 
-        On top comes how much the lengths of the tokens differ. Whatever reads a token normalises
-        it, and a place that is written in tokens of lengths that differ by a tenth is read wrong
-        by a tenth of its distance from the middle.
+        On top comes how far the mean squares of the tokens are from 1. Whatever reads a token
+        normalises it: a place that is written in tokens of lengths that differ by a tenth is read
+        wrong by a tenth of its distance from the middle, and in tokens that have become thirty
+        times as long it is hardly read at all.
 
         Args:
             states: what goes into each layer in turn, and what comes out of the last, `(B, T, D)`.
@@ -103,5 +104,5 @@ class KeptCorners(nn.Module):
             behind = states[layer + 1]
             tokens = torch.cat([behind[row, columns] for row, columns in places])
             error = corner_loss(head(tokens.float()), edges, centres)
-            losses.append(error + KEPT_LENGTHS * length_spread(tokens.float()))
+            losses.append(error + KEPT_LENGTHS * length_error(tokens.float()))
         return torch.stack(losses).mean()

@@ -5,12 +5,12 @@ the score of the first turns with the number of columns (or rows) between it and
 looks, as M-RoPE turns it, and all other tokens score far less. So the weight of the first is a
 count, whatever the image shows.
 
-A hundred steps of training on words destroyed it, though a loss asked for places all the while:
+A hundred steps of training on words destroyed it, though a loss asked for corners all the while:
 the scores ran into one of the two words altogether, where a softmax has no slope to come back by.
-Places of visual tokens were then known to 6 pixels of 224, less exactly than by the tower alone,
-where the heads tell them to 1.4 (root mean square, read linearly behind the first layer). So
-these weights are put back after every step of every training (`Counts.put_back`), and the layers
-above learn to use them.
+Places of visual tokens were then known to 7 pixels of 224, less exactly than by the tower alone,
+and are to 1 where the heads stay as they are (`training.token_places`, docs/training.md). So these
+weights are put back after every step of every training (`Counts.put_back`), and the layers above
+learn to use them.
 """
 
 from __future__ import annotations

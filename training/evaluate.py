@@ -427,7 +427,7 @@ def _places(engine: Engine, options: argparse.Namespace, report: Callable[[str],
     for name, found in errors.items():
         lines.append(
             f"{name:10s} x {found['x']:5.2f}  y {found['y']:5.2f}  "
-            f"lengths {found['length_spread']:6.1%}"
+            f"length {found['length']:6.1f} ± {found['length_spread']:.1%}"
         )
     return "\n".join(lines) + "\n"
 

@@ -41,7 +41,7 @@ from training.loop import (
 from training.materials import Materials
 from training.questions import questions_for
 from training.records import RecordWriter
-from training.vision import DenseTargets, dense_loss, length_spread
+from training.vision import DenseTargets, dense_loss, length_error
 from training.world import Case, Picture
 
 # Weight of the rule that no word looks like a finding.
@@ -221,7 +221,7 @@ class _Reader:
         centres = torch.cat([centres_of(view.grid) for view in views])
         parts["corners"] = corner_loss(self.corners(tokens), targets.edges, centres)
         parts["words"] = self._words_loss(words)
-        parts["lengths"] = length_spread(tokens)
+        parts["lengths"] = length_error(tokens)
         weights = asdict(self.config.weights) | asdict(self.config.image)
         weights |= {"corners": self.config.corners, "words": _WORDS_WEIGHT}
         loss = torch.stack([weight * parts[name] for name, weight in weights.items()]).sum()

@@ -1,8 +1,8 @@
 """How exactly a linear reading tells where a visual token lies, behind every layer.
 
 The boxes that a model writes are no better than what its visual tokens know of their own place:
-the tower tells to two pixels of 224 where in its token a nodule lies, but which token that is has
-to be known, too. `training evaluate --benchmark places` asks it of a checkpoint; so it was found
+the tower tells where in its token a nodule lies, but which token that is has to be known, too.
+`training evaluate --benchmark places` asks it of a checkpoint; so it was found
 that the counts of rows and columns had been lost (`training.counts`).
 """
 
@@ -40,8 +40,8 @@ def place_errors(
 
     Returns:
         For `tower`, `layer_1` and so on: root mean square error of the place of a token, `x` and
-        `y`, in pixels of the view; and `length_spread`, the standard deviation of the logarithm of
-        the tokens' lengths.
+        `y`, in pixels of the view; `length`, the mean length of the tokens; and `length_spread`,
+        the standard deviation of its logarithm.
     """
     (fitted, places), (scored, true) = (_states(loaded, cases) for cases in (known, held))
     found = {}
@@ -51,6 +51,7 @@ def place_errors(
         found[f"layer_{layer}" if layer else "tower"] = {
             "x": x,
             "y": y,
+            "length": float(others.norm(dim=-1).mean()),
             "length_spread": float(others.norm(dim=-1).log().std()),
         }
     return found

@@ -278,6 +278,15 @@ def length_spread(tokens: torch.Tensor) -> torch.Tensor:
     return tokens.square().mean(-1).log().var()
 
 
+def length_error(tokens: torch.Tensor) -> torch.Tensor:
+    """Mean of the squared logarithm of the mean square of tokens `(N, D)`: 0 where that is 1.
+
+    Beside what `length_spread` asks for it keeps a network from making its tokens longer and
+    longer, which drowns whatever is written in them once and for all.
+    """
+    return tokens.square().mean(-1).log().square().mean()
+
+
 def extent_loss(edges: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     """Errors of edges in sides of their box (`in_sides`).
 

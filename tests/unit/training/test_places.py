@@ -155,10 +155,10 @@ def test_corners_are_read_from_the_tokens_of_the_view_alone() -> None:
     truth = torch.stack([x - wide, y - high, x + wide, y + high], -1)
 
     def of_one_length(corners: torch.Tensor) -> torch.Tensor:
-        """Tokens that begin with the corners, of one length: their last dimension makes it so."""
+        """Tokens that begin with the corners; their last dimension makes mean squares 1."""
         tokens = torch.zeros(len(corners), WIDTH)
         tokens[:, :4] = corners
-        tokens[:, -1] = (100.0 - corners.square().sum(-1)).sqrt()
+        tokens[:, -1] = (WIDTH - corners.square().sum(-1)).sqrt()
         return tokens
 
     images = torch.zeros(2, 14, dtype=torch.bool)
@@ -174,11 +174,14 @@ def test_corners_are_read_from_the_tokens_of_the_view_alone() -> None:
     # A fifth of a side of 0.5, in one of four corners, behind one of two layers.
     assert kept(states, images, [view, None]).item() == pytest.approx(0.2 / 4 / 2, rel=1e-2)
     assert kept(states, images, [None, None]).item() == 0.0
-    # Half of the tokens e times as long as the others: logarithms of 0 and 2, behind one layer.
+    # Half of the tokens e times as long: logarithms of mean squares of 2 and 0, behind one layer.
     states[first][0, 3:9] = of_one_length(truth)
     states[first][0, 3:6, 4:] *= math.e
-    spread = KEPT_LENGTHS * 6 / 5 / 2
-    assert kept(states, images, [view, None]).item() == pytest.approx(spread, rel=1e-2)
+    longer = KEPT_LENGTHS * (2**2 + 0) / 2 / 2
+    assert kept(states, images, [view, None]).item() == pytest.approx(longer, rel=1e-2)
+    # All of them: lengths alike are not enough.
+    states[first][0, 6:9, 4:] *= math.e
+    assert kept(states, images, [view, None]).item() == pytest.approx(2 * longer, rel=1e-2)
 
 
 def test_readings_begin_as_those_of_the_first_layer() -> None:
