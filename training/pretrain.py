@@ -48,7 +48,6 @@ from training.first_layer import (
 )
 from training.language import LanguageConfig, MixConfig
 from training.latents import LatentConfig
-from training.looking_back import look_back
 from training.loop import Report, Stage, prefixed, run_stage, whole_steps
 from training.materials import Materials, load_materials
 from training.metrics import require_tensorboard
@@ -194,7 +193,6 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
     tokens = some_tokens(model, materials.train)
     quieten_words(model, heads.dense, heads.image, tokens)
     number_rows_and_columns(model, tokenizer, tokens, materials.train[0].view.grid)
-    look_back(model)
     corners = teach_first_layer(
         model,
         tokenizer,
