@@ -9,8 +9,8 @@ A hundred steps of training on words destroyed it, though a loss asked for corne
 the scores ran into one of the two words altogether, where a softmax has no slope to come back by.
 Places of visual tokens were then known to 7 pixels of 224, less exactly than by the tower alone,
 and are to 1 where the heads stay as they are (`training.token_places`, docs/training.md). So these
-weights are put back after every step of every training (`Counts.put_back`), and the layers above
-learn to use them.
+weights are put back after every step of every training (`Counts.put_back`), but where weights are
+spread over processes, and the layers above learn to use them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 from engine.geometry import PatchGrid
 from engine.prompt import IM_START, VISION_START
 from training.embedded import single_id
+from training.grounding import GROUNDED_LAYER
 
 # Of queries and keys that hold `<|vision_start|>` and `<|im_start|>` above all other tokens.
 ANCHOR_GAIN: Final = 10.0
@@ -36,9 +37,6 @@ COUNT_RANGE: Final = 2.0
 COUNT_WRITTEN: Final = 8.0
 # Of the first layer: that of columns, that of rows.
 COUNTING_HEADS: Final = 2
-# In whose output nothing but the counts is written where these are: all below the layer that reads
-# boxes off visual tokens (`training.grounding.GROUNDED_LAYER`).
-_PURE_LAYERS: Final = 2
 
 
 @torch.no_grad()
@@ -133,10 +131,15 @@ class Counts:
         model: whose first layer counts (`counts_columns`); its parameters must stay the same
             tensors, whole in this process.
         tokenizer: of the model.
+        layers: in the output of the first so many nothing but the counts is written where these
+            are. None but trained ones: what is not in a stage's state must not move.
     """
 
     def __init__(
-        self, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+        self,
+        model: Qwen2_5_VLForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        layers: int = GROUNDED_LAYER,
     ) -> None:
         language: Any = model.model.language_model
         first = language.layers[0]
@@ -165,7 +168,7 @@ class Counts:
         self._directions, _ = torch.linalg.qr(attention.o_proj.weight.detach()[:, written].float())
         self._writers: list[nn.Parameter] = [
             writer.weight
-            for layer in language.layers[:_PURE_LAYERS]
+            for layer in language.layers[:layers]
             for writer in (layer.self_attn.o_proj, layer.mlp.down_proj)
             if writer.weight.requires_grad
         ]
@@ -184,13 +187,16 @@ class Counts:
 
 
 def counts_keeper(
-    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: int = GROUNDED_LAYER,
 ) -> Callable[[], None] | None:
     """What puts the counts back after a step (`training.loop.Stage.after_step`).
 
-    None where the first layer does not count.
+    None where the first layer does not count. By default all layers below the one that reads boxes
+    off visual tokens leave the counts their room (arguments as in `Counts`).
     """
-    return Counts(model, tokenizer).put_back if counts_columns(model) else None
+    return Counts(model, tokenizer, layers).put_back if counts_columns(model) else None
 
 
 def _turned_pairs(model: Qwen2_5_VLForConditionalGeneration) -> tuple[range, range]:

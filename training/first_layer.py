@@ -59,7 +59,10 @@ _READINGS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstDenseWeights(DenseWeights):
-    """Weights of what every token covers; one that is left out keeps its value here."""
+    """Weights of what every token covers; one that is left out keeps its value here.
+
+    `lengths` is that of `training.vision.length_error`, and not of the spread alone.
+    """
 
     cover: float = 1.0
     attributes: float = 1.0
@@ -184,7 +187,7 @@ def teach_first_layer(
         parts_at=whole_steps(loss_at),
         evaluate=scores,
         readings=dict.fromkeys((*HEADS, "corners"), HEAD_RATE),
-        after_step=counts_keeper(model, tokenizer),
+        after_step=counts_keeper(model, tokenizer, layers=1),
     )
     run_stage(stage, prefixed(report, "first layer"))
     return corners

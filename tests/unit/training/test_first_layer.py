@@ -156,6 +156,20 @@ def test_the_counts_survive_steps_that_move_every_weight(batch_and_model) -> Non
     assert not same[2 * width :].any()
 
 
+def test_layers_that_a_stage_does_not_train_are_not_cleared(batch_and_model) -> None:
+    """They are in no state of the stage: one that goes on would begin the next with others."""
+    _, model = batch_and_model
+    model = copy.deepcopy(model)
+    tokenizer = train_tokenizer(["On which side is the nodule?"] * 3, vocabulary=400)
+    second = model.model.language_model.layers[1]
+    writers = (second.self_attn.o_proj.weight, second.mlp.down_proj.weight)
+    before = [writer.detach().clone() for writer in writers]
+    counts_keeper(model, tokenizer, layers=1)()
+    assert all(map(torch.equal, writers, before))
+    counts_keeper(model, tokenizer)()
+    assert not any(map(torch.equal, writers, before))
+
+
 def test_a_model_whose_first_layer_does_not_count_keeps_nothing(batch_and_model) -> None:
     _, model = batch_and_model
     tokenizer = train_tokenizer(["On which side is the nodule?"] * 3, vocabulary=400)
