@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from engine import trace_io
 from engine.engine import Engine
+from engine.geometry import PatchGrid
 from engine.group_io import read_group
 from engine.loading import load_checkpoint
 from engine.manifest import PixelBudget, read_manifest
@@ -28,13 +29,14 @@ from tests.integration.conftest import picture
 from tests.integration.killing import killed_after_its_first_save
 from tests.integration.test_loading import save
 from tests.source_tree import ROOT
-from training import policy_updates, reinforcement
+from training import policy_updates, reinforcement, rollout_groups
 from training.ablation import AblationConfig
 from training.accelerated import Accelerated
 from training.adapters import AdapterConfig
 from training.calibration import coarse_cases, entropy_threshold
 from training.cli import main
 from training.config import ConfigError, load_config
+from training.counts import counts_columns, number_rows_and_columns
 from training.evaluate import AskConfig
 from training.out_of_distribution import Detector
 from training.packing import packed_group
@@ -164,6 +166,41 @@ def test_medvr_logs_from_step_zero_alarms_and_exports(
     # Started again, a finished run only writes its checkpoint anew.
     assert main(["medvr", str(path)]) == 0
     assert records(folder / "medvr") == found
+
+
+@pytest.mark.parametrize(("stage", "method"), [("medvr", "direct"), ("vlpo", "latent")])
+def test_counts_of_rows_and_columns_are_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str, method: str
+) -> None:
+    loaded = tiny_model(TinyShape(hidden=128, layers=2, heads=4))
+    tokens = torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
+    number_rows_and_columns(loaded.model, loaded.tokenizer, tokens, PatchGrid(8, 7))
+    base = folder / f"counts-{stage}"
+    manifest = dataclasses.replace(tiny_manifest(), question_first=True)
+    save(dataclasses.replace(loaded, manifest=manifest), base)
+    # A random model earns nothing, and equal rewards teach nothing.
+    monkeypatch.setattr(
+        rollout_groups,
+        "group_advantages",
+        lambda totals, _: [(-1.0) ** i for i in range(len(totals))],
+    )
+    path = written(folder, f"counted-{stage}", method, base=str(base))
+    assert main([stage, str(path)]) == 0
+
+    after = Engine.load(folder / f"counted-{stage}" / "checkpoint").loaded.model
+    assert counts_columns(after)
+    own, found = (dict(model.named_parameters()) for model in (loaded.model, after))
+    layer = "model.language_model.layers.0.self_attn"
+    width = 128 // 4
+    for name, places in (
+        ("v_proj.weight", [0]),
+        ("o_proj.weight", (slice(None), [0, width])),
+        ("k_proj.weight", [width // 2 - 1]),
+    ):
+        before, kept = own[f"{layer}.{name}"], found[f"{layer}.{name}"].float()
+        # A checkpoint that is not embedded is written in bfloat16.
+        torch.testing.assert_close(kept[places], before[places].bfloat16().float())
+        assert not torch.allclose(kept, before, atol=1e-3)
 
 
 def test_only_prompts_that_the_pass_rates_keep_are_learned_from(
