@@ -15,6 +15,7 @@ from training.embedded import single_id
 from training.features import FeatureBank, Seen
 from training.grounding import Look
 from training.latents import LatentConfig, bottleneck_mask
+from training.letter_heads import Pointer
 from training.numbers import FreeNumber, number_ids
 from training.records import Record
 from training.roi import roi_cells, roi_targets
@@ -54,6 +55,7 @@ class Batch:
         regions: what the slots of a record with boxes should point into.
         free: rows of coordinates of which any number that makes a box will do, with them.
         numbers: ids of the numbers from 0 on, where some are free.
+        pointers: where tokens are to look, with their rows.
     """
 
     ids: torch.Tensor
@@ -68,6 +70,7 @@ class Batch:
     regions: tuple[SlotRegion, ...] = ()
     free: tuple[tuple[int, FreeNumber], ...] = ()
     numbers: tuple[int, ...] = ()
+    pointers: tuple[tuple[int, Pointer], ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -84,6 +87,7 @@ class Batch:
             regions=self.regions,
             free=self.free,
             numbers=self.numbers,
+            pointers=self.pointers,
         )
 
 
@@ -198,6 +202,9 @@ def filled(layout: Layout, bank: FeatureBank, latents: LatentConfig | None = Non
         regions=_slot_regions(layout.records, visual, layout.slots, latents),
         free=tuple((row, one) for row, record in enumerate(layout.records) for one in record.free),
         numbers=layout.numbers,
+        pointers=tuple(
+            (row, one) for row, record in enumerate(layout.records) for one in record.pointers
+        ),
     )
 
 

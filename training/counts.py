@@ -102,6 +102,25 @@ def number_rows_and_columns(
         attention.o_proj.weight[:, head * width] = COUNT_WRITTEN * counts[head]
 
 
+def anchors(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> torch.Tensor:
+    """The embeddings of the words that are counted from, as unit vectors: `(2, D)`."""
+    words: Any = model.get_input_embeddings()
+    ids = [single_id(tokenizer, name) for name in (VISION_START, IM_START)]
+    found: torch.Tensor = words.weight.detach()[ids]
+    unit: torch.Tensor = found / found.norm(dim=1, keepdim=True)
+    return unit
+
+
+def count_directions(model: Qwen2_5_VLForConditionalGeneration) -> torch.Tensor:
+    """Where the counts are written: orthonormal columns, `(D, 2)`."""
+    attention: Any = model.model.language_model.layers[0].self_attn
+    written = [head * attention.head_dim for head in range(COUNTING_HEADS)]
+    basis: torch.Tensor = torch.linalg.qr(attention.o_proj.weight.detach()[:, written].float())[0]
+    return basis
+
+
 def counts_columns(model: Qwen2_5_VLForConditionalGeneration) -> bool:
     """Whether the first layer has the heads of `number_rows_and_columns`, as they began."""
     attention = model.model.language_model.layers[0].self_attn
@@ -164,8 +183,7 @@ class Counts:
             for parameter, places in chosen
             if parameter.requires_grad
         ]
-        # Where the counts are written: orthonormal columns, `(D, heads)`.
-        self._directions, _ = torch.linalg.qr(attention.o_proj.weight.detach()[:, written].float())
+        self._directions = count_directions(model)
         self._writers: list[nn.Parameter] = [
             writer.weight
             for layer in language.layers[:layers]

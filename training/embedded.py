@@ -55,7 +55,9 @@ TEXTURE_GAIN = 2.0
 # Discrete cosines of a patch with fewer half-waves than this are slow: shading, edges of organs.
 SLOW_HALF_WAVES = 2.5
 # Standard deviation of text embeddings; transformers' own 0.02 is lost beside the first layers.
-EMBEDDING_DEVIATION = 0.2
+EMBEDDING_DEVIATION = 0.6
+# Of the last norm: what words are multiplied with once more where they are the head.
+LAST_NORM = 1 / 3
 # Of the projections that write into the residual stream, against one over the square root of
 # their inputs: what a token is must not be drowned by what the first layers add to it.
 RESIDUAL_GAIN = 0.3
@@ -238,6 +240,7 @@ def new_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VLForConditionalGeneration:
             layer.mlp.down_proj.weight.mul_(RESIDUAL_GAIN)
         words: nn.Embedding = model.model.language_model.embed_tokens
         words.weight.normal_(std=EMBEDDING_DEVIATION)
+        model.model.language_model.norm.weight.fill_(LAST_NORM)
         for block in model.model.visual.blocks:
             block.mlp.up_proj.weight.copy_(block.mlp.gate_proj.weight)
         _draw_patch_filters(model.model.visual.patch_embed.proj.weight)

@@ -19,16 +19,17 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from training.batches import Batch, collate
 from training.corners import CornerHead, corner_loss
-from training.counts import counts_keeper
+from training.counts import count_directions, counts_keeper
 from training.dense_warmup import HEAD_RATE, HEADS, DenseWeights, WarmUpHeads
+from training.embedded import EMBEDDING_DEVIATION
 from training.features import FeatureBank
 from training.image_labels import ImageWeights, centres_of, image_loss, labelled_view
 from training.language_loss import input_states
+from training.letter_heads import leave_room
 from training.loop import (
     PartLoss,
     Report,
@@ -44,7 +45,7 @@ from training.records import RecordWriter
 from training.vision import DenseTargets, dense_loss, length_error
 from training.world import Case, Picture
 
-# Weight of the rule that no word looks like a finding.
+# Weight of the rule that words stay what they are.
 _WORDS_WEIGHT: Final = 0.5
 
 
@@ -175,6 +176,13 @@ def teach_first_layer(
             parts = reader.loss(materials.validation, held, np.random.default_rng(0))[1]
         return {f"validation {name}": value for name, value in parts.items()}
 
+    put_back = counts_keeper(model, tokenizer, layers=1)
+
+    def after_step() -> None:
+        if put_back is not None:
+            put_back()
+        leave_room(model)
+
     stage = Stage(
         folder=folder,
         modules={
@@ -187,7 +195,7 @@ def teach_first_layer(
         parts_at=whole_steps(loss_at),
         evaluate=scores,
         readings=dict.fromkeys((*HEADS, "corners"), HEAD_RATE),
-        after_step=counts_keeper(model, tokenizer, layers=1),
+        after_step=after_step,
     )
     run_stage(stage, prefixed(report, "first layer"))
     return corners
@@ -216,26 +224,31 @@ class _Reader:
         states = first_layer(self.model, batch)
         images = batch.ids == self.model.config.image_token_id
         tokens = states[images]
-        words = states[said(batch.ids, images, int(self.tokenizer.pad_token_id))]
+        words = said(batch.ids, images, int(self.tokenizer.pad_token_id))
+        added = states[words] - self.model.get_input_embeddings()(batch.ids[words])
         labels = self.heads.dense.labels
         targets = DenseTargets.of(views, labels)
         parts = dense_loss(self.heads.dense(tokens), targets, labels=labels)
         parts |= image_loss(self.heads.image, tokens, views)
         centres = torch.cat([centres_of(view.grid) for view in views])
         parts["corners"] = corner_loss(self.corners(tokens), targets.edges, centres)
-        parts["words"] = self._words_loss(words)
+        parts["words"] = self._words_loss(added)
         parts["lengths"] = length_error(tokens)
         weights = asdict(self.config.weights) | asdict(self.config.image)
         weights |= {"corners": self.config.corners, "words": _WORDS_WEIGHT}
         loss = torch.stack([weight * parts[name] for name, weight in weights.items()]).sum()
         return loss, {name: float(part.detach()) for name, part in parts.items()}
 
-    def _words_loss(self, words: torch.Tensor) -> torch.Tensor:
-        """Words cover nothing and lie nowhere: what a detector reads must not be in them."""
-        cover, _, _ = self.heads.dense(words)
-        places, _ = self.heads.image.read_tokens(words)
-        read = torch.cat([cover, places], dim=-1)
-        return functional.binary_cross_entropy_with_logits(read, torch.zeros_like(read))
+    def _words_loss(self, added: torch.Tensor) -> torch.Tensor:
+        """Energy of what the layer adds to words beside the counts, in that of a word.
+
+        Words look like no finding from the beginning (`detectors.quieten_words`), and have to stay
+        words. Asked for no more than that they look like none, the layer wrote over them, the same
+        on all of them: of two words, equal ones were then hardly more alike than different ones.
+        """
+        counts = count_directions(self.model)
+        added = added - added @ counts @ counts.T
+        return added.square().mean() / EMBEDDING_DEVIATION**2
 
 
 def behind_first_layer(

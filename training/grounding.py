@@ -14,7 +14,7 @@ edge was off by 8 pixels in the median, the others, which can read the tokens be
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
@@ -117,3 +117,42 @@ class BoxAttention:
         means = torch.cat([mass.mean(0) for mass in self._masses])
         # Added and not clamped: a row that looks elsewhere altogether has to learn, too.
         return -(means + _LEAST_MASS).log().sum()
+
+
+class Recorder(Protocol):
+    """What takes attention from a layer on the way (`engine.attention.sdpa_with_rows`)."""
+
+    def take(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None,
+    ) -> None:
+        """Takes what it wants of one layer (arguments as `BoxAttention.take`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Several recorders of attention, one after the other."""
+
+    recorders: tuple[Recorder, ...]
+
+    def take(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None,
+    ) -> None:
+        """Lets every one of them take what it records (arguments as `BoxAttention.take`)."""
+        for recorder in self.recorders:
+            recorder.take(module, query, key, attention_mask, scaling)
+
+
+def together(*recorders: Recorder | None) -> Recorder | None:
+    """One recorder for those that are not None; None where all are."""
+    asked = tuple(one for one in recorders if one is not None)
+    return _Together(asked) if asked else None

@@ -92,6 +92,7 @@ class LanguageConfig(StepsConfig):
         batch: records a step.
         corners: weight of the corners that have to stay readable (`training.corners`).
         grounding: weight of attention on boxes that are written (`training.grounding`).
+        pointing: weight of the attention by which letters are found (`training.letter_heads`).
         spread: standard deviation of the targets of coordinates, in pixels of the view
             (`training.numbers`); 0: only the true number is right.
     """
@@ -99,6 +100,7 @@ class LanguageConfig(StepsConfig):
     batch: int
     corners: float = 0.0
     grounding: float = 0.0
+    pointing: float = 0.0
     spread: float = 0.0
 
     def __post_init__(self) -> None:
@@ -106,7 +108,7 @@ class LanguageConfig(StepsConfig):
         StepsConfig.__post_init__(self)
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, not {self.batch}.")
-        for name in ("corners", "grounding", "spread"):
+        for name in ("corners", "grounding", "pointing", "spread"):
             # Not a number is neither.
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(

@@ -11,8 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from training.batches import Batch
-from training.grounding import BoxAttention
+from training.grounding import BoxAttention, Recorder, together
 from training.latents import Feeding
+from training.letter_heads import PointerAttention
 from training.numbers import free_losses
 from training.places import NO_PLACES, PlaceTerms
 from training.roi import RoiLoss, contrast_loss, roi_loss
@@ -38,6 +39,8 @@ class LanguageLoss:
         records: of the batch.
         grounding: minus the logarithms of the attention on boxes; 0 where it is not asked.
         looking: tokens that should look at a box.
+        pointing: minus the logarithms of the attention on what is pointed at; 0 where not asked.
+        pointed: records that point.
     """
 
     total: torch.Tensor
@@ -54,6 +57,8 @@ class LanguageLoss:
     records: int
     grounding: torch.Tensor
     looking: int
+    pointing: torch.Tensor
+    pointed: int
 
 
 def input_states(
@@ -95,7 +100,7 @@ def all_states(
     slot_inputs: torch.Tensor | None = None,
     *,
     between: bool = False,
-    recorder: BoxAttention | None = None,
+    recorder: Recorder | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """The last hidden states `(B, T, D)`, behind those `between` layers where they are asked for.
 
@@ -181,7 +186,9 @@ def language_loss(
     if feeding != "teacher" and len(batch.slot_targets):
         inputs = self_fed(model, batch, differentiable=feeding == "relaxed")
     corners = places.corners
-    recorder = BoxAttention(batch.looks) if places.grounding and batch.looks else None
+    boxes = BoxAttention(batch.looks) if places.grounding and batch.looks else None
+    letters = PointerAttention(batch.pointers) if places.pointing and batch.pointers else None
+    recorder = together(boxes, letters)
     states = all_states(model, batch, inputs, between=corners is not None, recorder=recorder)
     hidden = states[-1]
     rows, columns = torch.nonzero(batch.weights[:, 1:], as_tuple=True)
@@ -230,8 +237,10 @@ def language_loss(
         distances,
         kept,
         len(batch.ids),
-        recorder.loss() if recorder is not None else hidden.new_zeros(()),
+        boxes.loss() if boxes is not None else hidden.new_zeros(()),
         sum(len(look.tokens) for look in batch.looks),
+        letters.loss() if letters is not None else hidden.new_zeros(()),
+        len({row for row, _ in batch.pointers}),
     )
 
 

@@ -98,6 +98,7 @@ class Totals:
     slots: int
     records: int
     looking: int
+    pointed: int
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Totals:
@@ -109,6 +110,7 @@ class Totals:
             sum(int(part.layout.slots.sum()) for part in parts),
             sum(len(part.layout.records) for part in parts),
             sum(len(look.tokens) for part in parts for look in part.layout.looks),
+            sum(bool(record.pointers) for part in parts for record in part.layout.records),
         )
 
 
@@ -178,7 +180,8 @@ def part_losses(
             loss = loss + latents.roi_weight * roi
         corners = found.corners / totals.records
         grounding = found.grounding / max(1, totals.looking)
-        return places.added(loss, numbers, corners, grounding), numbers
+        pointing = found.pointing / max(1, totals.pointed)
+        return places.added(loss, numbers, corners, grounding, pointing), numbers
 
     return [lambda part=part: loss_of(part) for part in parts]  # type: ignore[misc]
 

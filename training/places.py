@@ -1,4 +1,4 @@
-"""What the language model's loss asks of places: corners, attention on boxes, near coordinates."""
+"""What the language model's loss asks beside words: corners, attention, near coordinates."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ class PlaceTerms:
         grounding: weight of the attention that is to lie on a box while its coordinates are
             written (`training.grounding`); 0: not asked. The model's attention has to be
             `engine.attention.register_row_attention`'s.
+        pointing: weight of the attention by which letters are found (`training.letter_heads`);
+            0: not asked. The same holds for the model's attention.
         numbers: spreads the targets of coordinates; None: only the true ones are right.
     """
 
     corners: KeptCorners | None = None
     corner_weight: float = 0.0
     grounding: float = 0.0
+    pointing: float = 0.0
     numbers: NumberScale | None = None
 
     def added(
@@ -35,6 +38,7 @@ class PlaceTerms:
         numbers: dict[str, float],
         corners: torch.Tensor,
         grounding: torch.Tensor,
+        pointing: torch.Tensor,
     ) -> torch.Tensor:
         """The loss with the weighted terms, which are written into the numbers.
 
@@ -43,10 +47,13 @@ class PlaceTerms:
             numbers: to log; changed in place.
             corners: mean error in sides of a box.
             grounding: mean of minus the logarithm of the attention on boxes.
+            pointing: mean over records of minus the logarithms of what tokens see of what they
+                point at.
         """
         for name, term, weight in (
             ("corners", corners, self.corner_weight if self.corners is not None else 0.0),
             ("grounding", grounding, self.grounding),
+            ("pointing", pointing, self.pointing),
         ):
             if weight:
                 numbers[name] = float(term.detach())

@@ -29,7 +29,7 @@ from training.calibration import entropy_threshold
 from training.cold_start import check_boxes
 from training.config import ConfigError
 from training.corners import CornerHead, KeptCorners
-from training.counts import counts_keeper, number_rows_and_columns
+from training.counts import anchors, counts_keeper, number_rows_and_columns
 from training.dense_warmup import HEAD_RATE, DensePartConfig, warm_up
 from training.detectors import attend_to_findings, quieten_words
 from training.embedded import (
@@ -48,6 +48,8 @@ from training.first_layer import (
 )
 from training.language import LanguageConfig, MixConfig
 from training.latents import LatentConfig
+from training.letter_heads import begin_copying
+from training.letters import LettersConfig, teach_letters
 from training.loop import Report, Stage, prefixed, run_stage, whole_steps
 from training.materials import Materials, load_materials
 from training.metrics import require_tensorboard
@@ -65,6 +67,8 @@ from training.world import (
     WorldConfig,
 )
 
+# Phantoms whose letters are asked for before all others.
+MOST_LETTERS: Final = 1000
 # Weights of the warm-up whose heads `attend_to_findings` reads.
 _READINGS: Final = (
     ("weights", "cover"),
@@ -122,6 +126,7 @@ class PretrainConfig:
         vision: parts of the dense warm-up, in order. Finding things in views comes first, and
             alone: beside the textures of crops it was hardly learned at all.
         first_layer: how the language model's first layer learns where visual tokens lie.
+        letters: how heads learn to find the letter of an option.
         language: schedule of the language model.
         mix: record forms of the language model.
         features: what the language model sees of each picture.
@@ -133,6 +138,7 @@ class PretrainConfig:
     validation: WorldConfig
     vision: tuple[DensePartConfig, ...]
     first_layer: FirstLayerConfig
+    letters: LettersConfig
     language: LanguageConfig
     mix: MixConfig
     real_images: Path | None = None
@@ -176,7 +182,12 @@ def make_tokenizer(config: PretrainConfig, cases: Sequence[Case]) -> PreTrainedT
 def pretrain(config: PretrainConfig, report: Report) -> Path:
     """Runs all stages and exports a checkpoint folder, whose path is returned."""
     require_one_process()
-    stages = (*(part.steps for part in config.vision), config.first_layer.steps, config.language)
+    stages = (
+        *(part.steps for part in config.vision),
+        config.first_layer.steps,
+        config.letters.steps,
+        config.language,
+    )
     require_tensorboard(any(stage.tensorboard for stage in stages))
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -205,6 +216,17 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
     )
     tokens = behind_first_layer(model, tokenizer, materials.train)
     attend_to_findings(model, heads.dense, heads.image, corners, tokens)
+    begin_copying(model, anchors(model, tokenizer))
+    teach_letters(
+        model,
+        tokenizer,
+        config.letters,
+        config.mix,
+        materials.train[:MOST_LETTERS],
+        folder=config.out / "letters",
+        seed=config.seed,
+        report=report,
+    )
     train_language(
         model,
         tokenizer,
@@ -286,14 +308,14 @@ def place_terms(
         materials: phantoms.
         begin: what the readings of corners begin as.
     """
-    if config.grounding:
+    if config.grounding or config.pointing:
         model.set_attn_implementation(register_row_attention())
     corners = None
     if config.corners:
         width = model.config.get_text_config().hidden_size
         corners = KeptCorners(width, materials.labels, begin)
     numbers = NumberScale(tokenizer, config.spread) if config.spread else None
-    return PlaceTerms(corners, config.corners, config.grounding, numbers)
+    return PlaceTerms(corners, config.corners, config.grounding, config.pointing, numbers)
 
 
 def train_language(

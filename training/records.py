@@ -38,6 +38,7 @@ from engine.prompt import (
 from engine.request import METHODS, Method
 from training.drawn_words import whole_words
 from training.grounding import Written
+from training.letter_heads import Pointer, answered_letters, pointers_of
 from training.numbers import FreeNumber
 from training.phantoms import AnyTruth
 from training.place_forms import PlaceForm
@@ -79,6 +80,7 @@ class Record:
             without latent steps.
         written: boxes of the view whose coordinates the model is to write, and where.
         free: columns of coordinates of which any number that makes a box will do.
+        pointers: where tokens are to look, so that letters are found.
     """
 
     ids: list[int]
@@ -87,6 +89,7 @@ class Record:
     roi: tuple[Box, ...] = ()
     written: tuple[Written, ...] = ()
     free: tuple[FreeNumber, ...] = ()
+    pointers: tuple[Pointer, ...] = ()
 
 
 class RecordWriter:
@@ -101,6 +104,7 @@ class RecordWriter:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, given_boxes: bool = False) -> None:
         self._tokenizer = tokenizer
         self._given_boxes = given_boxes
+        self._texts: dict[int, str] = {}
 
     @cached_property
     def words(self) -> tuple[str, ...]:
@@ -308,7 +312,14 @@ class RecordWriter:
                 (_thought(reasoning), 0.0, None),
                 (answer_text(option_letter(index)), ANSWER_WEIGHT, None),
             ]
-        return self._joined(parts, ())
+        record = self._joined(parts, ())
+        texts = [self._text(token) for token in record.ids]
+        return replace(record, pointers=pointers_of(texts, answered_letters(texts, record.weights)))
+
+    def _text(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = str(self._tokenizer.decode([token]))
+        return self._texts[token]
 
     def _joined(
         self,

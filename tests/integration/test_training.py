@@ -25,6 +25,8 @@ PART = """
 FIRST = (
     "{steps: {steps: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}, batch: 2}"
 )
+# What comes before the language model learns any word.
+BEFORE = f"first_layer: {FIRST}\nletters: {FIRST}"
 STEPS = "{steps: 2, batch: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}"
 WORLD = "{count: 29, seed: 3, split: SPLIT, crops_per_target: 1, shard: 29, workers: 1}"
 MIX = (
@@ -54,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(
             [
                 "pretrain",
-                config(folder, f"out: {run}\nfirst_layer: {FIRST}\nvision:{PART}"),
+                config(folder, f"out: {run}\n{BEFORE}\nvision:{PART}"),
             ]
         )
         == 0
@@ -113,7 +115,7 @@ def test_a_tower_can_be_taken_from_a_checkpoint(trained: Path, tmp_path: Path) -
     """Its last part alone is run, for the readings; the tower itself stays as it is."""
     parts = PART.replace("find", "left_out") + PART
     extra = (
-        f"out: {tmp_path / 'run'}\nfirst_layer: {FIRST}\nvision:{parts}\n"
+        f"out: {tmp_path / 'run'}\n{BEFORE}\nvision:{parts}\n"
         f"tower: {trained / 'run' / 'checkpoint'}\n"
     )
     shutil.copytree(trained / "run" / "world", tmp_path / "run" / "world")
@@ -142,9 +144,7 @@ def test_a_tower_that_cannot_be_taken_is_one_line(
 ) -> None:
     save(tiny_model(), tmp_path / "tiny")
     shutil.copytree(trained / "run" / "world", tmp_path / "run" / "world")
-    extra = (
-        f"out: {tmp_path / 'run'}\nfirst_layer: {FIRST}\nvision:{PART}\ntower: {tmp_path / tower}\n"
-    )
+    extra = f"out: {tmp_path / 'run'}\n{BEFORE}\nvision:{PART}\ntower: {tmp_path / tower}\n"
     assert main(["pretrain", config(tmp_path, extra)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert said in error
@@ -154,14 +154,14 @@ def test_a_tower_that_cannot_be_taken_is_one_line(
 def test_a_rehearsal_of_the_pretraining_touches_nothing_and_says_what_is_needed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = config(tmp_path, f"out: {tmp_path / 'run'}\nfirst_layer: {FIRST}\nvision:{PART}")
+    path = config(tmp_path, f"out: {tmp_path / 'run'}\n{BEFORE}\nvision:{PART}")
     few = ["train.count=4", "validation.count=4"]
 
     assert main(["pretrain", path, *few, "--rehearse"]) == 0
 
     said = capsys.readouterr()
     assert "The rehearsal works: the whole run will take about" in said.out
-    for part in ("first layer", "find", "language"):
+    for part in ("first layer", "letters", "find", "language"):
         assert f"{part}: step 3/3" in said.err
     assert [file.name for file in tmp_path.iterdir()] == [Path(path).name]
 
@@ -289,7 +289,7 @@ def test_a_warm_up_that_leaves_untaught_what_is_read_later_is_refused(
 ) -> None:
     assert without in PART
     part = PART.replace(without, "")
-    extra = f"out: {tmp_path / 'run'}\nfirst_layer: {FIRST}\nvision:{part}"
+    extra = f"out: {tmp_path / 'run'}\n{BEFORE}\nvision:{part}"
     assert main(["pretrain", config(tmp_path, extra)]) == 2
     error = capsys.readouterr().err
     assert f"Give some part of vision a weight for {said}: " in error

@@ -274,6 +274,31 @@ def test_padding_is_no_word_that_must_not_look_like_a_finding(tmp_path: Path) ->
     assert lost[0] == pytest.approx(lost[1], rel=1e-5)
 
 
+def test_words_lose_nothing_where_only_counts_are_written(tmp_path: Path) -> None:
+    cases = [build_case(balanced_case(WorldConfig(seed=4), index), 1) for index in (0, 7)]
+    lost = []
+    for name in ("counts", "random"):
+        torch.manual_seed(0)
+        tokenizer = train_tokenizer(["On which side is the nodule?"] * 3, vocabulary=400)
+        model = new_model(embedded_config(tokenizer)).eval()
+        if name == "counts":
+            number_rows_and_columns(model, tokenizer, torch.randn(256, 192), GRID)
+        teach_first_layer(
+            model,
+            tokenizer,
+            WarmUpHeads(DenseHeads(192), ImageHeads(192)),
+            build(FirstLayerConfig, {**STEPS, "batch": 2}),
+            Materials(cases, cases, [], []),
+            folder=tmp_path / name,
+            seed=0,
+            report=lambda _: None,
+        )
+        line = (tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]
+        lost.append(json.loads(line)["words"])
+    assert lost[0] < 1e-9
+    assert lost[1] > 0.01
+
+
 def test_errors_of_corners_count_in_sides_of_their_box() -> None:
     grid = PatchGrid(2, 2)
     edges = torch.full((4, 2, 4), torch.nan)
