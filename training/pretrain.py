@@ -3,7 +3,8 @@
 Stage 1, dense warm-up: every visual token predicts what it covers (`training.dense_warmup`).
 Stage 2: the tower is frozen, its tokens are computed once, and the language model's first layer
 learns where each of them lies (`training.first_layer`).
-Stage 3: the language model learns answers with short reasoning (`training.language`).
+Stage 3: heads learn where the letter of an option is found (`training.letters`).
+Stage 4: the language model learns answers with short reasoning (`training.language`).
 """
 
 from __future__ import annotations

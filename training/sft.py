@@ -152,11 +152,12 @@ class FinetuneConfig:
             raise ValueError("questions are asked at evaluations: give tuning.evaluate_every.")
         if (self.mix.latent > 0) != (self.latents is not None):
             raise ValueError("The section latents and a share mix.latent above 0 go together.")
-        if self.language.grounding and self.tuning.gradient_checkpointing:
-            raise ValueError(
-                "language.grounding takes attention that gradient_checkpointing does not keep: "
-                "leave out one of them."
-            )
+        for name in ("grounding", "pointing"):
+            if getattr(self.language, name) and self.tuning.gradient_checkpointing:
+                raise ValueError(
+                    f"language.{name} takes attention that gradient_checkpointing does not keep: "
+                    "leave out one of them."
+                )
         self._check_own()
         # Said at once: the phantoms, which tell it too, may take hours to draw.
         check_boxes(self.train, self.validation, self.mix, self.language)

@@ -126,6 +126,15 @@ def test_shipped_configurations_load(cls: type, name: str) -> None:
     assert config.validation.split == "validation"
 
 
+@pytest.mark.parametrize("name", ["grounding", "pointing"])
+def test_attention_that_is_computed_again_cannot_be_taught(name: str) -> None:
+    changes = ["language.grounding=0", "language.pointing=0", "tuning.gradient_checkpointing=true"]
+    path = CONFIGS / "sft-zoom.yaml"
+    load_config(FinetuneConfig, path, changes)
+    with pytest.raises(ConfigError, match=rf"language\.{name} takes attention that"):
+        load_config(FinetuneConfig, path, [*changes, f"language.{name}=0.1"])
+
+
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes(b"steps: \xff\n")
