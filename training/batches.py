@@ -13,11 +13,11 @@ from engine.positions import PositionCursor
 from engine.prompt import IMAGE_PAD, LATENT_SLOT
 from training.embedded import single_id
 from training.features import FeatureBank, Seen
-from training.grounding import Look
+from training.grounding import Look, Written
 from training.latents import LatentConfig, bottleneck_mask
 from training.letter_heads import Pointer
 from training.numbers import FreeNumber, number_ids
-from training.records import Record
+from training.records import Record, seen_size
 from training.roi import roi_cells, roi_targets
 from training.world import Picture
 
@@ -179,10 +179,26 @@ def _looks(records: Sequence[Record], images: torch.Tensor) -> tuple[Look, ...]:
             images[row]
             .nonzero()
             .flatten()[torch.tensor(record.pictures[0].grid.cells_of(written.box))],
+            written_corners(written, record.pictures[0]),
         )
         for row, record in enumerate(records)
         for written in record.written
     )
+
+
+def written_corners(written: Written, view: Picture) -> tuple[float, ...] | None:
+    """Left, top, right and bottom of a written box, in shares of the view's longer side.
+
+    None where its coordinates are of several tokens each, as Qwen's own tokenizer has them.
+    """
+    # A bracket and a number; a comma, a space and a number, three times.
+    if written.stop - written.start != 11:
+        return None
+    size = seen_size(view)
+    height, width = size
+    sides = (width, height, width, height)
+    box = written.box.as_tuple()
+    return tuple(share * side / max(size) for share, side in zip(box, sides, strict=True))
 
 
 def filled(layout: Layout, bank: FeatureBank, latents: LatentConfig | None = None) -> Batch:

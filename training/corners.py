@@ -16,9 +16,10 @@ from typing import Final
 import torch
 from torch import nn
 
+from training.grounding import GROUNDED_LAYER, Look
 from training.image_labels import centres_of
 from training.phantoms.label_names import CHEST_LABELS, LabelNames
-from training.vision import DenseTargets, in_sides, length_error
+from training.vision import LEAST_SIDE, DenseTargets, in_sides, length_error
 from training.world import Picture
 
 # Whose output is asked: the layers that the detectors of the second and the third read.
@@ -60,6 +61,10 @@ def corner_loss(corners: torch.Tensor, edges: torch.Tensor, centres: torch.Tenso
 class KeptCorners(nn.Module):
     """Corners read from visual tokens behind the first layers, while the language model learns.
 
+    And the coordinate that comes next, read from the token that is to write it, behind the layer
+    that looks at the box: what is copied there is a number on a line, and two layers are left to
+    find its word.
+
     Args:
         width: of a token.
         labels: of the phantoms.
@@ -70,6 +75,8 @@ class KeptCorners(nn.Module):
         super().__init__()
         self._labels = labels
         self.heads = nn.ModuleList(CornerHead(width, labels) for _ in KEPT_LAYERS)
+        self.next_norm = nn.LayerNorm(width)
+        self.next = nn.Linear(width, 1)
         if begin is not None:
             for head in self.heads:
                 head.load_state_dict(begin.state_dict())
@@ -79,8 +86,9 @@ class KeptCorners(nn.Module):
         states: Sequence[torch.Tensor],
         images: torch.Tensor,
         views: Sequence[Picture | None],
+        looks: Sequence[Look] = (),
     ) -> torch.Tensor:
-        """Mean error of corners in sides of their box, over the layers; a scalar.
+        """Mean error of corners in sides of their box, over layers and what is written; a scalar.
 
         On top comes how far the mean squares of the tokens are from 1. Whatever reads a token
         normalises it: a place that is written in tokens of lengths that differ by a tenth is read
@@ -91,6 +99,7 @@ class KeptCorners(nn.Module):
             states: what goes into each layer in turn, and what comes out of the last, `(B, T, D)`.
             images: bool `(B, T)`, True at visual tokens.
             views: the first picture of each record; None where it has none.
+            looks: boxes that the records write.
         """
         seen = [(row, view) for row, view in enumerate(views) if view is not None]
         if not seen:
@@ -105,4 +114,17 @@ class KeptCorners(nn.Module):
             tokens = torch.cat([behind[row, columns] for row, columns in places])
             error = corner_loss(head(tokens.float()), edges, centres)
             losses.append(error + KEPT_LENGTHS * length_error(tokens.float()))
+        if known := [look for look in looks if look.corners is not None]:
+            losses.append(self._written(states[GROUNDED_LAYER + 1], known))
         return torch.stack(losses).mean()
+
+    def _written(self, states: torch.Tensor, looks: Sequence[Look]) -> torch.Tensor:
+        """Mean error of the coordinates that come next, in sides of their box."""
+        rows = torch.tensor([look.row for look in looks], device=states.device)
+        columns = torch.stack([look.coordinates[::3] for look in looks]).to(states.device)
+        corners = torch.tensor([look.corners for look in looks], device=states.device)
+        sides = (corners[:, 2:] - corners[:, :2]).clamp(min=LEAST_SIDE).repeat(1, 2)
+        tokens = states[rows.unsqueeze(-1), columns].float()
+        read = self.next(self.next_norm(tokens)).squeeze(-1)
+        error: torch.Tensor = ((read - corners) / sides).abs().mean()
+        return error

@@ -30,6 +30,7 @@ from engine.request import (
 from engine.trace import OutOfDistribution, RunStarted, Trace
 from engine.trace_io import write_trace
 from training.accelerated import Accelerated
+from training.letter_scores import letter_hits
 from training.out_of_distribution import area_under_curve
 from training.outcomes import EvaluationError, Outcome, outcome_of, summary, wilson_interval
 from training.own_records import read_records
@@ -261,6 +262,8 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
         return _distribution(engine, options, report)
     if options.benchmark == "places":
         return _places(engine, options, report)
+    if options.benchmark == "letters":
+        return _letters(engine, options, report)
     asked = _BENCHMARKS[options.benchmark](options)
     outcomes = []
     runs = asked_in_turn(engine, asked, config)
@@ -366,6 +369,10 @@ def _records(options: argparse.Namespace) -> Iterable[tuple[DisplayImage, Questi
 
 
 _BENCHMARKS: Final = {"phantoms": _phantoms, "lungs": _lungs, "records": _records}
+_OF_NO_RUN: Final = (
+    *("--data", "--families", "--modality", "--method", "--traces"),
+    *("--intervention", "--bottleneck", "--latent-steps", "--true-boxes"),
+)
 _NOT_OF: Final = {
     "phantoms": ("--data",),
     "lungs": ("--families", "--modality"),
@@ -374,10 +381,8 @@ _NOT_OF: Final = {
         *("--families", "--modality", "--method", "--traces"),
         *("--intervention", "--bottleneck", "--latent-steps", "--true-boxes"),
     ),
-    "places": (
-        *("--data", "--families", "--modality", "--method", "--traces"),
-        *("--intervention", "--bottleneck", "--latent-steps", "--true-boxes"),
-    ),
+    "places": _OF_NO_RUN,
+    "letters": _OF_NO_RUN,
 }
 
 
@@ -430,6 +435,22 @@ def _places(engine: Engine, options: argparse.Namespace, report: Callable[[str],
             f"length {found['length']:6.1f} ± {found['length_spread']:.1%}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _letters(engine: Engine, options: argparse.Namespace, report: Callable[[str], None]) -> str:
+    """How often the letter is right where the reasoning is given."""
+    world = WorldConfig(count=options.limit, seed=options.seed, split=options.split)
+    cases = [build_case(balanced_case(world, number), 0) for number in range(options.limit)]
+    report(f"{len(cases)} phantoms of the {options.split} split drawn")
+    hits = letter_hits(engine.loaded, cases, options.seed)
+    right, count = (sum(pair[place] for pair in hits.values()) for place in (0, 1))
+    result = {
+        "accuracy": right / max(1, count),
+        "ci95": list(wilson_interval(right, count)),
+        "families": {family: of[0] / of[1] for family, of in sorted(hits.items())},
+        "counts": {"letters": count, **{family: of[1] for family, of in sorted(hits.items())}},
+    }
+    return json.dumps(result) + "\n" if options.json else _lines(result)
 
 
 def _judged(engine: Engine, image: DisplayImage) -> OutOfDistribution | None:

@@ -52,12 +52,15 @@ class Look:
         tokens: int64 `(N,)`, columns of the tokens that look.
         coordinates: int64 `(C,)`, those of them that coordinates follow.
         seen: int64 `(M,)`, columns of the visual tokens that the box touches.
+        corners: left, top, right and bottom of the box, in shares of the view's longer side; None
+            where a coordinate is written in more than one token.
     """
 
     row: int
     tokens: torch.Tensor
     coordinates: torch.Tensor
     seen: torch.Tensor
+    corners: tuple[float, ...] | None = None
 
 
 class BoxAttention:

@@ -223,7 +223,7 @@ def language_loss(
     kept = hidden.new_zeros(())
     if corners is not None:
         images = batch.ids == model.config.image_token_id
-        kept = len(batch.ids) * corners(states, images, batch.views)
+        kept = len(batch.ids) * corners(states, images, batch.views, batch.looks)
     return LanguageLoss(
         (losses * weights).sum(),
         float(weights.sum()),

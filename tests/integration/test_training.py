@@ -12,6 +12,7 @@ from engine.engine import Engine
 from engine.loading import load_checkpoint
 from engine.tiny import tiny_model
 from tests.integration.test_loading import save
+from tests.source_tree import ROOT
 from training.cli import main
 from training.counts import counts_columns
 
@@ -216,6 +217,25 @@ def test_tokens_know_their_place_behind_the_layer_that_counts(
     assert "score them on others" in capsys.readouterr().err
 
 
+def test_letters_of_the_shipped_checkpoint_follow_from_its_reasoning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = str(ROOT / "assets" / "checkpoints" / "base")
+    arguments = ["evaluate", "--benchmark", "letters", "--checkpoint", base, "--limit", "12"]
+    arguments += ["--split", "validation", "--seed", "1"]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    counts = found["counts"]
+    assert counts.pop("letters") == sum(counts.values()) >= 24
+    assert set(found["families"]) == set(counts)
+    right = sum(found["families"][family] * counts[family] for family in counts)
+    assert found["accuracy"] == pytest.approx(right / sum(counts.values()))
+    assert found["accuracy"] > 0.8
+    assert found["ci95"][0] < found["accuracy"] <= found["ci95"][1]
+    assert main(arguments) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -241,6 +261,10 @@ def test_tokens_know_their_place_behind_the_layer_that_counts(
         (
             ["evaluate", "--checkpoint", "x", "--benchmark", "places", "--method", "zoom"],
             "--method has no meaning for --benchmark places",
+        ),
+        (
+            ["evaluate", "--checkpoint", "x", "--benchmark", "letters", "--latent-steps", "2"],
+            "--latent-steps has no meaning for --benchmark letters",
         ),
         (
             ["evaluate", "--checkpoint", "x", "--max-crops", "99", "--limit", "1"],

@@ -12,7 +12,7 @@ import torch
 from engine.attention import register_row_attention
 from engine.geometry import Box
 from tests.unit.training.conftest import TARGET, picture, question
-from training.batches import collate
+from training.batches import collate, written_corners
 from training.corners import KEPT_LAYERS, KEPT_LENGTHS, CornerHead, KeptCorners
 from training.features import FeatureBank
 from training.grounding import GROUNDED_LAYER, BoxAttention, Look
@@ -182,6 +182,46 @@ def test_corners_are_read_from_the_tokens_of_the_view_alone() -> None:
     # All of them: lengths alike are not enough.
     states[first][0, 6:9, 4:] *= math.e
     assert kept(states, images, [view, None]).item() == pytest.approx(2 * longer, rel=1e-2)
+
+
+def test_looks_know_the_corners_that_are_written(tokenizer, records, bank) -> None:
+    batch = collate(records, bank, tokenizer, np.random.default_rng(0))
+    boxes = [one for record in records for one in record.written]
+    assert len(batch.looks) == len(boxes) == 3
+    for look, written in zip(batch.looks, boxes, strict=True):
+        # The view has 84 rows and 56 columns.
+        x0, y0, x1, y1 = written.box.as_tuple()
+        assert look.corners == pytest.approx((x0 * 56 / 84, y0, x1 * 56 / 84, y1))
+        followed = batch.ids[look.row, look.coordinates[::3] + 1].tolist()
+        numbers = [int(tokenizer.decode([token])) for token in followed]
+        assert numbers == [round(84 * corner) for corner in look.corners]
+
+
+def test_coordinates_of_several_tokens_have_no_corners(records) -> None:
+    """Qwen's own tokenizer writes digits one by one."""
+    (one,) = records[1].written
+    longer = replace(records[1], written=(replace(one, stop=one.stop + 1),))
+    assert written_corners(longer.written[0], longer.pictures[0]) is None
+    assert written_corners(one, longer.pictures[0]) is not None
+
+
+def test_errors_of_what_comes_next_by_hand() -> None:
+    """Read as 0.5 everywhere: of a box of 0.2 by 0.4 at (0.4, 0.3), each edge is off by half."""
+    kept = KeptCorners(WIDTH, CHEST_LABELS)
+    with torch.no_grad():
+        kept.next.weight.zero_()
+        kept.next.bias.fill_(0.5)
+    columns = torch.arange(1, 12)
+    look = Look(0, columns, columns, torch.tensor([1]), (0.4, 0.3, 0.6, 0.7))
+    states = [torch.randn(1, 12, WIDTH) for _ in range(GROUNDED_LAYER + 2)]
+    images = torch.zeros(1, 12, dtype=torch.bool)
+    images[0, :6] = True
+    view = boxed()
+    plain = kept(states, images, [view]).item()
+    with_it = kept(states, images, [view], [look]).item()
+    assert 3 * with_it == pytest.approx(2 * plain + 0.5, rel=1e-5)
+    untold = replace(look, corners=None)
+    assert kept(states, images, [view], [untold]).item() == pytest.approx(plain)
 
 
 def test_readings_begin_as_those_of_the_first_layer() -> None:
