@@ -164,7 +164,10 @@ def begin_copying(model: Qwen2_5_VLForConditionalGeneration, kept_out: torch.Ten
     hidden: int = language.embed_tokens.weight.shape[1]
     if len(kept_out) + 2 * width > hidden:
         raise ValueError(f"Two heads of {width} dimensions do not fit into {hidden}.")
-    drawn = torch.cat([kept_out.T, torch.randn(hidden, 2 * width)], dim=1)
+    # Always the same: a run that goes on does not draw what the interrupted one has drawn before.
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(hidden, 2 * width, generator=generator)
+    drawn = torch.cat([kept_out.T, random], dim=1)
     basis = torch.linalg.qr(drawn)[0].T[len(kept_out) :]
     copied, matched = basis[:width], basis[width:]
     for number in (LETTER_LAYER, MATCHING_LAYER, ANSWERING_LAYER):

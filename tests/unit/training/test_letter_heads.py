@@ -123,6 +123,18 @@ def test_other_heads_are_left_alone(tokenizer) -> None:
         assert not untouched[rows:].any(), name
 
 
+def test_what_is_copied_does_not_hang_on_what_was_drawn_before(tokenizer) -> None:
+    torch.manual_seed(0)
+    model = new_model(embedded_config(tokenizer))
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        other = copy.deepcopy(model)
+        begin_copying(other, anchors(other, tokenizer))
+        found.append(other.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_too_small_models_are_refused(tokenizer) -> None:
     config = embedded_config(tokenizer)
     config.text_config.num_hidden_layers = ANSWERING_LAYER
