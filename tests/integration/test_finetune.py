@@ -683,8 +683,8 @@ def test_spread_weights_compute_in_bfloat16_as_the_recipe_asks(folder: Path) -> 
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
+        ("sft-zoom", ["mix.letters=0"]),
         ("sft-zoom", ["mix.letters=16"]),
-        ("sft-zoom", ["mix.letters=32"]),
         ("medlvr-sft", ["tuning.micro_batch=11"]),
         ("cold-start", ["tuning.micro_batch=11"]),
     ],

@@ -30,7 +30,7 @@ def case(split: str) -> Case:
 
 
 def test_records_of_letters_are_records_of_a_step() -> None:
-    assert shipped().step_records == 40
+    assert shipped().step_records == 24
     assert shipped("mix.letters=0").step_records == 16
 
 
@@ -46,10 +46,10 @@ def test_an_evaluation_costs_its_records_in_steps_with_their_letters() -> None:
     config = shipped("language.steps=1000")
     assert evaluation_steps(config) == 0.0
     evaluated = replace(config.tuning, evaluate_every=300, evaluate_records=20)
-    assert evaluation_steps(replace(config, tuning=evaluated)) == pytest.approx(4 * 20 / 40)
+    assert evaluation_steps(replace(config, tuning=evaluated)) == pytest.approx(4 * 20 / 24)
 
 
-@pytest.mark.parametrize(("letters", "own"), [(16, 2), (24, None), (32, 3)])
+@pytest.mark.parametrize(("letters", "own"), [(0, 1), (8, None), (16, 2)])
 def test_parts_that_cannot_be_shared_are_refused_with_what_to_change(
     letters: int, own: int | None
 ) -> None:
@@ -59,5 +59,5 @@ def test_parts_that_cannot_be_shared_are_refused_with_what_to_change(
     if own is not None:
         assert parts_of_each(parts, 2) == own
         return
-    with pytest.raises(ValueError, match=r"5 parts.*language\.batch, mix\.letters or tuning"):
+    with pytest.raises(ValueError, match=r"3 parts.*language\.batch, mix\.letters or tuning"):
         parts_of_each(parts, 2)
