@@ -7,7 +7,7 @@ a copy while they do not find anything yet.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,13 @@ def teach_letters(
     bank = FeatureBank(model, seed)
     bank.add([case.view for case in cases], variants=1)
     writer = RecordWriter(tokenizer)
+    # Behind the whole image alone: its crops are not encoded here.
+    plain = replace(mix, zoom=0.0)
 
     def loss_at(step: int) -> PartLoss:
         rng = np.random.default_rng([seed, 6, step])
         drawn = [cases[i] for i in rng.integers(len(cases), size=config.batch)]
-        records = [letter_record(asked_for_letters(case, rng), mix, writer, rng) for case in drawn]
+        records = [letter_record(asked_for_letters(case, rng), plain, writer, rng) for case in drawn]
         batch = collate(records, bank, tokenizer, rng)
         recorder = PointerAttention(batch.pointers)
         all_states(model, batch, recorder=recorder)

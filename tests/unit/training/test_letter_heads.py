@@ -230,7 +230,7 @@ def test_only_queries_and_keys_learn_where_to_look(begun, tokenizer, tmp_path) -
         model,
         tokenizer,
         build(LettersConfig, {"steps": steps, "batch": 2}),
-        MixConfig(zoom=0.0, probe=0.0, auto=0.0, real=0.0, words=0.5),
+        MixConfig(zoom=1.0, probe=0.0, auto=0.0, real=0.0, words=0.5),
         cases,
         folder=tmp_path,
         seed=0,
