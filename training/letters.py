@@ -91,7 +91,9 @@ def teach_letters(
     def loss_at(step: int) -> PartLoss:
         rng = np.random.default_rng([seed, 6, step])
         drawn = [cases[i] for i in rng.integers(len(cases), size=config.batch)]
-        records = [letter_record(asked_for_letters(case, rng), plain, writer, rng) for case in drawn]
+        records = [
+            letter_record(asked_for_letters(case, rng), plain, writer, rng) for case in drawn
+        ]
         batch = collate(records, bank, tokenizer, rng)
         recorder = PointerAttention(batch.pointers)
         all_states(model, batch, recorder=recorder)
