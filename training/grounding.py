@@ -14,10 +14,11 @@ edge was off by 8 pixels in the median, the others, which can read the tokens be
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 
+from engine.decode import RowTaker
 from engine.geometry import Box
 
 # The third: behind two layers a token knows what is asked, and two are left to make digits of what
@@ -63,6 +64,31 @@ class Look:
     corners: tuple[float, ...] | None = None
 
 
+def attention_of(
+    asking: torch.Tensor,
+    keys: torch.Tensor,
+    tokens: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention `(..., N, T)` of some tokens of a sequence, as its layer has it; differentiable.
+
+    Args:
+        asking: `(..., N, D)`, their queries after rotary embedding.
+        keys: `(..., T, D)`, of the whole sequence.
+        tokens: int64 `(N,)`, their columns.
+        mask: bool `(T, T)`, True where attention is allowed; None: causal.
+        scaling: factor on the scores, `D ** -0.5` when None.
+    """
+    factor = asking.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = (asking @ keys.mT).float() * factor
+    if mask is None:
+        allowed = torch.arange(keys.shape[-2], device=keys.device) <= tokens.unsqueeze(-1)
+    else:
+        allowed = mask[tokens]
+    return torch.softmax(scores.masked_fill(~allowed, float("-inf")), dim=-1)
+
+
 class BoxAttention:
     """Takes the attention of looking tokens from one layer, beside the fast kernel.
 
@@ -96,17 +122,14 @@ class BoxAttention:
         if module.layer_idx != GROUNDED_LAYER:
             return
         self._masses.clear()
-        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        columns = torch.arange(key.shape[2], device=key.device)
         for look in self._looks:
             heads = query.shape[1] // key.shape[1]
             asking = query[look.row][:, look.tokens]
             asking = asking.reshape(key.shape[1], heads, *asking.shape[1:])
-            scores = (asking @ key[look.row].unsqueeze(1).mT).float() * factor
-            allowed = columns <= look.tokens.to(key.device).unsqueeze(-1)
-            if attention_mask is not None:
-                allowed = attention_mask[look.row, 0, look.tokens]
-            weights = torch.softmax(scores.masked_fill(~allowed, float("-inf")), dim=-1)
+            mask = None if attention_mask is None else attention_mask[look.row, 0]
+            weights = attention_of(
+                asking, key[look.row].unsqueeze(1), look.tokens.to(key.device), mask, scaling
+            )
             self._masses.append(weights[..., look.seen].sum(-1).flatten(0, 1))
 
     def loss(self) -> torch.Tensor:
@@ -122,25 +145,11 @@ class BoxAttention:
         return -(means + _LEAST_MASS).log().sum()
 
 
-class Recorder(Protocol):
-    """What takes attention from a layer on the way (`engine.attention.sdpa_with_rows`)."""
-
-    def take(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        scaling: float | None,
-    ) -> None:
-        """Takes what it wants of one layer (arguments as `BoxAttention.take`)."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Together:
     """Several recorders of attention, one after the other."""
 
-    recorders: tuple[Recorder, ...]
+    recorders: tuple[RowTaker, ...]
 
     def take(
         self,
@@ -155,7 +164,7 @@ class _Together:
             recorder.take(module, query, key, attention_mask, scaling)
 
 
-def together(*recorders: Recorder | None) -> Recorder | None:
+def together(*recorders: RowTaker | None) -> RowTaker | None:
     """One recorder for those that are not None; None where all are."""
     asked = tuple(one for one in recorders if one is not None)
     return _Together(asked) if asked else None

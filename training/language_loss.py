@@ -10,8 +10,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from engine.decode import RowTaker
 from training.batches import Batch
-from training.grounding import BoxAttention, Recorder, together
+from training.grounding import BoxAttention, together
 from training.latents import Feeding
 from training.letter_heads import PointerAttention
 from training.numbers import free_losses
@@ -100,7 +101,7 @@ def all_states(
     slot_inputs: torch.Tensor | None = None,
     *,
     between: bool = False,
-    recorder: Recorder | None = None,
+    recorder: RowTaker | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """The last hidden states `(B, T, D)`, behind those `between` layers where they are asked for.
 

@@ -27,6 +27,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
 
 from engine.prompt import ANSWER_OPEN, IMAGE_PAD, THINK_OPEN, VISION_START
+from training.grounding import attention_of
 
 # Where words of options and of sentences take up letters and words before them, where equal ones
 # find each other, and where the answer begins: below, and above, the layer that reads boxes.
@@ -232,8 +233,6 @@ class PointerAttention:
     ) -> None:
         """Takes what pointers of one layer are about (arguments as `BoxAttention.take`)."""
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        columns = torch.arange(key.shape[2], device=key.device)
         group = query.shape[1] // key.shape[1]
         masses = []
         for row, pointer in self._pointers:
@@ -244,11 +243,8 @@ class PointerAttention:
                 heads = heads[pointer.head : pointer.head + 1]
             tokens = torch.tensor(pointer.tokens, device=key.device)
             seen = torch.tensor(pointer.seen, device=key.device)
-            scores = (heads[:, tokens] @ key[row, -1].T).float() * factor
-            allowed = columns <= tokens.unsqueeze(-1)
-            if attention_mask is not None:
-                allowed = attention_mask[row, 0, tokens]
-            weights = torch.softmax(scores.masked_fill(~allowed, float("-inf")), dim=-1)
+            mask = None if attention_mask is None else attention_mask[row, 0]
+            weights = attention_of(heads[:, tokens], key[row, -1], tokens, mask, scaling)
             one = weights.gather(-1, seen.expand(len(heads), -1).unsqueeze(-1)).squeeze(-1)
             masses.append(one.mean(0))
         # Layers that are computed again in a backward pass are taken again.

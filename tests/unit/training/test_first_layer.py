@@ -247,7 +247,7 @@ def test_all_but_padding_and_visual_tokens_is_said(batch_and_model) -> None:
     assert not (found & images).any()
 
 
-def test_padding_is_no_word_that_must_not_look_like_a_finding(tmp_path: Path) -> None:
+def test_padding_is_no_word_that_must_stay_what_it_is(tmp_path: Path) -> None:
     """What the words lose is the same whatever stands behind the shorter records."""
     cases = [build_case(balanced_case(WorldConfig(seed=4), index), 1) for index in (0, 7)]
     lost = []
