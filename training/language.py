@@ -202,7 +202,7 @@ def several_record(
     if case.truth is not None and draw < mix.report + mix.conversation:
         return writer.conversation(conversation_about(case, mix.turns, rng), case.view)
     if case.truth is not None and draw < mix.report + mix.conversation + mix.short:
-        places = drawn_places(case.truth, mix, rng)
+        places = drawn_places(case.truth, mix.places, mix.called, rng)
         return writer.short_answers(short_questions(case, rng), case.view, places)
     if draw < mix.report + mix.conversation + mix.short + mix.closeup:
         close = closeup_of(case, rng)
@@ -241,12 +241,19 @@ def short_questions(case: Case, rng: np.random.Generator, most: int = 12) -> lis
 
 
 def drawn_places(
-    truth: AnyTruth, mix: MixConfig, rng: np.random.Generator
+    truth: AnyTruth, most: int, called: float, rng: np.random.Generator
 ) -> list[tuple[str, Box, PlaceForm]]:
-    """Up to `mix.places` structures and findings with their boxes and forms, in any order."""
+    """Structures and findings with their boxes and forms, in any order.
+
+    Args:
+        truth: of the phantom.
+        most: of them.
+        called: share of the forms that are arguments of a function.
+        rng: chooses.
+    """
     places = places_of(truth)
-    drawn = [places[i] for i in rng.permutation(len(places))[: mix.places]]
-    return [(name, box, drawn_form(mix.called, rng)) for name, box in drawn]
+    drawn = [places[i] for i in rng.permutation(len(places))[:most]]
+    return [(name, box, drawn_form(called, rng)) for name, box in drawn]
 
 
 def asked_for_letters(case: Case, rng: np.random.Generator) -> Asked:

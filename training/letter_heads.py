@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Final
 
 import torch
@@ -99,17 +100,70 @@ def pointers_of(texts: Sequence[str], answers: Sequence[int]) -> tuple[Pointer, 
         second += [(word, word - 2) for word in said if {word - 1, word - 2} <= set(said)]
         matches.append((said[-1], words[texts[said[-1]]]))
         answered.append((answer - 1, said[-1]))
-    images = [column for column, text in enumerate(texts) if text == IMAGE_PAD]
-    starts = [column for column, text in enumerate(texts) if text == VISION_START]
-    nothing = [(column, max(s for s in starts if s < column)) for column in images]
-    found = (
-        (LETTER_LAYER, _ALL, nothing),
+    return _pointers(
+        (LETTER_LAYER, _ALL, _nothing(texts)),
         (LETTER_LAYER, 0, letters),
         (LETTER_LAYER, 1, before),
         (LETTER_LAYER, 2, second),
         (MATCHING_LAYER, _ALL, matches),
         (ANSWERING_LAYER, _ALL, answered),
     )
+
+
+def name_pointers(
+    texts: Sequence[str], named: Sequence[tuple[Sequence[int], str]]
+) -> tuple[Pointer, ...]:
+    """Where tokens that write boxes are to look, so that they know what the box is of.
+
+    At the last word of the name, and at the one before it where there are two. The first layer
+    takes them up, and the third, which looks at the box, is told.
+
+    Args:
+        texts: of the tokens, one by one.
+        named: columns of the tokens that write a box, and its name as it stands before them.
+
+    Raises:
+        ValueError: a name does not stand there.
+    """
+    last: list[tuple[int, int]] = []
+    before: list[tuple[int, int]] = []
+    for tokens, name in named:
+        words = _columns_of(texts[: tokens[0]], name)
+        last += [(token, words[-1]) for token in tokens]
+        before += [(token, words[-2]) for token in tokens if len(words) > 1]
+    return _pointers(
+        (LETTER_LAYER, _ALL, _nothing(texts)),
+        (LETTER_LAYER, 0, last),
+        (LETTER_LAYER, 1, before),
+    )
+
+
+def _columns_of(texts: Sequence[str], name: str) -> list[int]:
+    """Where a name stood last."""
+    start = "".join(texts).rfind(name)
+    if start < 0:
+        raise ValueError(f"{name!r} does not stand before its box.")
+    ends = list(accumulate(len(text) for text in texts))
+    return [
+        column
+        for column, end in enumerate(ends)
+        if end > start and end - len(texts[column]) < start + len(name)
+    ]
+
+
+def _nothing(texts: Sequence[str]) -> list[tuple[int, int]]:
+    """Visual tokens, and the token before their image."""
+    found, start = [], 0
+    for column, text in enumerate(texts):
+        if text == VISION_START:
+            start = column
+        elif text == IMAGE_PAD:
+            found.append((column, start))
+    return found
+
+
+def _pointers(*found: tuple[int, int, Sequence[tuple[int, int]]]) -> tuple[Pointer, ...]:
+    """Of layers, heads, and pairs of a token and what it is to look at, those that have a pair."""
     return tuple(
         Pointer(layer, head, tuple(one for one, _ in pairs), tuple(other for _, other in pairs))
         for layer, head, pairs in found

@@ -3,7 +3,7 @@
 Stage 1, dense warm-up: every visual token predicts what it covers (`training.dense_warmup`).
 Stage 2: the tower is frozen, its tokens are computed once, and the language model's first layer
 learns where each of them lies (`training.first_layer`).
-Stage 3: heads learn where the letter of an option is found (`training.letters`).
+Stage 3: it learns where to look for letters and boxes (`training.looking`).
 Stage 4: the language model learns answers with short reasoning (`training.language`).
 """
 
@@ -29,7 +29,7 @@ from engine.manifest import CheckpointError
 from training.calibration import entropy_threshold
 from training.cold_start import check_boxes
 from training.config import ConfigError
-from training.corners import CornerHead, KeptCorners
+from training.corners import KeptCorners
 from training.counts import anchors, counts_keeper, number_rows_and_columns
 from training.dense_warmup import HEAD_RATE, DensePartConfig, warm_up
 from training.detectors import attend_to_findings, quieten_words
@@ -50,7 +50,7 @@ from training.first_layer import (
 from training.language import LanguageConfig, MixConfig
 from training.latents import LatentConfig
 from training.letter_heads import begin_copying
-from training.letters import LettersConfig, teach_letters
+from training.looking import LookingConfig, teach_to_look
 from training.loop import Report, Stage, prefixed, run_stage, whole_steps
 from training.materials import Materials, load_materials
 from training.metrics import require_tensorboard
@@ -68,8 +68,8 @@ from training.world import (
     WorldConfig,
 )
 
-# Phantoms whose letters are asked for before all others.
-MOST_LETTERS: Final = 1000
+# Phantoms in which looking is learned.
+MOST_LOOKED_AT: Final = 1000
 # Weights of the warm-up whose heads `attend_to_findings` reads.
 _READINGS: Final = (
     ("weights", "cover"),
@@ -127,7 +127,7 @@ class PretrainConfig:
         vision: parts of the dense warm-up, in order. Finding things in views comes first, and
             alone: beside the textures of crops it was hardly learned at all.
         first_layer: how the language model's first layer learns where visual tokens lie.
-        letters: how heads learn to find the letter of an option.
+        looking: how the language model learns where to look, before any word.
         language: schedule of the language model.
         mix: record forms of the language model.
         features: what the language model sees of each picture.
@@ -139,7 +139,7 @@ class PretrainConfig:
     validation: WorldConfig
     vision: tuple[DensePartConfig, ...]
     first_layer: FirstLayerConfig
-    letters: LettersConfig
+    looking: LookingConfig
     language: LanguageConfig
     mix: MixConfig
     real_images: Path | None = None
@@ -186,7 +186,7 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
     stages = (
         *(part.steps for part in config.vision),
         config.first_layer.steps,
-        config.letters.steps,
+        config.looking.steps,
         config.language,
     )
     require_tensorboard(any(stage.tensorboard for stage in stages))
@@ -218,13 +218,14 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
     tokens = behind_first_layer(model, tokenizer, materials.train)
     attend_to_findings(model, heads.dense, heads.image, corners, tokens)
     begin_copying(model, anchors(model, tokenizer))
-    teach_letters(
+    kept = KeptCorners(model.config.get_text_config().hidden_size, materials.labels, corners)
+    teach_to_look(
         model,
         tokenizer,
-        config.letters,
-        config.mix,
-        materials.train[:MOST_LETTERS],
-        folder=config.out / "letters",
+        kept,
+        config.looking,
+        materials.train[:MOST_LOOKED_AT],
+        folder=config.out / "looking",
         seed=config.seed,
         report=report,
     )
@@ -235,7 +236,7 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
         config.features,
         materials,
         report,
-        begin=corners,
+        begin=kept,
     )
     return calibrated_checkpoint(config.out, model, tokenizer, config.export, materials)
 
@@ -298,7 +299,7 @@ def place_terms(
     tokenizer: PreTrainedTokenizerBase,
     config: LanguageConfig,
     materials: Materials,
-    begin: CornerHead | None = None,
+    begin: KeptCorners | None = None,
 ) -> PlaceTerms:
     """What a stage asks of places; lets the model's attention be taken where it is asked for.
 
@@ -307,14 +308,14 @@ def place_terms(
         tokenizer: its own.
         config: weights of the stage.
         materials: phantoms.
-        begin: what the readings of corners begin as.
+        begin: readings of corners that have been learned; None: new ones.
     """
     if config.grounding or config.pointing:
         model.set_attn_implementation(register_row_attention())
     corners = None
     if config.corners:
         width = model.config.get_text_config().hidden_size
-        corners = KeptCorners(width, materials.labels, begin)
+        corners = begin or KeptCorners(width, materials.labels)
     numbers = NumberScale(tokenizer, config.spread) if config.spread else None
     return PlaceTerms(corners, config.corners, config.grounding, config.pointing, numbers)
 
@@ -327,7 +328,7 @@ def train_language(
     materials: Materials,
     report: Report,
     *,
-    begin: CornerHead | None = None,
+    begin: KeptCorners | None = None,
 ) -> None:
     """Trains the language model on the frozen tower's tokens with a mix of record forms.
 
@@ -338,7 +339,7 @@ def train_language(
         features: what it sees of each picture.
         materials: phantoms and real radiographs.
         report: takes lines of progress.
-        begin: readings of corners that the first layer was taught with.
+        begin: readings of corners that have been learned; None: new ones.
     """
     model.model.visual.requires_grad_(False)
     bank = FeatureBank(model, stage.seed)

@@ -38,7 +38,7 @@ from engine.prompt import (
 from engine.request import METHODS, Method
 from training.drawn_words import whole_words
 from training.grounding import Written
-from training.letter_heads import Pointer, answered_letters, pointers_of
+from training.letter_heads import Pointer, answered_letters, name_pointers, pointers_of
 from training.numbers import FreeNumber
 from training.phantoms import AnyTruth
 from training.place_forms import PlaceForm
@@ -249,7 +249,15 @@ class RecordWriter:
             written = form.answer(box_text(box.as_tuple(), seen_size(view)))
             boxes[len(parts) + 1] = box
             parts += [(form.before(name), 0.0, None), (f"{written}\n", PLACE_WEIGHT, None)]
-        return self._joined([*parts, (IM_END, 1.0, None)], (), boxes)
+        record = self._joined([*parts, (IM_END, 1.0, None)], (), boxes)
+        if not places:
+            return record
+        named = [
+            (range(written.begin, written.stop), name)
+            for written, (name, _, _) in zip(record.written, places, strict=True)
+        ]
+        texts = [self._text(token) for token in record.ids]
+        return replace(record, pointers=name_pointers(texts, named))
 
     def letters(
         self,

@@ -65,9 +65,9 @@ class Estimate:
 
 def rehearse_pretrain(config: PretrainConfig, report: Report) -> str:
     """Rehearses `training pretrain`; returns one sentence. The run's own folder is not touched."""
-    first, letters = config.first_layer, config.letters
+    first, looking = config.first_layer, config.looking
     parts = {part.name: part.steps for part in config.vision}
-    parts |= {"first": first.steps, "letters": letters.steps, "language": config.language}
+    parts |= {"first": first.steps, "looking": looking.steps, "language": config.language}
 
     def run(out: Path) -> None:
         small = replace(
@@ -77,7 +77,7 @@ def rehearse_pretrain(config: PretrainConfig, report: Report) -> str:
             validation=few(config.validation),
             vision=tuple(replace(p, steps=three_steps(p.steps)) for p in config.vision),
             first_layer=replace(first, steps=three_steps(first.steps)),
-            letters=replace(letters, steps=three_steps(letters.steps)),
+            looking=replace(looking, steps=three_steps(looking.steps)),
             language=three_steps(config.language),
         )
         pretrain(small, report)

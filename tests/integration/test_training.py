@@ -23,11 +23,12 @@ PART = """
   weights: {cover: 1.0, attributes: 1.0, edges: 1.0}
   image: {places: 1.0, centres: 1.0, answers: 1.0, boxes: 1.0}
 """
-FIRST = (
-    "{steps: {steps: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}, batch: 2}"
-)
+FIRST = "{steps: {steps: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}, SIZE}"
 # What comes before the language model learns any word.
-BEFORE = f"first_layer: {FIRST}\nletters: {FIRST}"
+BEFORE = (
+    f"first_layer: {FIRST.replace('SIZE', 'batch: 2')}\n"
+    f"looking: {FIRST.replace('SIZE', 'letters: 2, places: 2')}"
+)
 STEPS = "{steps: 2, batch: 2, learning_rate: 0.001, warmup: 1, save_every: 1, log_every: 1}"
 WORLD = "{count: 29, seed: 3, split: SPLIT, crops_per_target: 1, shard: 29, workers: 1}"
 MIX = (
@@ -162,7 +163,7 @@ def test_a_rehearsal_of_the_pretraining_touches_nothing_and_says_what_is_needed(
 
     said = capsys.readouterr()
     assert "The rehearsal works: the whole run will take about" in said.out
-    for part in ("first layer", "letters", "find", "language"):
+    for part in ("first layer", "where to look", "find", "language"):
         assert f"{part}: step 3/3" in said.err
     assert [file.name for file in tmp_path.iterdir()] == [Path(path).name]
 

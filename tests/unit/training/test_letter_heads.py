@@ -11,10 +11,11 @@ from engine.attention import register_row_attention
 from tests.unit.training.conftest import picture, question
 from training.batches import collate
 from training.config import ConfigError, build
+from training.corners import KeptCorners
 from training.counts import anchors
 from training.embedded import embedded_config, new_model
 from training.features import FeatureBank
-from training.language import MixConfig
+from training.grounding import GROUNDED_LAYER
 from training.language_loss import all_states, input_states
 from training.letter_heads import (
     ANSWERING_LAYER,
@@ -26,10 +27,12 @@ from training.letter_heads import (
     answered_letters,
     begin_copying,
     leave_room,
+    name_pointers,
     pointers_of,
 )
-from training.letters import LettersConfig, teach_letters
+from training.looking import LookingConfig, teach_to_look
 from training.network import batch_loss
+from training.phantoms.label_names import CHEST_LABELS
 from training.places import PlaceTerms
 from training.records import RecordWriter
 from training.world import WorldConfig, balanced_case, build_case
@@ -220,37 +223,71 @@ def test_a_model_that_was_not_run_has_no_such_loss() -> None:
         recorder.loss()
 
 
-def test_only_queries_and_keys_learn_where_to_look(begun, tokenizer, tmp_path) -> None:
+def test_only_what_looks_learns_where_to_look(begun, tokenizer, tmp_path) -> None:
     model = copy.deepcopy(begun)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     cases = [build_case(balanced_case(WorldConfig(seed=4), index), 1) for index in range(4)]
     steps = {"steps": 12, "learning_rate": 0.003, "warmup": 1, "save_every": 12, "log_every": 1}
-    teach_letters(
+    corners = KeptCorners(model.config.get_text_config().hidden_size, CHEST_LABELS)
+    teach_to_look(
         model,
         tokenizer,
-        build(LettersConfig, {"steps": steps, "batch": 2}),
-        MixConfig(zoom=1.0, probe=0.0, auto=0.0, real=0.0, words=0.5),
+        corners,
+        build(LookingConfig, {"steps": steps, "letters": 2, "places": 2}),
         cases,
         folder=tmp_path,
         seed=0,
         report=lambda _: None,
     )
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    wanted = {
+    heads = {
         f"model.language_model.layers.{layer}.self_attn.{part}_proj.{kind}"
         for layer in (LETTER_LAYER, MATCHING_LAYER, ANSWERING_LAYER)
         for part in "qk"
         for kind in ("weight", "bias")
     }
-    assert changed <= wanted
-    assert {name for name in wanted if name.endswith("q_proj.weight")} <= changed
+    between = {
+        name
+        for name in before
+        for layer in range(LETTER_LAYER + 1, GROUNDED_LAYER + 1)
+        if name.startswith(f"model.language_model.layers.{layer}.")
+    }
+    assert changed <= heads | between
+    wanted = ("q_proj.weight", "mlp.up_proj.weight", "v_proj.weight")
+    assert {name for name in heads | between if name.endswith(wanted)} <= changed
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line)["pointing"] for line in lines]
-    assert np.mean(found[-3:]) < 0.8 * np.mean(found[:3])
+    found = [json.loads(line) for line in lines]
+    for name in ("pointing", "grounding"):
+        values = [line[name] for line in found]
+        assert np.mean(values[-3:]) < 0.8 * np.mean(values[:3]), name
 
 
-def test_letters_are_learned_in_batches() -> None:
-    with pytest.raises(ConfigError, match="batch must be at least 1"):
-        build(LettersConfig, {"steps": {"steps": 1, "learning_rate": 0.1}, "batch": 0})
+@pytest.mark.parametrize(
+    ("setting", "refused"),
+    [
+        ({"letters": 0}, "letters must be at least 1"),
+        ({"places": 0}, "places must be at least 1"),
+        ({"boxes": 0}, "boxes must be at least 1"),
+        ({"words": -0.1}, "words must lie in 0 to 1"),
+        ({"called": 1.5}, "called must lie in 0 to 1"),
+    ],
+)
+def test_looking_is_learned_of_something(setting: dict[str, float], refused: str) -> None:
+    with pytest.raises(ConfigError, match=refused):
+        build(LookingConfig, {"steps": {"steps": 1, "learning_rate": 0.1}, **setting})
+
+
+def test_what_writes_a_box_looks_at_its_name() -> None:
+    """By hand: both words of "left lung", the last one of "heart", each where it stood last."""
+    texts = ["<|vision_start|>", "<|image_pad|>", " left", " lung", "?", " [", "1", "]", " heart"]
+    texts += [" lung", " heart", "?", " [", "2", "]"]
+    nothing, last, before = name_pointers(
+        texts, [(range(5, 7), "left lung"), (range(12, 14), "heart")]
+    )
+    assert (nothing.head, nothing.tokens, nothing.seen) == (-1, (1,), (0,))
+    assert (last.head, last.tokens, last.seen) == (0, (5, 6, 12, 13), (3, 3, 10, 10))
+    assert (before.head, before.tokens, before.seen) == (1, (5, 6), (2, 2))
+    with pytest.raises(ValueError, match="'trachea' does not stand before its box"):
+        name_pointers(texts, [(range(5, 7), "trachea")])

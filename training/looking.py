@@ -1,0 +1,163 @@
+"""The language model is taught where to look, before it learns any word.
+
+Where letters stand (`training.letter_heads`); and what a box is of, and where that lies in the
+image (`training.grounding`). A box is copied from what is looked at, so that until attention lies
+on it nothing can be learned of coordinates. Beside words this took thousands of steps: the heads
+that look at boxes are two layers above the words that say of what, nothing told the layers between
+to bring these up, and so each head came to look at one structure whatever was asked for.
+
+In the layers that find letters only queries and keys move: what the heads copy stays a copy while
+they do not find anything yet. The layers between the first and the one that looks at boxes move as
+a whole, and with them what it makes of a box, the coordinate that comes next (`training.corners`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+
+from engine.attention import register_row_attention
+from training.batches import collate
+from training.corners import KeptCorners
+from training.counts import counts_keeper
+from training.dense_warmup import HEAD_RATE
+from training.features import FeatureBank
+from training.grounding import GROUNDED_LAYER, BoxAttention, together
+from training.language import MixConfig, asked_for_letters, drawn_places, letter_record
+from training.language_loss import all_states
+from training.letter_heads import (
+    ANSWERING_LAYER,
+    LETTER_LAYER,
+    MATCHING_LAYER,
+    PointerAttention,
+)
+from training.loop import (
+    PartLoss,
+    Report,
+    Stage,
+    StepsConfig,
+    prefixed,
+    run_stage,
+    whole_steps,
+)
+from training.records import RecordWriter
+from training.world import Case
+
+# Weight of what tokens are to point at, beside the attention that is to lie on boxes.
+POINTING_WEIGHT: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookingConfig:
+    """How the language model is taught where to look.
+
+    Attributes:
+        steps: optimiser and schedule.
+        letters: records a step that ask for letters.
+        words: of these, the share whose options are words drawn from the vocabulary.
+        places: records a step that ask for boxes.
+        boxes: that such a record asks for.
+        called: of these, the share that is written as an argument of a function.
+    """
+
+    steps: StepsConfig
+    letters: int = 8
+    words: float = 0.5
+    places: int = 16
+    boxes: int = 8
+    called: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("letters", "places", "boxes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("words", "called"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie in 0 to 1, not {getattr(self, name)}.")
+
+
+def teach_to_look(
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    corners: KeptCorners,
+    config: LookingConfig,
+    cases: Sequence[Case],
+    *,
+    folder: Path,
+    seed: int,
+    report: Report,
+) -> None:
+    """Trains queries and keys that find letters, and the layers that look at boxes.
+
+    Args:
+        model: whose heads begin as copies (`letter_heads.begin_copying`); its kernel of attention
+            is exchanged for one that a recorder can watch.
+        tokenizer: of the model.
+        corners: readings of places, which are trained as well.
+        config: schedule.
+        cases: phantoms, with their truth.
+        folder: of the state and the metrics.
+        seed: of batches and exposures.
+        report: takes lines of progress.
+    """
+    model.set_attn_implementation(register_row_attention())
+    bank = FeatureBank(model, seed)
+    bank.add([case.view for case in cases], variants=1)
+    writer = RecordWriter(tokenizer)
+    # Behind the whole image alone: its crops are not encoded here.
+    mix = MixConfig(zoom=0.0, probe=0.0, auto=0.0, real=0.0, words=config.words)
+
+    def loss_at(step: int) -> PartLoss:
+        rng = np.random.default_rng([seed, 6, step])
+        drawn = [cases[i] for i in rng.integers(len(cases), size=config.letters + config.places)]
+        records = [
+            letter_record(asked_for_letters(case, rng), mix, writer, rng)
+            for case in drawn[: config.letters]
+        ]
+        for case in drawn[config.letters :]:
+            assert case.truth is not None
+            asked = drawn_places(case.truth, config.boxes, config.called, rng)
+            records.append(writer.short_answers([], case.view, asked))
+        batch = collate(records, bank, tokenizer, rng)
+        pointers, boxes = PointerAttention(batch.pointers), BoxAttention(batch.looks)
+        states = all_states(model, batch, between=True, recorder=together(pointers, boxes))
+        images = batch.ids == model.config.image_token_id
+        terms = {
+            "pointing": pointers.loss() / len(records),
+            "grounding": boxes.loss() / sum(len(look.tokens) for look in batch.looks),
+            "corners": corners(states, images, batch.views, batch.looks),
+        }
+        loss = POINTING_WEIGHT * terms["pointing"] + terms["grounding"] + terms["corners"]
+        return loss, {name: float(term.detach()) for name, term in terms.items()}
+
+    layers: Any = model.model.language_model.layers
+    attentions = [
+        layers[number].self_attn for number in (LETTER_LAYER, MATCHING_LAYER, ANSWERING_LAYER)
+    ]
+    modules: dict[str, nn.Module] = {
+        "heads": nn.ModuleList([part for a in attentions for part in (a.q_proj, a.k_proj)]),
+        "layers": nn.ModuleList(layers[LETTER_LAYER + 1 : GROUNDED_LAYER + 1]),
+    }
+    trained = {id(p) for module in modules.values() for p in module.parameters()}
+    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        stage = Stage(
+            folder=folder,
+            modules=modules | {"corners": corners},
+            config=config.steps,
+            parts_at=whole_steps(loss_at),
+            readings={"corners": HEAD_RATE},
+            after_step=counts_keeper(model, tokenizer),
+        )
+        run_stage(stage, prefixed(report, "where to look"))
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
