@@ -2,8 +2,12 @@
 
 MedVR learns where to look by reinforcement (arXiv 2604.08203); what it begins with must be able
 to call the tool, or it would never try. Here every call holds a box drawn at random, and the words
-before it say nothing of any place. There are two ways:
+before it say nothing of any place. There are three ways:
 
+- `mix.calls: drawn`: the random coordinates are learned as they are, and the crop shows what is
+  asked about, whatever the call says. So reading a crop is learned, and calls go anywhere. Boxes
+  that are asked for outside of calls may go on being learned beside (`mix.places`): what calls have
+  to find out is that these are the ones to write.
 - `mix.calls: given`: all that is learned of a call's coordinates is that they are numbers which
   make a box (`training.numbers.free_losses`), and the crop shows what is asked about, whatever the
   call says. Reading a crop is learned; which numbers the model writes is what it makes of boxes
@@ -58,7 +62,7 @@ def check_boxes(
     Raises:
         ValueError: see `check_blind`; or phantoms are validated with other boxes.
     """
-    if train.boxes == "random" or mix.calls == "given":
+    if train.boxes == "random" or mix.calls != "learned":
         check_blind(mix, language.corners, language.grounding)
     if train.boxes != validation.boxes:
         raise ValueError(

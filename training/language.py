@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -18,11 +17,9 @@ from training.phantoms import AnyTruth
 from training.place_forms import PlaceForm, drawn_form
 from training.questions import Question, lung_questions, questions_for
 from training.real_images import RealRadiograph, real_picture, shifted_view
-from training.records import Form, Record, RecordWriter
+from training.records import Form, Record, RecordWriter, ZoomCalls
 from training.reports import REPORT_QUESTIONS, places_of
 from training.world import CROP_PADDING, Case, Picture, jittered, resized
-
-ZoomCalls = Literal["learned", "given"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,8 +134,8 @@ class MixConfig:
         letters: records a step, beside the batch, that only ask for letters of given answers.
         words: of these, the share whose options are words drawn from the vocabulary
             (`training.drawn_words`).
-        calls: whether the coordinates of zooms are `learned`, or drawn at random and `given`
-            (`training.cold_start`).
+        calls: whether the coordinates of zooms are `learned`; or drawn at random, and `given` or
+            learned as they were `drawn` (`training.cold_start`).
         probe: of records that answer at once (belief probes).
         auto: of the records whose prompt leaves the choice to the model: of those that answer or
             zoom as the question needs it, and of all with a latent segment, which it then opens.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
@@ -46,9 +47,14 @@ from training.loop import (
     run_stage,
     whole_steps,
 )
+from training.materials import Materials
 from training.records import RecordWriter
 from training.world import Case
 
+# Phantoms in which it is learned.
+MOST_PHANTOMS: Final = 1000
+# Of validation phantoms, at the end.
+VALIDATION_BATCHES: Final = 8
 # Weight of what tokens are to point at, beside the attention that is to lie on boxes.
 POINTING_WEIGHT: Final = 0.3
 
@@ -87,7 +93,7 @@ def teach_to_look(
     tokenizer: PreTrainedTokenizerBase,
     corners: KeptCorners,
     config: LookingConfig,
-    cases: Sequence[Case],
+    materials: Materials,
     *,
     folder: Path,
     seed: int,
@@ -101,20 +107,20 @@ def teach_to_look(
         tokenizer: of the model.
         corners: readings of places, which are trained as well.
         config: schedule.
-        cases: phantoms, with their truth.
+        materials: phantoms; on the validation ones what was learned is logged at the end.
         folder: of the state and the metrics.
         seed: of batches and exposures.
         report: takes lines of progress.
     """
     model.set_attn_implementation(register_row_attention())
+    cases, held = materials.train[:MOST_PHANTOMS], materials.validation[:MOST_PHANTOMS]
     bank = FeatureBank(model, seed)
-    bank.add([case.view for case in cases], variants=1)
+    bank.add([case.view for case in (*cases, *held)], variants=1)
     writer = RecordWriter(tokenizer)
     # Behind the whole image alone: its crops are not encoded here.
     mix = MixConfig(zoom=0.0, probe=0.0, auto=0.0, real=0.0, words=config.words)
 
-    def loss_at(step: int) -> PartLoss:
-        rng = np.random.default_rng([seed, 6, step])
+    def loss_of(cases: Sequence[Case], rng: np.random.Generator) -> PartLoss:
         drawn = [cases[i] for i in rng.integers(len(cases), size=config.letters + config.places)]
         records = [
             letter_record(asked_for_letters(case, rng), mix, writer, rng)
@@ -136,6 +142,19 @@ def teach_to_look(
         loss = POINTING_WEIGHT * terms["pointing"] + terms["grounding"] + terms["corners"]
         return loss, {name: float(term.detach()) for name, term in terms.items()}
 
+    def loss_at(step: int) -> PartLoss:
+        return loss_of(cases, np.random.default_rng([seed, 6, step]))
+
+    @torch.no_grad()
+    def scores(_: int) -> dict[str, float]:
+        found = [
+            loss_of(held, np.random.default_rng([seed, 7, number]))[1]
+            for number in range(VALIDATION_BATCHES)
+        ]
+        return {
+            f"validation {name}": float(np.mean([one[name] for one in found])) for name in found[0]
+        }
+
     layers: Any = model.model.language_model.layers
     attentions = [
         layers[number].self_attn for number in (LETTER_LAYER, MATCHING_LAYER, ANSWERING_LAYER)
@@ -154,6 +173,7 @@ def teach_to_look(
             modules=modules | {"corners": corners},
             config=config.steps,
             parts_at=whole_steps(loss_at),
+            evaluate=scores,
             readings={"corners": HEAD_RATE},
             after_step=counts_keeper(model, tokenizer),
         )

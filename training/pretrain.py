@@ -68,8 +68,6 @@ from training.world import (
     WorldConfig,
 )
 
-# Phantoms in which looking is learned.
-MOST_LOOKED_AT: Final = 1000
 # Weights of the warm-up whose heads `attend_to_findings` reads.
 _READINGS: Final = (
     ("weights", "cover"),
@@ -224,7 +222,7 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
         tokenizer,
         kept,
         config.looking,
-        materials.train[:MOST_LOOKED_AT],
+        materials,
         folder=config.out / "looking",
         seed=config.seed,
         report=report,

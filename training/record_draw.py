@@ -55,12 +55,12 @@ class RecordDraw:
         seed: int,
     ) -> None:
         self._cases, self._own = materials.train, materials.own_train
-        self._aside = mix.calls == "given" or any(case.blind for case in self._cases)
+        self._aside = mix.calls != "learned" or any(case.blind for case in self._cases)
         if self._aside:
             check_blind(mix)
         self._mix, self._latents = mix, latents
         self._real = real_cases(materials.real_train, real_variants, seed)
-        self._writer = RecordWriter(tokenizer, given_boxes=mix.calls == "given")
+        self._writer = RecordWriter(tokenizer, calls=mix.calls)
         if mix.words and len(self._writer.words) < DRAWN_OPTIONS:
             raise ValueError(
                 f"mix.words needs a tokenizer of at least {DRAWN_OPTIONS} whole words: set it to 0."

@@ -65,6 +65,7 @@ SHORT_ANSWERS: Final = "Answer every question in a few words."
 _UNNAMED: Final = ("yes", "no", "none")
 _COORDINATES: Final = re.compile(r"(\[[0-9, ]+\])")
 
+ZoomCalls = Literal["learned", "given", "drawn"]
 Form = Literal["direct", "latent", "zoom", "early", "after_latent", "before_zoom", "after_zoom"]
 
 
@@ -97,13 +98,13 @@ class RecordWriter:
 
     Args:
         tokenizer: of the model.
-        given_boxes: whether the coordinates of zooms are given, and all that is learned of them is
-            that they are numbers.
+        calls: what is learned of the coordinates of zooms: that they name what is asked about
+            (`learned`), that they are numbers (`given`), or the numbers alone (`drawn`).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, given_boxes: bool = False) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, calls: ZoomCalls = "learned") -> None:
         self._tokenizer = tokenizer
-        self._given_boxes = given_boxes
+        self._calls = calls
         self._texts: dict[int, str] = {}
 
     @cached_property
@@ -165,9 +166,9 @@ class RecordWriter:
             if crop is None or target is None:
                 raise ValueError(f"A record of the form {form!r} needs a crop and its box.")
             learned = 1.0 if form == "zoom" else 0.0
-            if self._given_boxes:
+            if self._calls == "given":
                 given = len(parts), view
-            elif learned:
+            elif learned and self._calls == "learned":
                 boxes = {len(parts): target}
             parts += [(_call(question, target, view), learned, None)]
             parts += [(tool_response_text(), 0.0, crop)]

@@ -29,7 +29,7 @@ from training.phantoms.truth import seed_for
 from training.pretrain import PretrainConfig
 from training.questions import LOOK_CLOSER, QuestionCase, case_for
 from training.record_draw import RecordDraw
-from training.records import Record, RecordWriter, seen_box
+from training.records import Record, RecordWriter, ZoomCalls, seen_box
 from training.sft import FinetuneConfig
 from training.world import Case, build_case, load_cases, random_box, save_cases
 
@@ -259,7 +259,7 @@ def test_what_has_no_crop_is_not_sent_aside(seeing: Case) -> None:
 
 
 def test_nothing_is_learned_from_given_coordinates_alone(seeing: Case, tokenizer) -> None:
-    writer = RecordWriter(tokenizer, given_boxes=True)
+    writer = RecordWriter(tokenizer, calls="given")
     mix = replace(MIX, calls="given")
     drawn = [blind_record(seeing, mix, writer, np.random.default_rng(seed)) for seed in range(60)]
     zooms = [record for record in drawn if len(record.pictures) == 2]
@@ -284,8 +284,33 @@ def test_nothing_is_learned_from_given_coordinates_alone(seeing: Case, tokenizer
         assert [one.most for one in record.free] == [width - 1, height - 1, width, height]
 
 
-def test_the_draw_of_a_given_cold_start_sends_everything_aside(seeing: Case, tokenizer) -> None:
-    mix = replace(MIX, calls="given", letters=40)
+def test_drawn_coordinates_are_learned_and_the_crop_shows_what_is_asked_about(
+    seeing: Case, tokenizer
+) -> None:
+    writer = RecordWriter(tokenizer, calls="drawn")
+    mix = replace(MIX, calls="drawn")
+    drawn = [blind_record(seeing, mix, writer, np.random.default_rng(seed)) for seed in range(60)]
+    zooms = [record for record in drawn if len(record.pictures) == 2]
+    assert len(zooms) > 15
+    true = [crop for crops in seeing.crops.values() for crop in crops]
+    boxes = set()
+    for record in zooms:
+        # No attention is asked to lie on such a box, and no number is as good as any other.
+        assert record.written == record.free == ()
+        assert any(record.pictures[1] is crop for crop in true)
+        (box,) = called(tokenizer.decode(record.ids))
+        boxes.add(box)
+        pairs = zip(record.ids, record.weights, strict=True)
+        numbers = [weight for token, weight in pairs if tokenizer.decode([token]) == str(box[0])]
+        assert 1.0 in numbers
+    assert len(boxes) > 10
+
+
+@pytest.mark.parametrize("calls", ["given", "drawn"])
+def test_the_draw_of_a_cold_start_sends_everything_aside(
+    seeing: Case, tokenizer, calls: ZoomCalls
+) -> None:
+    mix = replace(MIX, calls=calls, letters=40)
     with pytest.raises(ValueError, match=r"mix\.report must be 0"):
         RecordDraw(Materials([seeing], [], [], []), replace(mix, report=0.2), tokenizer, None, 1, 0)
     draw = RecordDraw(Materials([seeing], [], [], []), mix, tokenizer, None, 1, 0)
@@ -297,7 +322,7 @@ def test_the_draw_of_a_given_cold_start_sends_everything_aside(seeing: Case, tok
 
 def test_the_loss_of_a_record_asks_for_any_box(seeing: Case, tokenizer, model) -> None:
     """Weighed by hand: what is free costs the probability of everything that is allowed."""
-    writer = RecordWriter(tokenizer, given_boxes=True)
+    writer = RecordWriter(tokenizer, calls="given")
     asked = Asked(seeing.asked, seeing.view, seeing.crops)
     asked = aside(asked, seeing, np.random.default_rng(1))
     (target,) = asked.crops

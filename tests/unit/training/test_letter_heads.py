@@ -31,6 +31,7 @@ from training.letter_heads import (
     pointers_of,
 )
 from training.looking import LookingConfig, teach_to_look
+from training.materials import Materials
 from training.network import batch_loss
 from training.phantoms.label_names import CHEST_LABELS
 from training.places import PlaceTerms
@@ -235,7 +236,7 @@ def test_only_what_looks_learns_where_to_look(begun, tokenizer, tmp_path) -> Non
         tokenizer,
         corners,
         build(LookingConfig, {"steps": steps, "letters": 2, "places": 2}),
-        cases,
+        Materials(cases, cases[:2], [], []),
         folder=tmp_path,
         seed=0,
         report=lambda _: None,
@@ -258,7 +259,8 @@ def test_only_what_looks_learns_where_to_look(begun, tokenizer, tmp_path) -> Non
     assert {name for name in heads | between if name.endswith(wanted)} <= changed
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line) for line in lines]
+    *found, at_the_end = [json.loads(line) for line in lines]
+    assert at_the_end["validation grounding"] > 0
     for name in ("pointing", "grounding"):
         values = [line[name] for line in found]
         assert np.mean(values[-3:]) < 0.8 * np.mean(values[:3]), name
