@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="score a checkpoint on a benchmark")
     evaluate.add_argument(
         "--benchmark",
-        choices=("phantoms", "lungs", "records", "distribution", "places", "letters"),
+        choices=("phantoms", "lungs", "records", "distribution", "places", "letters", "boxes"),
         default="phantoms",
     )
     evaluate.add_argument("--modality", choices=MODALITIES, default=CHEST, help="of the phantoms")

@@ -30,9 +30,18 @@ from engine.request import (
 from engine.trace import OutOfDistribution, RunStarted, Trace
 from engine.trace_io import write_trace
 from training.accelerated import Accelerated
+from training.box_scores import asked_boxes
 from training.letter_scores import letter_hits
 from training.out_of_distribution import area_under_curve
-from training.outcomes import EvaluationError, Outcome, outcome_of, summary, wilson_interval
+from training.outcomes import (
+    EvaluationError,
+    Outcome,
+    bootstrap_interval,
+    mean_of,
+    outcome_of,
+    summary,
+    wilson_interval,
+)
 from training.own_records import read_records
 from training.phantoms import CHEST, to_view8
 from training.prompts import Prompt, phantom_image
@@ -258,12 +267,8 @@ def run_benchmark(options: argparse.Namespace, report: Callable[[str], None]) ->
     if options.traces:
         options.traces.mkdir(parents=True, exist_ok=True)
     engine = Engine.load(options.checkpoint)
-    if options.benchmark == "distribution":
-        return _distribution(engine, options, report)
-    if options.benchmark == "places":
-        return _places(engine, options, report)
-    if options.benchmark == "letters":
-        return _letters(engine, options, report)
+    if options.benchmark in _WITHOUT_RUNS:
+        return _WITHOUT_RUNS[options.benchmark](engine, options, report)
     asked = _BENCHMARKS[options.benchmark](options)
     outcomes = []
     runs = asked_in_turn(engine, asked, config)
@@ -383,6 +388,7 @@ _NOT_OF: Final = {
     ),
     "places": _OF_NO_RUN,
     "letters": _OF_NO_RUN,
+    "boxes": _OF_NO_RUN,
 }
 
 
@@ -437,11 +443,40 @@ def _places(engine: Engine, options: argparse.Namespace, report: Callable[[str],
     return "\n".join(lines) + "\n"
 
 
-def _letters(engine: Engine, options: argparse.Namespace, report: Callable[[str], None]) -> str:
-    """How often the letter is right where the reasoning is given."""
+def _cases(options: argparse.Namespace, report: Callable[[str], None]) -> list[Case]:
+    """As many phantoms as are asked for, without crops."""
     world = WorldConfig(count=options.limit, seed=options.seed, split=options.split)
     cases = [build_case(balanced_case(world, number), 0) for number in range(options.limit)]
     report(f"{len(cases)} phantoms of the {options.split} split drawn")
+    return cases
+
+
+def _boxes(engine: Engine, options: argparse.Namespace, report: Callable[[str], None]) -> str:
+    """How well boxes are written, and looked at, that are asked for outside of zooms."""
+    try:
+        found = asked_boxes(engine.loaded, _cases(options, report))
+    except ValueError as error:
+        raise EvaluationError(str(error)) from error
+    result: dict[str, Any] = {}
+    for group in ("findings", "organs"):
+        boxes = [one for one in found if one.finding == (group == "findings")]
+        overlaps = [one.overlap for one in boxes]
+        result[group] = {
+            "mean_iou": mean_of(overlaps),
+            "mean_iou_ci95": bootstrap_interval(overlaps),
+            "attention": mean_of(one.attention for one in boxes),
+            "boxes": len(boxes),
+        }
+    result["mean_iou"] = {
+        name: mean_of(one.overlap for one in found if one.name == name)
+        for name in sorted({one.name for one in found})
+    }
+    return json.dumps(result) + "\n" if options.json else _lines(result)
+
+
+def _letters(engine: Engine, options: argparse.Namespace, report: Callable[[str], None]) -> str:
+    """How often the letter is right where the reasoning is given."""
+    cases = _cases(options, report)
     hits = letter_hits(engine.loaded, cases, options.seed)
     right, count = (sum(pair[place] for pair in hits.values()) for place in (0, 1))
     result = {
@@ -451,6 +486,15 @@ def _letters(engine: Engine, options: argparse.Namespace, report: Callable[[str]
         "counts": {"letters": count, **{family: of[1] for family, of in sorted(hits.items())}},
     }
     return json.dumps(result) + "\n" if options.json else _lines(result)
+
+
+# Of the model, and not of runs.
+_WITHOUT_RUNS: Final = {
+    "distribution": _distribution,
+    "places": _places,
+    "letters": _letters,
+    "boxes": _boxes,
+}
 
 
 def _judged(engine: Engine, image: DisplayImage) -> OutOfDistribution | None:

@@ -132,6 +132,11 @@ class BoxAttention:
             )
             self._masses.append(weights[..., look.seen].sum(-1).flatten(0, 1))
 
+    @property
+    def masses(self) -> tuple[torch.Tensor, ...]:
+        """Share of the attention that lies on each box, `(H, N)`: of its tokens, by head."""
+        return tuple(self._masses)
+
     def loss(self) -> torch.Tensor:
         """Minus the logarithm of the mean mass over heads, added over looking tokens; a scalar.
 

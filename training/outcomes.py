@@ -290,13 +290,13 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             name: list(wilson_interval(right[name], len(group))) for name, group in groups.items()
         },
         "counts": {name: len(group) for name, group in groups.items()},
-        "invalid_rate": _mean(not outcome.valid for outcome in outcomes),
-        "mean_iou": _mean(overlaps),
+        "invalid_rate": mean_of(not outcome.valid for outcome in outcomes),
+        "mean_iou": mean_of(overlaps),
         "mean_iou_count": len(overlaps),
-        "mean_iou_ci95": _bootstrap(overlaps),
-        "anatomy_mean_iou": _mean(anatomy),
+        "mean_iou_ci95": bootstrap_interval(overlaps),
+        "anatomy_mean_iou": mean_of(anatomy),
         "anatomy_mean_iou_count": len(anatomy),
-        "anatomy_mean_iou_ci95": _bootstrap(anatomy),
+        "anatomy_mean_iou_ci95": bootstrap_interval(anatomy),
         **_pointing_games(outcomes),
         "findings": _pointing_games(
             [outcome for outcome in outcomes if outcome.family not in ANATOMY_FAMILIES]
@@ -306,16 +306,16 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "zoom_entropy": entropy_against_overlap(
             (outcome.family, outcome.coordinates_nats, outcome.overlap) for outcome in outcomes
         ),
-        "zooms_per_question": _mean(outcome.zooms for outcome in outcomes),
-        "failed_calls_per_question": _mean(outcome.failed_calls for outcome in outcomes),
-        "seconds_per_question": _mean(outcome.seconds for outcome in outcomes),
+        "zooms_per_question": mean_of(outcome.zooms for outcome in outcomes),
+        "failed_calls_per_question": mean_of(outcome.failed_calls for outcome in outcomes),
+        "seconds_per_question": mean_of(outcome.seconds for outcome in outcomes),
     }
 
 
 def _pointing_games(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Shares of `_POINTING`, None where no question tells one, and how many questions there are."""
     shares = {
-        name: _mean(value for o in outcomes if (value := getattr(o, field)) is not None)
+        name: mean_of(value for o in outcomes if (value := getattr(o, field)) is not None)
         for name, field in _POINTING.items()
     }
     count = sum(outcome.reachable is not None for outcome in outcomes)
@@ -361,7 +361,7 @@ def _by_overlap(outcomes: Sequence[Outcome]) -> list[dict[str, Any]] | None:
         groups.append(
             {
                 "from": least,
-                "accuracy": _mean(right),
+                "accuracy": mean_of(right),
                 "ci95": list(wilson_interval(sum(right), len(right))),
                 "count": len(right),
             }
@@ -428,12 +428,13 @@ def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[places], dtype=np.float64)
 
 
-def _mean(values: Iterable[float]) -> float | None:
+def mean_of(values: Iterable[float]) -> float | None:
+    """Their mean; None of none."""
     listed = [float(value) for value in values]
     return sum(listed) / len(listed) if listed else None
 
 
-def _bootstrap(values: Sequence[float], rounds: int = ROUNDS) -> list[float] | None:
+def bootstrap_interval(values: Sequence[float], rounds: int = ROUNDS) -> list[float] | None:
     """Percentile bootstrap 95% interval of a mean (fixed seed)."""
     if not values:
         return None

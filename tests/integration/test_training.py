@@ -218,6 +218,26 @@ def test_tokens_know_their_place_behind_the_layer_that_counts(
     assert "score them on others" in capsys.readouterr().err
 
 
+def test_boxes_of_the_shipped_checkpoint_lie_where_it_looks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = str(ROOT / "assets" / "checkpoints" / "base")
+    arguments = ["evaluate", "--benchmark", "boxes", "--checkpoint", base, "--limit", "12"]
+    arguments += ["--split", "validation", "--seed", "1"]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    # Both lungs and the heart, in two forms.
+    assert found["organs"]["boxes"] == 12 * 3 * 2
+    assert found["organs"]["mean_iou"] > 0.6
+    means = [found["mean_iou"][name] for name in ("heart", "left lung", "right lung")]
+    assert found["organs"]["mean_iou"] == pytest.approx(sum(means) / 3)
+    low, high = found["findings"]["mean_iou_ci95"]
+    assert 0.3 < low < found["findings"]["mean_iou"] < high
+    assert found["findings"]["attention"] > 0.8
+    assert main(arguments) == 0
+    assert "findings" in capsys.readouterr().out
+
+
 def test_letters_of_the_shipped_checkpoint_follow_from_its_reasoning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -11,12 +11,12 @@ from training.outcomes import (
     ANATOMY_FAMILIES,
     TEXT_ONLY_FAMILIES,
     Outcome,
-    _bootstrap,
     _Peak,
     _peak,
     _pointed,
     _pointed_between,
     _touched,
+    bootstrap_interval,
     coordinates_nats,
     spearman,
     summary,
@@ -176,8 +176,8 @@ def test_nothing_to_point_at_is_no_number() -> None:
 
 
 def test_bootstrap_holds_the_mean_and_narrows() -> None:
-    few = _bootstrap([0.0, 1.0] * 10)
-    many = _bootstrap([0.0, 1.0] * 1000)
+    few = bootstrap_interval([0.0, 1.0] * 10)
+    many = bootstrap_interval([0.0, 1.0] * 1000)
     assert few is not None
     assert many is not None
     assert few[0] < 0.5 < few[1]
