@@ -29,6 +29,7 @@ from training.accelerated import Accelerated
 from training.adapters import AdapterConfig, add_adapter
 from training.cold_start import check_boxes
 from training.config import ConfigError
+from training.corner_readings import learn_to_read
 from training.counts import counts_keeper
 from training.dense_warmup import HEAD_RATE
 from training.evaluate import ASKED_BUDGETS, AskConfig, greedy_scores
@@ -41,6 +42,7 @@ from training.materials import Materials, load_materials
 from training.metrics import require_tensorboard
 from training.network import LanguageNetwork, part_losses, planned
 from training.own_records import RecordsConfig, asked_of_records, read_records
+from training.places import PlaceTerms
 from training.pretrain import FeatureConfig, calibrated, place_terms
 from training.prompts import PromptConfig, PromptPool
 from training.record_draw import RecordDraw
@@ -333,10 +335,9 @@ def train(
     draw.register(bank, config.features.view_variants)
     if tuning.evaluate_every:
         unseen.register(bank, 1)
-    places = place_terms(tuned.model, tuned.tokenizer, config.language, materials)
-    if places.corners is not None:
-        places.corners.to(processes.device)
     tuned.model.to(processes.device)  # type: ignore[arg-type]
+    said = report if processes.is_main else lambda _: None
+    places = places_to_keep(config, tuned, materials, said)
     if processes.is_sharded and kind is FeatureBank:
         # Once its weights are spread, no process can run the tower by itself.
         bank.encode_all()
@@ -396,6 +397,21 @@ def train(
     )
     run_stage(stage, prefixed(report, "language"), processes)
     return network
+
+
+def places_to_keep(
+    config: FinetuneConfig, tuned: Tuned, materials: Materials, report: Report
+) -> PlaceTerms:
+    """What the stage asks of places, its readings learned on what the model makes of them now."""
+    places = place_terms(tuned.model, tuned.tokenizer, config.language, materials)
+    if places.corners is not None:
+        places.corners.to(tuned.model.device)
+        if materials.train:
+            error = learn_to_read(
+                tuned.model, tuned.tokenizer, places.corners, materials.train, config.seed
+            )
+            report(f"Places can be read to {error:.3f} sides of their box to begin with.")
+    return places
 
 
 def question_scores(
