@@ -63,7 +63,7 @@ def learn_to_read(
             states = all_states(model, batch, between=True)
         seen.append((states, batch.ids == model.config.image_token_id, batch.views, batch.looks))
     optimizer = torch.optim.AdamW(corners.parameters(), lr=_RATE, weight_decay=0.0)
-    losses = []
+    losses: list[float] = []
     for number in range(_ROUNDS):
         for group in optimizer.param_groups:
             group["lr"] = _RATE * (1 - number / _ROUNDS)
