@@ -43,15 +43,15 @@ def answer(
 
 def test_the_margin_is_seen_in_the_crop_alone(base: Engine) -> None:
     sample = INDEX[0]
-    # There is a nodule in the left lung, too; the question is about this one.
-    assert "right lung" in sample["question"]
-    assert sample["truth"].startswith("nodule (right upper zone; smooth,")
+    # There is a nodule in the right lung, too; the question is about this one.
+    assert "left lung" in sample["question"]
+    assert "nodule (left lower zone; spiculated," in sample["truth"]
     looked, trace = answer(base, sample, "zoom")
 
-    assert looked == "smooth"
+    assert looked == "spiculated"
     assert len(trace.regrounds) == 1
-    assert answer(base, sample, "direct")[0] != "smooth"
-    assert answer(base, sample, "zoom", without=(1,))[0] != "smooth"
+    assert answer(base, sample, "direct")[0] != "spiculated"
+    assert answer(base, sample, "zoom", without=(1,))[0] != "spiculated"
 
 
 @pytest.mark.parametrize("sample", INDEX[1:], ids=lambda sample: sample["file"])
