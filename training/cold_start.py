@@ -80,8 +80,8 @@ def check_blind(mix: MixConfig, corners: float = 0.0, grounding: float = 0.0) ->
         grounding: weight of attention on boxes that are written (`training.grounding`).
 
     Raises:
-        ValueError: the mix has a share of one, or the corners have a weight; or attention is to lie
-            on boxes that nobody can know.
+        ValueError: the mix has a share of one; or random boxes are learned, and corners have a
+            weight, or attention is to lie on boxes that nobody can know.
     """
     # Boxes that are asked for are no step: where they are learned elsewhere, they may go on.
     telling = [name for name in _TELLING if name != "places" or mix.calls == "learned"]
@@ -91,10 +91,11 @@ def check_blind(mix: MixConfig, corners: float = 0.0, grounding: float = 0.0) ->
                 f"mix.{name} must be 0 where the boxes of zooms are random: its records tell where "
                 "things are."
             )
-    if corners:
+    # As are places: what is known of them outside of calls may be kept.
+    if corners and mix.calls == "learned":
         raise ValueError(
-            "language.corners must be 0 where the boxes of zooms are random: true boxes would "
-            "teach where things are."
+            "language.corners must be 0 where random boxes are learned: true boxes would teach "
+            "where things are."
         )
     if grounding and mix.calls == "learned":
         raise ValueError(

@@ -168,7 +168,6 @@ def test_what_tells_is_refused(tokenizer) -> None:
     [
         ("mix.closeup=0.1", "mix.closeup"),
         ("mix.report=0.1", "mix.report"),
-        ("language.corners=0.3", "language.corners"),
     ],
 )
 def test_what_tells_is_refused_before_anything_is_drawn(override: str, said: str) -> None:
@@ -185,7 +184,12 @@ def test_what_tells_is_refused_before_anything_is_drawn(override: str, said: str
         load_config(FinetuneConfig, path, [SEEING, *RANDOM])
     with pytest.raises(ConfigError, match=r"language\.grounding must be 0"):
         load_config(FinetuneConfig, path, [SEEING, *RANDOM, *NO_PLACES])
-    load_config(FinetuneConfig, path, [SEEING, *RANDOM, *NO_PLACES, "language.grounding=0"])
+    blind = [SEEING, *RANDOM, *NO_PLACES, "language.grounding=0"]
+    load_config(FinetuneConfig, path, blind)
+    # So are corners, which keep what is known of places outside of calls.
+    load_config(FinetuneConfig, path, ["language.corners=0.3"])
+    with pytest.raises(ConfigError, match=r"language\.corners must be 0"):
+        load_config(FinetuneConfig, path, [*blind, "language.corners=0.3"])
     with pytest.raises(ConfigError, match=r"validation\.boxes must be the same"):
         load_config(FinetuneConfig, path, RANDOM[:1])
 
