@@ -109,11 +109,12 @@ def _written(
         columns.append(listed)
     boxes = BoxAttention(batch.looks)
     for number in range(4):
-        # The last pass takes the attention: behind it all that is written is there.
-        states = all_states(model, replace(batch, ids=ids), recorder=boxes)[-1]
+        states = all_states(model, replace(batch, ids=ids))[-1]
         before = torch.stack([states[row, columns[row][number] - 1] for row in rows])
         for row, token in enumerate(model.lm_head(before).argmax(-1).tolist()):
             ids[row, columns[row][number]] = token
+    # Once more, with all that was written in its place.
+    all_states(model, replace(batch, ids=ids), recorder=boxes)
     masses = [mass.mean().item() for mass in boxes.masses]
     numbers = [[values.get(int(ids[row, at]), -1) for at in columns[row]] for row in rows]
     return numbers, masses

@@ -60,15 +60,21 @@ def check_boxes(
         language: weights of the stage.
 
     Raises:
-        ValueError: see `check_blind`; or phantoms are validated with other boxes.
+        ValueError: see `check_blind`; or phantoms are validated with other boxes, or random boxes
+            are asked for in both ways.
     """
-    if train.boxes == "random" or mix.calls != "learned":
-        check_blind(mix, language.corners, language.grounding)
     if train.boxes != validation.boxes:
         raise ValueError(
             "train.boxes and validation.boxes must be the same: what is never taught cannot be "
             "validated."
         )
+    if train.boxes == "random" and mix.calls != "learned":
+        raise ValueError(
+            f"mix.calls: {mix.calls} draws boxes itself, and its crops show what is asked about: "
+            "leave boxes: random out of train and validation, or set mix.calls to learned."
+        )
+    if train.boxes == "random" or mix.calls != "learned":
+        check_blind(mix, language.corners, language.grounding)
 
 
 def check_blind(mix: MixConfig, corners: float = 0.0, grounding: float = 0.0) -> None:

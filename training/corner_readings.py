@@ -61,7 +61,12 @@ def learn_to_read(
         batch = collate(records, bank, tokenizer, rng).to(model.device)
         with torch.no_grad():
             states = all_states(model, batch, between=True)
-        seen.append((states, batch.ids == model.config.image_token_id, batch.views, batch.looks))
+        # Of a large model all layers together would not fit: those that nobody reads are let go.
+        kept = tuple(
+            state if number in corners.read_states else state.new_zeros(0)
+            for number, state in enumerate(states)
+        )
+        seen.append((kept, batch.ids == model.config.image_token_id, batch.views, batch.looks))
     optimizer = torch.optim.AdamW(corners.parameters(), lr=_RATE, weight_decay=0.0)
     losses: list[float] = []
     for number in range(_ROUNDS):

@@ -53,7 +53,7 @@ def corner_loss(corners: torch.Tensor, edges: torch.Tensor, centres: torch.Tenso
         edges: true distances to the edges, `(N, G, 4)`, NaN where a token knows of no box.
         centres: of the tokens, `(N, 2)`.
     """
-    outwards = torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    outwards = edges.new_tensor([-1.0, -1.0, 1.0, 1.0])
     true = centres.repeat(1, 2).unsqueeze(1) + outwards * edges
     return in_sides(corners - true, edges)
 
@@ -80,6 +80,11 @@ class KeptCorners(nn.Module):
         if begin is not None:
             for head in self.heads:
                 head.load_state_dict(begin.state_dict())
+
+    @property
+    def read_states(self) -> frozenset[int]:
+        """Numbers of the states that are read, of those that `forward` takes."""
+        return frozenset(layer + 1 for layer in (*KEPT_LAYERS, GROUNDED_LAYER))
 
     def forward(
         self,

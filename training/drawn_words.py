@@ -4,8 +4,8 @@ From a family's own options, finding the one that a sentence names is learned wo
 at all: after 3,500 steps a model told zones by their side, and guessed among the "upper", "middle"
 and "lower" of that side. From words that change all the time finding them is learned as such: in
 400 steps of letters, 7 in 10 of drawn words, those of zones went from 46% right to 100% (160
-turns); 60 steps of zones alone left them where they were. In the model that is shipped they stayed
-at four in five (docs/training.md).
+turns); 60 steps of zones alone left them where they were. In another model they stayed at four in
+five (docs/training.md).
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ class LanguageConfig(StepsConfig):
         batch: records a step.
         corners: weight of the corners that have to stay readable (`training.corners`).
         grounding: weight of attention on boxes that are written (`training.grounding`).
-        pointing: weight of the attention by which letters are found (`training.letter_heads`).
+        pointing: weight of the attention by which letters, and the names of what boxes are of, are
+            found (`training.letter_heads`).
         spread: standard deviation of the targets of coordinates, in pixels of the view
             (`training.numbers`); 0: only the true number is right.
     """

@@ -12,6 +12,9 @@ Learned from answers alone, which letter stands before an option came last of al
 of steps, or did not come: until all three steps are there no one of them helps, and what moves the
 weights meanwhile is noise.
 
+The heads of the first layer are used once more: tokens that write a box look at its name, which the
+third layer has to know (`name_pointers`, `training.looking`).
+
 Visual tokens take up nothing in the first layer: they look at the token before the image, of which
 nothing is copied.
 """

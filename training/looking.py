@@ -6,9 +6,10 @@ on it nothing can be learned of coordinates. Beside words this took thousands of
 that look at boxes are two layers above the words that say of what, nothing told the layers between
 to bring these up, and so each head came to look at one structure whatever was asked for.
 
-In the layers that find letters only queries and keys move: what the heads copy stays a copy while
-they do not find anything yet. The layers between the first and the one that looks at boxes move as
-a whole, and with them what it makes of a box, the coordinate that comes next (`training.corners`).
+In the layers that find letters only queries and keys move, those of all their heads: what is copied
+stays a copy while nothing is found yet. The layers behind the first, up to the one that looks at
+boxes, move as a whole, and with them what that makes of a box, the coordinate that comes next
+(`training.corners`).
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class LookingConfig:
     Attributes:
         steps: optimiser and schedule.
         letters: records a step that ask for letters.
-        words: of these, the share whose options are words drawn from the vocabulary.
+        words: of these, the share whose options are words drawn from the vocabulary, whatever the
+            mix of the stages behind has.
         places: records a step that ask for boxes.
         boxes: that such a record asks for.
         called: of these, the share that is written as an argument of a function.
@@ -107,7 +109,8 @@ def teach_to_look(
         tokenizer: of the model.
         corners: readings of places, which are trained as well.
         config: schedule.
-        materials: phantoms; on the validation ones what was learned is logged at the end.
+        materials: phantoms, at least one of each split, with something to ask the box of; on the
+            validation ones what was learned is logged at the end.
         folder: of the state and the metrics.
         seed: of batches and exposures.
         report: takes lines of progress.
@@ -130,7 +133,7 @@ def teach_to_look(
             assert case.truth is not None
             asked = drawn_places(case.truth, config.boxes, config.called, rng)
             records.append(writer.short_answers([], case.view, asked))
-        batch = collate(records, bank, tokenizer, rng)
+        batch = collate(records, bank, tokenizer, rng).to(model.device)
         pointers, boxes = PointerAttention(batch.pointers), BoxAttention(batch.looks)
         states = all_states(model, batch, between=True, recorder=together(pointers, boxes))
         images = batch.ids == model.config.image_token_id

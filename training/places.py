@@ -21,8 +21,8 @@ class PlaceTerms:
         grounding: weight of the attention that is to lie on a box while its coordinates are
             written (`training.grounding`); 0: not asked. The model's attention has to be
             `engine.attention.register_row_attention`'s.
-        pointing: weight of the attention by which letters are found (`training.letter_heads`);
-            0: not asked. The same holds for the model's attention.
+        pointing: weight of the attention by which letters, and the names of what boxes are of, are
+            found (`training.letter_heads`); 0: not asked. The same holds for the model's attention.
         numbers: spreads the targets of coordinates; None: only the true ones are right.
     """
 

@@ -178,6 +178,10 @@ class FinetuneConfig:
             return
         if self.mix.letters:
             raise ValueError("mix.letters asks about phantoms: it must be 0 where mix.own is 1.")
+        if self.language.corners:
+            raise ValueError(
+                "language.corners is read off phantoms: it must be 0 where mix.own is 1."
+            )
         if self.export.embedded:
             raise ValueError(
                 "Thresholds of an embedded checkpoint are read off phantoms: set export.embedded "
@@ -406,7 +410,8 @@ def places_to_keep(
     places = place_terms(tuned.model, tuned.tokenizer, config.language, materials)
     if places.corners is not None:
         places.corners.to(tuned.model.device)
-        if materials.train:
+        # A run that goes on reads its readings with the rest of its state.
+        if materials.train and not any((config.out / "language").glob("state*")):
             error = learn_to_read(
                 tuned.model, tuned.tokenizer, places.corners, materials.train, config.seed
             )

@@ -174,6 +174,8 @@ def test_what_tells_is_refused_before_anything_is_drawn(override: str, said: str
     path = CONFIGS / "cold-start.yaml"
     given = load_config(FinetuneConfig, path, [])
     assert (given.mix.calls, given.train.boxes) == ("given", "targets")
+    with pytest.raises(ConfigError, match=r"mix\.calls: drawn draws boxes itself"):
+        load_config(FinetuneConfig, path, [*RANDOM, "mix.calls=drawn", "language.corners=0.3"])
     for changes in ([override], [override, SEEING, *RANDOM, *NO_PLACES]):
         with pytest.raises(ConfigError, match=rf"{said} must be 0 where"):
             load_config(FinetuneConfig, path, changes)
@@ -304,9 +306,11 @@ def test_drawn_coordinates_are_learned_and_the_crop_shows_what_is_asked_about(
         assert any(record.pictures[1] is crop for crop in true)
         (box,) = called(tokenizer.decode(record.ids))
         boxes.add(box)
-        pairs = zip(record.ids, record.weights, strict=True)
-        numbers = [weight for token, weight in pairs if tokenizer.decode([token]) == str(box[0])]
-        assert 1.0 in numbers
+        texts = [tokenizer.decode([token]) for token in record.ids]
+        first = texts.index(str(box[0]), texts.index("<tool_call>"))
+        numbers = [at for at in range(first, first + 12) if texts[at].strip().isdigit()][:4]
+        assert [int(texts[at]) for at in numbers] == list(box)
+        assert all(record.weights[at] == 1.0 for at in numbers)
     assert len(boxes) > 10
 
 

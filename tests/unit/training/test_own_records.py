@@ -160,6 +160,7 @@ def test_an_image_is_one_picture_however_often_it_is_asked_about(folder: Path) -
         (["mix.own=0"], "Phantoms are needed unless mix.own is 1"),
         (["records={train: a.jsonl}", "mix.own=0.5"], "Phantoms are needed"),
         (["records={train: a.jsonl}", "mix.letters=2"], "mix.letters asks about phantoms"),
+        (["records={train: a.jsonl}", "language.corners=0.1"], "language.corners is read off"),
         (["records={train: a.jsonl}", "export.embedded=true"], "set export.embedded to false"),
         (
             ["records={train: a.jsonl}", "tuning.evaluate_every=5"],
