@@ -200,7 +200,7 @@ def test_a_pretraining_on_random_boxes_tells_nothing_either() -> None:
     changes = [*RANDOM, "mix.report=0", "mix.real=0", "mix.places=0", "mix.closeup=0"]
     path = CONFIGS / "pretrain.yaml"
     with pytest.raises(ConfigError, match=r"mix\.report must be 0"):
-        load_config(PretrainConfig, path, changes[:1])
+        load_config(PretrainConfig, path, changes[:2])
     with pytest.raises(ConfigError, match=r"language\.corners must be 0"):
         load_config(PretrainConfig, path, changes)
     load_config(PretrainConfig, path, [*changes, "language.corners=0", "language.grounding=0"])
