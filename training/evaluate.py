@@ -421,16 +421,11 @@ def _distribution(
 
 def _places(engine: Engine, options: argparse.Namespace, report: Callable[[str], None]) -> str:
     """How exactly visual tokens know where they lie; readings are fitted to training phantoms."""
-
-    def drawn(split: str) -> list[Case]:
-        world = WorldConfig(count=options.limit, seed=options.seed, split=split)
-        cases = [build_case(balanced_case(world, number), 0) for number in range(options.limit)]
-        report(f"{len(cases)} phantoms of the {split} split drawn")
-        return cases
-
     if options.split == "train":
         raise EvaluationError("Readings are fitted to training phantoms: score them on others.")
-    errors = place_errors(engine.loaded, drawn("train"), drawn(options.split))
+    errors = place_errors(
+        engine.loaded, _cases(options, "train", report), _cases(options, options.split, report)
+    )
     result = {"place_error": errors, "counts": {"fitted": options.limit, "scored": options.limit}}
     if options.json:
         return json.dumps(result) + "\n"
@@ -443,18 +438,18 @@ def _places(engine: Engine, options: argparse.Namespace, report: Callable[[str],
     return "\n".join(lines) + "\n"
 
 
-def _cases(options: argparse.Namespace, report: Callable[[str], None]) -> list[Case]:
-    """As many phantoms as are asked for, without crops."""
-    world = WorldConfig(count=options.limit, seed=options.seed, split=options.split)
+def _cases(options: argparse.Namespace, split: str, report: Callable[[str], None]) -> list[Case]:
+    """As many phantoms of a split as are asked for, without crops."""
+    world = WorldConfig(count=options.limit, seed=options.seed, split=split)
     cases = [build_case(balanced_case(world, number), 0) for number in range(options.limit)]
-    report(f"{len(cases)} phantoms of the {options.split} split drawn")
+    report(f"{len(cases)} phantoms of the {split} split drawn")
     return cases
 
 
 def _boxes(engine: Engine, options: argparse.Namespace, report: Callable[[str], None]) -> str:
     """How well boxes are written, and looked at, that are asked for outside of zooms."""
     try:
-        found = asked_boxes(engine.loaded, _cases(options, report))
+        found = asked_boxes(engine.loaded, _cases(options, options.split, report))
     except ValueError as error:
         raise EvaluationError(str(error)) from error
     result: dict[str, Any] = {}
@@ -476,7 +471,7 @@ def _boxes(engine: Engine, options: argparse.Namespace, report: Callable[[str], 
 
 def _letters(engine: Engine, options: argparse.Namespace, report: Callable[[str], None]) -> str:
     """How often the letter is right where the reasoning is given."""
-    cases = _cases(options, report)
+    cases = _cases(options, options.split, report)
     hits = letter_hits(engine.loaded, cases, options.seed)
     right, count = (sum(pair[place] for pair in hits.values()) for place in (0, 1))
     result = {
