@@ -298,21 +298,25 @@ def _order_heart_size(answer: str, rng: Generator) -> PhantomConfig:
     return _any_config([FindingRequest(CARDIOMEGALY, grade=answer)], (EFFUSION,))
 
 
+def _nodules_by_side(truth: Truth) -> str:
+    """Both lungs, also one without: that the other has none is no reason to stop counting."""
+    counts = {side: len(truth.of_kind(NODULE, side)) for side in SIDES}
+    found = [f"{COUNTS[n - 1] if n else 'none'} in the {s} lung" for s, n in counts.items()]
+    return f"Nodules: {' and '.join(found)}."
+
+
 def _count(truth: Truth) -> list[Item]:
     found = truth.of_kind(NODULE)
     if not 1 <= len(found) <= len(COUNTS):
         return []
     answer = COUNTS[len(found) - 1]
-    parts = [
-        f"{COUNTS[n - 1]} in the {s} lung" for s in SIDES if (n := len(truth.of_kind(NODULE, s)))
-    ]
     return [
         Item(
             ("How many nodules are there?", "What is the number of nodules?"),
             COUNTS,
             answer,
             tuple(f.box for f in found),
-            f"Nodules: {' and '.join(parts)}.",
+            _nodules_by_side(truth),
             f"The number of nodules is {answer}.",
         )
     ]
@@ -367,14 +371,13 @@ def _more(truth: Truth) -> list[Item]:
     if counts[RIGHT] == counts[LEFT]:
         return []
     side = RIGHT if counts[RIGHT] > counts[LEFT] else LEFT
-    found = [f"{COUNTS[n - 1] if n else 'none'} in the {s} lung" for s, n in counts.items()]
     return [
         Item(
             ("Which lung has more nodules?", "In which lung are there more nodules?"),
             ("right lung", "left lung"),
             f"{side} lung",
             tuple(f.box for f in truth.of_kind(NODULE)),
-            f"Nodules: {' and '.join(found)}.",
+            _nodules_by_side(truth),
             f"The {side} lung has more.",
         )
     ]

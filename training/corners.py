@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from training.grounding import GROUNDED_LAYER, Look
+from training.grounding import COORDINATE_STRIDE, GROUNDED_LAYER, Look
 from training.image_labels import centres_of
 from training.phantoms.label_names import CHEST_LABELS, LabelNames
 from training.vision import LEAST_SIDE, DenseTargets, in_sides, length_error
@@ -126,7 +126,8 @@ class KeptCorners(nn.Module):
     def _written(self, states: torch.Tensor, looks: Sequence[Look]) -> torch.Tensor:
         """Mean error of the coordinates that come next, in sides of their box."""
         rows = torch.tensor([look.row for look in looks], device=states.device)
-        columns = torch.stack([look.coordinates[::3] for look in looks]).to(states.device)
+        written = [look.coordinates[::COORDINATE_STRIDE] for look in looks]
+        columns = torch.stack(written).to(states.device)
         corners = torch.tensor([look.corners for look in looks], device=states.device)
         sides = (corners[:, 2:] - corners[:, :2]).clamp(min=LEAST_SIDE).repeat(1, 2)
         tokens = states[rows.unsqueeze(-1), columns].float()

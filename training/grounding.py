@@ -24,6 +24,10 @@ from engine.geometry import Box
 # The third: behind two layers a token knows what is asked, and two are left to make digits of what
 # is found. The corners of what it looks at are kept readable (`training.corners`).
 GROUNDED_LAYER: Final = 2
+# Coordinates of a box.
+CORNERS: Final = 4
+# Of one token each, with a comma and a space between them.
+COORDINATE_STRIDE: Final = 3
 _LEAST_MASS: Final = 1e-4
 
 

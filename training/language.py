@@ -93,6 +93,8 @@ class LanguageConfig(StepsConfig):
             found (`training.letter_heads`).
         spread: standard deviation of the targets of coordinates, in pixels of the view
             (`training.numbers`); 0: only the true number is right.
+        distance: weight of how far the expected coordinates lie from the true ones, in sides of
+            their box; needs `spread`.
     """
 
     batch: int
@@ -100,18 +102,21 @@ class LanguageConfig(StepsConfig):
     grounding: float = 0.0
     pointing: float = 0.0
     spread: float = 0.0
+    distance: float = 0.0
 
     def __post_init__(self) -> None:
         # Without arguments `super` looks for the class that `slots=True` has replaced.
         StepsConfig.__post_init__(self)
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, not {self.batch}.")
-        for name in ("corners", "grounding", "pointing", "spread"):
+        for name in ("corners", "grounding", "pointing", "spread", "distance"):
             # Not a number is neither.
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(
                     f"{name} must be a number that is not negative, not {getattr(self, name)}."
                 )
+        if self.distance and not self.spread:
+            raise ValueError("distance does nothing without spread: set both, or neither.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,7 +327,8 @@ def drawn_record(
             return writer.write(question, "early", asked.view, method=_early_method(rng))
         # A closer look is never needed for a coarse question, and `auto` says so.
         auto = question.kind == "coarse" and rng.random() < mix.auto
-        stays = not question.target_boxes or zoom_would_tell(question)
+        # With no place to look at, or several.
+        stays = len(question.target_boxes) != 1 or zoom_would_tell(question)
         zoom_for_nothing = stays and mix.zoom > 0 and rng.random() < 0.3
         method: Method = "auto" if auto else "zoom" if zoom_for_nothing else "direct"
         return writer.write(question, "direct", asked.view, method=method)

@@ -12,12 +12,14 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from engine.decode import RowTaker
 from training.batches import Batch
-from training.grounding import BoxAttention, together
+from training.grounding import COORDINATE_STRIDE, BoxAttention, together
 from training.latents import Feeding
 from training.letter_heads import PointerAttention
 from training.numbers import free_losses
 from training.places import NO_PLACES, PlaceTerms
+from training.records import seen_size
 from training.roi import RoiLoss, contrast_loss, roi_loss
+from training.vision import LEAST_SIDE
 
 
 # Without slots: DeepSpeed looks for the tensors in what a network returns by `vars`.
@@ -42,6 +44,7 @@ class LanguageLoss:
         looking: tokens that should look at a box.
         pointing: minus the logarithms of the attention on what is pointed at; 0 where not asked.
         pointed: records that point.
+        distance: how far coordinates are off, in sides of their box; 0 where it is not asked.
     """
 
     total: torch.Tensor
@@ -60,6 +63,7 @@ class LanguageLoss:
     looking: int
     pointing: torch.Tensor
     pointed: int
+    distance: torch.Tensor
 
 
 def input_states(
@@ -197,15 +201,7 @@ def language_loss(
     losses, hits, entropies = token_losses(
         model.lm_head, hidden[rows, columns], targets, head_chunk
     )
-    if places.numbers is not None:
-        spots = coordinate_targets(batch, rows, columns)
-        logits = model.lm_head(hidden[rows[spots], columns[spots]]).float()
-        losses = losses.index_copy(0, spots, places.numbers.losses(logits, targets[spots]))
-    if batch.free:
-        bounds = free_bounds(batch, rows, columns)
-        spots = (bounds[:, 0] >= 0).nonzero().flatten()
-        logits = model.lm_head(hidden[rows[spots], columns[spots]]).float()
-        losses = losses.index_copy(0, spots, free_losses(logits, batch.numbers, bounds[spots]))
+    losses, distance = _coordinate_losses(model, batch, hidden, losses, places)
     answers = weights > 1
     slots = len(batch.slot_targets)
     latent = rivals = hidden.new_zeros(())
@@ -242,7 +238,44 @@ def language_loss(
         sum(len(look.tokens) for look in batch.looks),
         letters.loss() if letters is not None else hidden.new_zeros(()),
         len({row for row, _ in batch.pointers}),
+        distance,
     )
+
+
+def _coordinate_losses(
+    model: Qwen2_5_VLForConditionalGeneration,
+    batch: Batch,
+    hidden: torch.Tensor,
+    losses: torch.Tensor,
+    places: PlaceTerms,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses of all targets with those of coordinates in their place, and how far these are.
+
+    Args:
+        model: whose head writes.
+        batch: padded records.
+        hidden: `(B, T, D)`, last states.
+        losses: `(N,)`, cross-entropies of the weighted targets.
+        places: what is asked of coordinates.
+    """
+    rows, columns = torch.nonzero(batch.weights[:, 1:], as_tuple=True)
+    distance = hidden.new_zeros(())
+    if places.numbers is not None:
+        spots = coordinate_targets(batch, rows, columns)
+        rows_of, before = rows[spots], columns[spots]
+        logits = model.lm_head(hidden[rows_of, before]).float()
+        targets = batch.ids[rows_of, before + 1]
+        losses = losses.index_copy(0, spots, places.numbers.losses(logits, targets))
+        if places.distance:
+            sides = coordinate_sides(batch, rows_of, before)
+            ends = sides.isfinite()
+            distance = places.numbers.distances(logits[ends], targets[ends], sides[ends]).sum()
+    if batch.free:
+        bounds = free_bounds(batch, rows, columns)
+        spots = (bounds[:, 0] >= 0).nonzero().flatten()
+        logits = model.lm_head(hidden[rows[spots], columns[spots]]).float()
+        losses = losses.index_copy(0, spots, free_losses(logits, batch.numbers, bounds[spots]))
+    return losses, distance
 
 
 def coordinate_targets(batch: Batch, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -257,6 +290,28 @@ def coordinate_targets(batch: Batch, rows: torch.Tensor, columns: torch.Tensor) 
     for look in batch.looks:
         writes[look.row, look.coordinates.to(writes.device)] = True
     return writes[rows, columns].nonzero().flatten()
+
+
+def coordinate_sides(batch: Batch, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Sides, in pixels of the view, that the coordinates behind some tokens are an end of: `(N,)`.
+
+    Infinite where no coordinate of a single token is written.
+
+    Args:
+        batch: padded records.
+        rows: int64 `(N,)`, of the predicting tokens.
+        columns: int64 `(N,)`, theirs as well.
+    """
+    sides = torch.full(batch.ids.shape, torch.inf, device=batch.ids.device)
+    for look in batch.looks:
+        view = batch.views[look.row]
+        if look.corners is None or view is None:
+            continue
+        left, top, right, bottom = look.corners
+        size = sides.new_tensor([right - left, bottom - top]).clamp(min=LEAST_SIDE)
+        ends = look.coordinates[::COORDINATE_STRIDE].to(sides.device)
+        sides[look.row, ends] = size.repeat(2) * max(seen_size(view))
+    return sides[rows, columns]
 
 
 def free_bounds(batch: Batch, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

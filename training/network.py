@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 
 from training.batches import Layout, filled, lay_out
 from training.features import FeatureBank
+from training.grounding import CORNERS
 from training.language_loss import LanguageLoss, language_loss
 from training.latents import Feeding, LatentConfig, LatentPhase
 from training.loop import PartLoss
@@ -99,6 +100,7 @@ class Totals:
     records: int
     looking: int
     pointed: int
+    coordinates: int
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Totals:
@@ -111,6 +113,7 @@ class Totals:
             sum(len(part.layout.records) for part in parts),
             sum(len(look.tokens) for part in parts for look in part.layout.looks),
             sum(bool(record.pointers) for part in parts for record in part.layout.records),
+            sum(look.corners is not None for part in parts for look in part.layout.looks) * CORNERS,
         )
 
 
@@ -181,7 +184,9 @@ def part_losses(
         corners = found.corners / totals.records
         grounding = found.grounding / max(1, totals.looking)
         pointing = found.pointing / max(1, totals.pointed)
-        return places.added(loss, numbers, corners, grounding, pointing), numbers
+        distance = found.distance / max(1, totals.coordinates)
+        terms = (corners, grounding, pointing, distance)
+        return places.added(loss, numbers, *terms), numbers
 
     return [lambda part=part: loss_of(part) for part in parts]  # type: ignore[misc]
 

@@ -24,6 +24,8 @@ class PlaceTerms:
         pointing: weight of the attention by which letters, and the names of what boxes are of, are
             found (`training.letter_heads`); 0: not asked. The same holds for the model's attention.
         numbers: spreads the targets of coordinates; None: only the true ones are right.
+        distance: weight of how far the expected coordinates lie from the true ones, in sides of
+            their box; needs `numbers`, 0: not asked.
     """
 
     corners: KeptCorners | None = None
@@ -31,6 +33,7 @@ class PlaceTerms:
     grounding: float = 0.0
     pointing: float = 0.0
     numbers: NumberScale | None = None
+    distance: float = 0.0
 
     def added(
         self,
@@ -39,6 +42,7 @@ class PlaceTerms:
         corners: torch.Tensor,
         grounding: torch.Tensor,
         pointing: torch.Tensor,
+        distance: torch.Tensor,
     ) -> torch.Tensor:
         """The loss with the weighted terms, which are written into the numbers.
 
@@ -49,11 +53,13 @@ class PlaceTerms:
             grounding: mean of minus the logarithm of the attention on boxes.
             pointing: mean over records of minus the logarithms of what tokens see of what they
                 point at.
+            distance: mean of how far coordinates are off, in sides of their box.
         """
         for name, term, weight in (
             ("corners", corners, self.corner_weight if self.corners is not None else 0.0),
             ("grounding", grounding, self.grounding),
             ("pointing", pointing, self.pointing),
+            ("distance", distance, self.distance),
         ):
             if weight:
                 numbers[name] = float(term.detach())

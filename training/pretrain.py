@@ -315,7 +315,9 @@ def place_terms(
         width = model.config.get_text_config().hidden_size
         corners = begin or KeptCorners(width, materials.labels)
     numbers = NumberScale(tokenizer, config.spread) if config.spread else None
-    return PlaceTerms(corners, config.corners, config.grounding, config.pointing, numbers)
+    return PlaceTerms(
+        corners, config.corners, config.grounding, config.pointing, numbers, config.distance
+    )
 
 
 def train_language(

@@ -213,7 +213,15 @@ def test_auto_zooms_on_details_and_answers_the_rest(tokenizer) -> None:
 def test_questions_about_several_places_are_answered_from_the_view(tokenizer) -> None:
     both = question("coarse", (TARGET, (0.6, 0.5, 0.7, 0.6)))
     asked = Asked(both, picture(1, 84, 56), {Box(*TARGET): (picture(2, 56, 56),)})
-    assert all("<tool_call>" not in text for text in drawn(tokenizer, asked, zoom=1.0))
+    texts = drawn(tokenizer, asked, zoom=1.0)
+    assert all("<tool_call>" not in text for text in texts)
+    # Under `zoom` as well: left untaught, they were zoomed for there, at nothing.
+    assert 0 < sum("Method: zoom." in text for text in texts) < len(texts)
+
+
+def test_one_place_whose_crop_is_not_there_is_no_reason_to_stay(tokenizer) -> None:
+    asked = Asked(question("coarse", (TARGET,)), picture(1, 84, 56), {})
+    assert all("Method: zoom." not in text for text in drawn(tokenizer, asked, zoom=1.0))
 
 
 def test_whether_a_zoom_is_shown_never_tells_the_answer(tokenizer) -> None:

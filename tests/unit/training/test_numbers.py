@@ -19,9 +19,10 @@ from training.embedded import (
     order_numbers,
 )
 from training.features import FeatureBank
-from training.language_loss import coordinate_targets
+from training.language_loss import coordinate_sides, coordinate_targets, target_logits
 from training.network import batch_loss
 from training.numbers import NumberScale, free_losses, number_ids, smooth_numbers
+from training.place_forms import BARE
 from training.places import PlaceTerms
 from training.records import RecordWriter
 
@@ -144,6 +145,59 @@ def test_only_coordinates_of_boxes_are_spread(tokenizer, model) -> None:
     places = PlaceTerms(numbers=NumberScale(tokenizer, SPREAD))
     wide, _ = batch_loss(model, records, bank, tokenizer, np.random.default_rng(0), places=places)
     assert wide.item() != pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_a_distance_is_that_of_the_expected_number(tokenizer) -> None:
+    """By hand: a quarter on 10, three quarters on 30, another word beside them."""
+    ids = number_ids(tokenizer)
+    logits = torch.full((1, len(tokenizer)), -torch.inf)
+    comma = tokenizer(",")["input_ids"][0]
+    for one, share in ((ids[10], 0.25), (ids[30], 0.75), (comma, 2.0)):
+        logits[0, one] = math.log(share)
+    scale = NumberScale(tokenizer, SPREAD)
+    found = scale.distances(logits, torch.tensor([ids[31]]), torch.tensor([12.0]))
+    assert found.tolist() == pytest.approx([(31 - 25) / 12])
+
+
+def test_coordinates_are_measured_in_sides_of_their_box(tokenizer, model) -> None:
+    """Against the expected numbers, taken from the model's own logits one by one."""
+    writer = RecordWriter(tokenizer)
+    # 56 wide and 84 high; boxes of 14 by 21 pixels, and of 56 by 2, which count as 0.04 of 84.
+    view = picture(1, 84, 56)
+    asked = [
+        ("heart", Box(0.25, 0.5, 0.5, 0.75), BARE),
+        ("line", Box(0, 0.5, 1, 44 / 84), BARE),
+    ]
+    records = [writer.short_answers([], view, asked), writer.write(question(), "direct", view)]
+    bank = FeatureBank(model, seed=0)
+    bank.add([view], variants=1)
+    batch = collate(records, bank, tokenizer, np.random.default_rng(0))
+    rows, columns = torch.nonzero(batch.weights[:, 1:], as_tuple=True)
+    sides = coordinate_sides(batch, rows, columns)
+    written = sides.isfinite().nonzero().flatten()
+    assert sides[written].tolist() == pytest.approx([14, 21, 14, 21, 56, 3.36, 56, 3.36])
+    ids = number_ids(tokenizer)
+    with torch.no_grad():
+        logits = target_logits(model, batch)[0][written][:, ids]
+    expected = torch.softmax(logits, -1) @ torch.arange(len(ids), dtype=torch.float)
+    true = torch.tensor([14, 42, 28, 63, 0, 42, 56, 44])
+    off = ((expected - true).abs() / sides[written]).mean().item()
+    numbers = NumberScale(tokenizer, SPREAD)
+    losses = []
+    for weight in (0.0, 2.0):
+        # In two parts, as a step is cut.
+        loss, found = batch_loss(
+            model,
+            records,
+            bank,
+            tokenizer,
+            np.random.default_rng(0),
+            chunk=1,
+            places=PlaceTerms(numbers=numbers, distance=weight),
+        )
+        losses.append(loss.item())
+        assert found.get("distance", 0.0) == pytest.approx(off if weight else 0.0, rel=1e-4)
+    assert losses[1] - losses[0] == pytest.approx(2 * off, rel=1e-3)
 
 
 def test_any_number_that_is_allowed_will_do() -> None:

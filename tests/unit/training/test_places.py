@@ -289,8 +289,14 @@ def test_states_between_layers_end_with_the_last(model, tokenizer, records, bank
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["corners", "grounding", "spread"])
+@pytest.mark.parametrize("name", ["corners", "grounding", "spread", "distance"])
 def test_weights_that_are_no_numbers_from_0_on_are_refused(name: str, value: float) -> None:
     given = {"steps": 1, "learning_rate": 0.1, "warmup": 0, "save_every": 1, "log_every": 1}
     with pytest.raises(ValueError, match=f"{name} must be a number"):
         LanguageConfig(batch=1, **given, **{name: value})
+
+
+def test_a_distance_without_a_spread_is_refused() -> None:
+    given = {"steps": 1, "learning_rate": 0.1, "warmup": 0, "save_every": 1, "log_every": 1}
+    with pytest.raises(ValueError, match="distance does nothing without spread"):
+        LanguageConfig(batch=1, **given, distance=1.0)

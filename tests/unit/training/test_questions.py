@@ -141,6 +141,12 @@ class TestTruth:
                 assert ("one", "two", "three").index(question.answer) + 1 == len(
                     truth.of_kind(NODULE)
                 )
+            if question.family in {"nodule_count", "more_nodules"}:
+                # Both lungs, also one without: the first is no reason to stop counting.
+                words = ("none", "one", "two", "three")
+                right, left = (words[len(truth.of_kind(NODULE, s))] for s in (RIGHT, LEFT))
+                said = f"Nodules: {right} in the right lung and {left} in the left lung."
+                assert question.reasoning.startswith(said)
 
     def test_comparisons_are_true_and_clear(self, cases):
         for case in cases:
