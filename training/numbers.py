@@ -102,8 +102,7 @@ class NumberScale:
     ) -> torch.Tensor:
         """How far the expected coordinates lie from the true ones, in sides of their box: `(N,)`.
 
-        Cross-entropy takes a pixel for a pixel; of a box a third of which it is wrong by, it is
-        three, and of a lung nothing.
+        Cross-entropy takes a pixel for a pixel, whether of a nodule's width or of a lung's.
 
         Args:
             logits: `(N, V)`, before coordinates; what is no number has no part in the mean.
