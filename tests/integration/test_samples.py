@@ -41,17 +41,17 @@ def answer(
     return trace.answered.text, trace
 
 
-def test_the_margin_is_seen_in_the_crop_alone(base: Engine) -> None:
+def test_the_calcification_is_seen_in_the_crop_alone(base: Engine) -> None:
     sample = INDEX[0]
     # There is a nodule in the right lung, too; the question is about this one.
     assert "left lung" in sample["question"]
-    assert "nodule (left lower zone; spiculated," in sample["truth"]
+    assert "nodule (left lower zone; spiculated, calcified)" in sample["truth"]
     looked, trace = answer(base, sample, "zoom")
 
-    assert looked == "spiculated"
+    assert looked == "yes"
     assert len(trace.regrounds) == 1
-    assert answer(base, sample, "direct")[0] != "spiculated"
-    assert answer(base, sample, "zoom", without=(1,))[0] != "spiculated"
+    assert answer(base, sample, "direct")[0] == "no"
+    assert answer(base, sample, "zoom", without=(1,))[0] == "no"
 
 
 @pytest.mark.parametrize("sample", INDEX[1:], ids=lambda sample: sample["file"])
