@@ -15,12 +15,15 @@ from training.questions import case_for
 
 # Family, the answer it is made for, title, and the method that shows most.
 SAMPLES: Final = (
-    # The view does not show a margin, and `base` takes every nodule for a spiculated one.
-    ("nodule_margin", "smooth", "Nodule: look at its margin", "zoom"),
+    ("nodule_margin", "smooth", "Nodule: look for calcification", "zoom"),
     ("nodule_zone", "right lower zone", "Nodule: find its zone", "zoom"),
     ("effusion_grade", "moderate", "Effusion: how large?", "direct"),
     ("pneumothorax_side", "left", "Pneumothorax: which side?", "direct"),
 )
+# Words and options of those that are asked something else than what they were made for. There is a
+# nodule in either lung; the view does not show calcification, and `base` guesses wrongly of this
+# one without its crop.
+ASKED: Final = {0: ("Is the nodule in the left lung calcified?", ("yes", "no"))}
 
 
 def write_samples(folder: Path) -> Path:
@@ -31,13 +34,14 @@ def write_samples(folder: Path) -> Path:
         case = case_for(family, answer, seed_for("demo", number, 1))
         name = f"phantom-{number + 1}.dcm"
         phantom = case.phantom()
+        words, options = ASKED.get(number, (case.question.text, case.question.options))
         (folder / name).write_bytes(compressed(to_dicom(phantom)))
         index.append(
             {
                 "file": name,
                 "title": title,
-                "question": case.question.text,
-                "options": list(case.question.options),
+                "question": words,
+                "options": list(options),
                 "method": method,
                 "truth": described(phantom.truth),
             }

@@ -15,6 +15,7 @@ from engine.loading import load_checkpoint
 from engine.request import Budgets, Interventions, Method, Request
 from engine.trace import Trace
 from tests.source_tree import ROOT
+from training.samples import write_samples
 
 SAMPLES = ROOT / "assets/samples"
 INDEX: list[dict[str, Any]] = json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8"))
@@ -39,6 +40,10 @@ def answer(
     trace = Trace.from_events(engine.stream(request))
     assert trace.answered is not None
     return trace.answered.text, trace
+
+
+def test_the_index_is_what_the_command_writes(tmp_path: Path) -> None:
+    assert json.loads(write_samples(tmp_path).read_text(encoding="utf-8")) == INDEX
 
 
 def test_the_calcification_is_seen_in_the_crop_alone(base: Engine) -> None:
