@@ -25,7 +25,7 @@ from engine.geometry import Box
 # is found. The corners of what it looks at are kept readable (`training.corners`).
 GROUNDED_LAYER: Final = 2
 # Coordinates of a box.
-CORNERS: Final = 4
+BOX_COORDINATES: Final = 4
 # Of one token each, with a comma and a space between them.
 COORDINATE_STRIDE: Final = 3
 _LEAST_MASS: Final = 1e-4

@@ -327,9 +327,7 @@ def drawn_record(
             return writer.write(question, "early", asked.view, method=_early_method(rng))
         # A closer look is never needed for a coarse question, and `auto` says so.
         auto = question.kind == "coarse" and rng.random() < mix.auto
-        # With no place to look at, or several.
-        stays = len(question.target_boxes) != 1 or zoom_would_tell(question)
-        zoom_for_nothing = stays and mix.zoom > 0 and rng.random() < 0.3
+        zoom_for_nothing = not has_one_place(question) and mix.zoom > 0 and rng.random() < 0.3
         method: Method = "auto" if auto else "zoom" if zoom_for_nothing else "direct"
         return writer.write(question, "direct", asked.view, method=method)
     if probe:
@@ -356,9 +354,14 @@ def zoom_would_tell(question: Question) -> bool:
     return family.endswith(("_present", "_count")) or family.startswith("which_")
 
 
+def has_one_place(question: Question) -> bool:
+    """Whether there is one place to look at, whatever the answer is."""
+    return len(question.target_boxes) == 1 and not zoom_would_tell(question)
+
+
 def zoom_target(asked: Asked) -> Box | None:
     """The one place that the question is about; None when several are, or no crop is there."""
-    if len(asked.question.target_boxes) != 1 or zoom_would_tell(asked.question):
+    if not has_one_place(asked.question):
         return None
     target = Box(*asked.question.target_boxes[0])
     return target if asked.crops.get(target) else None

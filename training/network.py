@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 
 from training.batches import Layout, filled, lay_out
 from training.features import FeatureBank
-from training.grounding import CORNERS
+from training.grounding import BOX_COORDINATES
 from training.language_loss import LanguageLoss, language_loss
 from training.latents import Feeding, LatentConfig, LatentPhase
 from training.loop import PartLoss
@@ -113,7 +113,8 @@ class Totals:
             sum(len(part.layout.records) for part in parts),
             sum(len(look.tokens) for part in parts for look in part.layout.looks),
             sum(bool(record.pointers) for part in parts for record in part.layout.records),
-            sum(look.corners is not None for part in parts for look in part.layout.looks) * CORNERS,
+            sum(look.corners is not None for part in parts for look in part.layout.looks)
+            * BOX_COORDINATES,
         )
 
 
