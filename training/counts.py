@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -28,6 +27,7 @@ from engine.geometry import PatchGrid
 from engine.prompt import IM_START, VISION_START
 from training.embedded import single_id
 from training.grounding import GROUNDED_LAYER
+from training.kept import Kept
 
 # Of queries and keys that hold `<|vision_start|>` and `<|im_start|>` above all other tokens.
 ANCHOR_GAIN: Final = 10.0
@@ -134,15 +134,6 @@ def counts_columns(model: Qwen2_5_VLForConditionalGeneration) -> bool:
     return bool((attention.q_proj.weight[own] == 0).all() and (anchors == ANCHOR_GAIN).all())
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """Rows or columns of a parameter, and what they hold."""
-
-    parameter: nn.Parameter
-    places: Any
-    values: torch.Tensor
-
-
 class Counts:
     """The weights that count columns and rows, as they are now, and the room that these have.
 
@@ -178,11 +169,7 @@ class Counts:
             (first.input_layernorm.weight, slice(None)),
             (language.embed_tokens.weight, anchors),
         )
-        self._kept = [
-            _Kept(parameter, places, parameter.detach()[places].clone())
-            for parameter, places in chosen
-            if parameter.requires_grad
-        ]
+        self._kept = Kept.of(chosen)
         self._directions = count_directions(model)
         self._writers: list[nn.Parameter] = [
             writer.weight
@@ -200,8 +187,7 @@ class Counts:
         for writer in self._writers:
             counts = self._directions.to(writer.device, writer.dtype)
             writer.sub_(counts @ (counts.T @ writer))
-        for kept in self._kept:
-            kept.parameter[kept.places] = kept.values.to(kept.parameter.device)
+        self._kept.put_back()
 
 
 def counts_keeper(

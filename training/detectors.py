@@ -21,7 +21,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
 
 from training.corners import CornerHead
-from training.image_labels import ImageHeads
+from training.image_labels import ImageHeads, gathered_answers
 from training.phantoms import labels_of
 from training.phantoms.label_names import LabelNames
 from training.vision import DenseHeads
@@ -94,13 +94,15 @@ def attend_to_findings(
     findings = names.findings
     if text.num_attention_heads < len(findings):
         raise ValueError(f"{len(findings)} kinds of findings need as many attention heads.")
-    kinds = [_covered(dense, name) for name in findings]
+    # The last head of the second layer is another's where the image as a whole is read.
+    heads = text.num_attention_heads - bool(gathered_answers(names))
+    kinds = [_covered(dense, name) for name in findings[:heads]]
     sided = [_placed(image, place) for place in names.places[:_SIDED]]
     # Of the heads that share keys and values, which are filled group by group: with fewer findings
     # than heads, the last groups have none.
     part = text.num_attention_heads // text.num_key_value_heads
     readings = [
-        _readings(dense, image, corners, names, findings[first : first + part])
+        _readings(dense, image, corners, names, findings[first : min(first + part, heads)])
         for first in range(0, len(findings), part)
     ]
     shared = _apart(_unit(tokens.mean(0)), _basis([*kinds, *sided]))

@@ -20,31 +20,48 @@ from torch import nn
 from torch.nn import functional
 
 from engine.geometry import PatchGrid
-from training.phantoms import AnyTruth
+from training.phantoms import AnyTruth, labels_of, modality_of
 from training.phantoms.label_names import CHEST_LABELS, LabelNames
 from training.phantoms.truth import TUBE
+from training.question_forms import COUNTS
 from training.questions import FAMILIES_OF, questions_for
 from training.vision import COVER_GAIN
 from training.world import Case, ImageLabels, Picture, touched_cells
 
 # About a marked place: no reading of the image.
 _NOT_TAUGHT: Final = ("lung", "lung_name", "hemisphere")
+# Of one kind on one side; phantoms have no more.
+_NUMBERS: Final = ("none", *COUNTS)
 # Most cells hold nothing: the weight of one that does.
 _PRESENT_WEIGHT: Final = 4.0
 _UNKNOWN: Final = -1
 
 
 def answers_of(labels: LabelNames) -> dict[str, tuple[str, ...]]:
-    """Answers to tell apart: of coarse families, and of the fine attributes that a crop shows.
+    """Answers to tell apart: of coarse families, numbers on either side, and fine attributes.
 
-    A family with one answer tells nothing of an image.
+    A family with one answer tells nothing of an image; fine attributes are shown by crops.
     """
-    return {
+    families = {
         name: family.answers
         for modality in labels.modalities
         for name, family in FAMILIES_OF[modality].items()
         if family.kind == "coarse" and len(family.answers) > 1 and name not in _NOT_TAUGHT
-    } | {name: labels.attributes[name] for name in labels.fine}
+    }
+    numbers = {number_name(kind, side): _NUMBERS for kind, side in labels.counted}
+    return families | numbers | {name: labels.attributes[name] for name in labels.fine}
+
+
+def number_name(kind: str, side: str) -> str:
+    """What the number of findings of a kind on one side is called among the answers."""
+    return f"number of {kind} {side}"
+
+
+def gathered_answers(labels: LabelNames) -> dict[str, tuple[str, ...]]:
+    """Answers that are read in the mean of an image: of families, and numbers on either side."""
+    names = (*labels.gathered, *(number_name(kind, side) for kind, side in labels.counted))
+    known = answers_of(labels)
+    return {name: known[name] for name in names}
 
 
 def box_names_of(labels: LabelNames) -> tuple[str, ...]:
@@ -67,6 +84,9 @@ def labelled_view(case: Case, labels: LabelNames = CHEST_LABELS) -> Picture:
         if question.family in known:
             place = known[question.family].index(question.answer)
             answers[tuple(known).index(question.family)] = place
+    for kind, side in labels_of(modality_of(case.truth)).counted:
+        number = min(len(case.truth.of_kind(kind, side)), len(_NUMBERS) - 1)
+        answers[tuple(known).index(number_name(kind, side))] = number
     places = _places(case.truth, case.view, labels)
     return replace(case.view, labels=ImageLabels(answers, _boxes(case.truth, labels), places))
 

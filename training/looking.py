@@ -27,10 +27,10 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 from engine.attention import register_row_attention
 from training.batches import collate
 from training.corners import KeptCorners
-from training.counts import counts_keeper
 from training.dense_warmup import HEAD_RATE
 from training.features import FeatureBank
 from training.grounding import GROUNDED_LAYER, BoxAttention, together
+from training.kept_heads import heads_keeper
 from training.language import MixConfig, asked_for_letters, drawn_places, letter_record
 from training.language_loss import all_states
 from training.letter_heads import (
@@ -178,7 +178,7 @@ def teach_to_look(
             parts_at=whole_steps(loss_at),
             evaluate=scores,
             readings={"corners": HEAD_RATE},
-            after_step=counts_keeper(model, tokenizer),
+            after_step=heads_keeper(model, tokenizer, readings=True),
         )
         run_stage(stage, prefixed(report, "where to look"))
     finally:

@@ -26,11 +26,12 @@ from transformers import (
 from engine.attention import register_row_attention
 from engine.loading import load_checkpoint
 from engine.manifest import CheckpointError
+from training.average_readings import begin_averaging
 from training.calibration import entropy_threshold
 from training.cold_start import check_boxes
 from training.config import ConfigError
 from training.corners import KeptCorners
-from training.counts import anchors, counts_keeper, number_rows_and_columns
+from training.counts import anchors, number_rows_and_columns
 from training.dense_warmup import HEAD_RATE, DensePartConfig, warm_up
 from training.detectors import attend_to_findings, quieten_words
 from training.embedded import (
@@ -47,6 +48,7 @@ from training.first_layer import (
     behind_first_layer,
     teach_first_layer,
 )
+from training.kept_heads import heads_keeper
 from training.language import LanguageConfig, MixConfig
 from training.latents import LatentConfig
 from training.letter_heads import begin_copying
@@ -215,6 +217,7 @@ def pretrain(config: PretrainConfig, report: Report) -> Path:
     )
     tokens = behind_first_layer(model, tokenizer, materials.train)
     attend_to_findings(model, heads.dense, heads.image, corners, tokens)
+    begin_averaging(model, tokenizer, materials, config.seed, report)
     begin_copying(model, anchors(model, tokenizer))
     kept = KeptCorners(model.config.get_text_config().hidden_size, materials.labels, corners)
     teach_to_look(
@@ -373,6 +376,6 @@ def train_language(
         config=stage.steps,
         parts_at=whole_steps(loss_at),
         readings={"corners": HEAD_RATE},
-        after_step=counts_keeper(model, tokenizer),
+        after_step=heads_keeper(model, tokenizer),
     )
     run_stage(language, prefixed(report, "language"))

@@ -30,11 +30,11 @@ from training.adapters import AdapterConfig, add_adapter
 from training.cold_start import check_boxes
 from training.config import ConfigError
 from training.corner_readings import learn_to_read
-from training.counts import counts_keeper
 from training.dense_warmup import HEAD_RATE
 from training.evaluate import ASKED_BUDGETS, AskConfig, greedy_scores
 from training.export import AS_TRAINED, ExportConfig, export_adapter, export_checkpoint
 from training.features import FeatureBank, TrainedTower
+from training.kept_heads import heads_keeper
 from training.language import LanguageConfig, MixConfig
 from training.latents import LatentConfig, LatentPhase
 from training.loop import PartLoss, Report, Stage, prefixed, run_stage
@@ -396,7 +396,7 @@ def train(
         network=network,
         evaluate=evaluate if tuning.evaluate_every else None,
         evaluate_every=tuning.evaluate_every,
-        after_step=None if processes.is_sharded else counts_keeper(tuned.model, tuned.tokenizer),
+        after_step=None if processes.is_sharded else heads_keeper(tuned.model, tuned.tokenizer),
         rate_key="language.learning_rate",
     )
     run_stage(stage, prefixed(report, "language"), processes)

@@ -35,6 +35,9 @@ class LabelNames:
         fine: attributes that only a close look tells.
         cored: fine attributes that show in the middle of their focus alone.
         carriers: attributes of the whole image, each with the structure that carries its label.
+        counted: kinds of findings, each with a side, whose number there is labelled.
+        gathered: coarse families that are read off the image as a whole: those that no single
+            place answers, and those of the last finding.
         places: kinds of findings, each with a side or zone in which it may lie; the two sides of
             the first three kinds come first.
     """
@@ -48,6 +51,8 @@ class LabelNames:
     places: tuple[tuple[str, str], ...]
     cored: tuple[str, ...] = ()
     carriers: dict[str, str] = field(default_factory=dict)
+    counted: tuple[tuple[str, str], ...] = ()
+    gathered: tuple[str, ...] = ()
 
     @property
     def covers(self) -> tuple[str, ...]:
@@ -74,6 +79,8 @@ def joined(names: Sequence[LabelNames]) -> LabelNames:
         places=tuple(place for one in names for place in one.places),
         cored=tuple(name for one in names for name in one.cored),
         carriers={name: place for one in names for name, place in one.carriers.items()},
+        counted=tuple(place for one in names for place in one.counted),
+        gathered=tuple(family for one in names for family in one.gathered),
     )
 
 
@@ -101,4 +108,6 @@ CHEST_LABELS: Final = LabelNames(
     ),
     cored=("calcification",),
     carriers={"heart size": "heart"},
+    counted=tuple((NODULE, side) for side in SIDES),
+    gathered=("nodule_count", "larger_nodule", "more_nodules", "line_present", "line_side"),
 )
