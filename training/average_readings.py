@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from training.averages import AVERAGING_LAYER, Inputs, Reading, average_evenly
+from training.averages import AVERAGING_LAYER, Apart, Inputs, Reading, average_evenly
 from training.batches import collate
 from training.features import FeatureBank
 from training.first_layer import first_layer, said
@@ -23,7 +23,7 @@ from training.questions import questions_for
 from training.records import RecordWriter
 from training.world import Case
 
-# Training phantoms that readings are fitted on, those with something to count first.
+# Training phantoms that readings are fitted on, those of which most is known first.
 MOST_PHANTOMS: Final = 1500
 # On the squares of a reading's weights, behind inputs of unit deviation.
 _PENALTY: Final = 0.01
@@ -56,13 +56,11 @@ def begin_averaging(
     if not asked:
         return
     answers = _known(materials.train, labels)
-    # A number on one side is known of every view; an answer only where there is something.
-    order = (answers[:, : len(labels.gathered)] < 0).all(dim=1).int().argsort(stable=True)
-    chosen = order[:MOST_PHANTOMS]
+    chosen = (answers < 0).sum(dim=1).argsort(stable=True)[:MOST_PHANTOMS]
     inputs = inputs_of(model, tokenizer, [materials.train[i] for i in chosen.tolist()], seed)
     readings = fitted_readings(inputs, answers[chosen], [len(one) for one in asked.values()])
     average_evenly(model, inputs, readings)
-    held = inputs_of(model, tokenizer, materials.validation, seed)
+    held = inputs_of(model, tokenizer, materials.validation, seed, inputs.apart)
     scores = []
     for name, reading, true in zip(
         asked, readings, _known(materials.validation, labels).T, strict=True
@@ -86,14 +84,26 @@ def inputs_of(
     tokenizer: PreTrainedTokenizerBase,
     cases: Sequence[Case],
     seed: int,
+    apart: Apart | None = None,
 ) -> Inputs:
-    """What goes into the layer for prompts about the views of phantoms with truth."""
+    """What goes into the layer for prompts about the views of phantoms with truth.
+
+    Args:
+        model: with a trained first layer.
+        tokenizer: of the model.
+        cases: phantoms.
+        seed: of exposures and prompts.
+        apart: what tells visual tokens from words; None: it is found in some of these prompts.
+
+    Raises:
+        ValueError: there is no phantom.
+    """
     layer: Any = model.model.language_model.layers[AVERAGING_LAYER]
     rng = np.random.default_rng([seed, 8])
     bank = FeatureBank(model, seed)
     bank.add([case.view for case in cases], variants=2)
     writer = RecordWriter(tokenizer)
-    means, images, words = [], [], []
+    means, words = [], torch.empty(0)
     for start in range(0, len(cases), _BATCH):
         records = []
         for case in cases[start : start + _BATCH]:
@@ -103,11 +113,13 @@ def inputs_of(
         batch = collate(records, bank, tokenizer, rng).to(model.device)
         states = layer.input_layernorm(first_layer(model, batch)).float()
         shown = batch.ids == model.config.image_token_id
-        means += [own[there].mean(0) for own, there in zip(states, shown, strict=True)]
         if start == 0:
-            images.append(states[shown])
-            words.append(states[said(batch.ids, shown, int(tokenizer.pad_token_id))])
-    return Inputs(torch.stack(means), torch.cat(images), torch.cat(words))
+            words = states[said(batch.ids, shown, int(tokenizer.pad_token_id))]
+        apart = apart or Apart.of(states[shown], words)
+        means += [apart.mean(own[there]) for own, there in zip(states, shown, strict=True)]
+    if apart is None:
+        raise ValueError("There must be at least one phantom.")
+    return Inputs(torch.stack(means), words, apart)
 
 
 def fitted_readings(inputs: Inputs, answers: torch.Tensor, sizes: Sequence[int]) -> list[Reading]:

@@ -36,18 +36,46 @@ _RIDGE: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
+class Apart:
+    """What tells visual tokens from words, most evenly: Fisher's discriminant.
+
+    Attributes:
+        direction: `(D,)`, along which they are as far apart as 1 in the mean, and as alike as can
+            be among themselves.
+        word: the mean of words along it.
+    """
+
+    direction: torch.Tensor
+    word: float
+
+    @classmethod
+    def of(cls, images: torch.Tensor, words: torch.Tensor) -> Apart:
+        """Of visual tokens `(V, D)` and words `(W, D)`."""
+        between = images.mean(0) - words.mean(0)
+        within = (images.T.cov() + words.T.cov()) / 2
+        within = within + _RIDGE * within.trace() / len(within) * torch.eye(len(within))
+        direction = torch.linalg.solve(within, between)
+        direction = direction / (direction @ between)
+        return cls(direction, float(direction @ words.mean(0)))
+
+    def mean(self, images: torch.Tensor) -> torch.Tensor:
+        """What a word sees of visual tokens `(V, D)`: nearly their mean, `(D,)`."""
+        return (EVEN_GAIN * images @ self.direction).softmax(0) @ images
+
+
+@dataclass(frozen=True, slots=True)
 class Inputs:
     """What goes into the layer, behind its norm.
 
     Attributes:
-        means: `(N, D)`, of the visual tokens of each view.
-        images: `(V, D)`, single visual tokens of some views.
-        words: `(W, D)`, all other tokens of their prompts.
+        means: `(N, D)`, what a word sees of the visual tokens of each view.
+        words: `(W, D)`, tokens of prompts beside them.
+        apart: what tells the two.
     """
 
     means: torch.Tensor
-    images: torch.Tensor
     words: torch.Tensor
+    apart: Apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +93,6 @@ class Reading:
     def guesses(self, means: torch.Tensor) -> torch.Tensor:
         """The likeliest answer of each mean `(N, D)`, int64 `(N,)`."""
         return (means @ self.weight.T + self.bias).argmax(-1)
-
-
-def apart(images: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The direction `(D,)` that tells visual tokens `(V, D)` from words `(W, D)` most evenly.
-
-    Fisher's discriminant: as far apart as 1 in the mean, and as alike as can be among themselves.
-
-    Returns:
-        The direction, and the mean of words along it.
-    """
-    between = images.mean(0) - words.mean(0)
-    within = (images.T.cov() + words.T.cov()) / 2
-    within = within + _RIDGE * within.trace() / len(within) * torch.eye(len(within))
-    direction = torch.linalg.solve(within, between)
-    direction = direction / (direction @ between)
-    return direction, float(direction @ words.mean(0))
 
 
 @torch.no_grad()
@@ -103,7 +115,7 @@ def average_evenly(
     """
     attention: Any = model.model.language_model.layers[AVERAGING_LAYER].self_attn
     place = _Place.of(model)
-    direction, word = apart(inputs.images, inputs.words)
+    direction, word = inputs.apart.direction, inputs.apart.word
     width = place.queries.stop - place.queries.start
     attention.q_proj.weight[place.queries] = 0.0
     attention.q_proj.bias[place.queries] = 0.0
