@@ -531,7 +531,8 @@ def _calcification(truth: Truth) -> list[Item]:
                 YES if calcified else NO,
                 (nodule.box,),
                 f"There is a nodule {place}.",
-                "It is calcified." if calcified else "It is not calcified.",
+                # "No" as the answer says it: letters are found by words that are said.
+                "It contains calcification." if calcified else "It contains no calcification.",
             )
         )
     return items

@@ -47,7 +47,7 @@ UNKNOWN: Final = -1
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2
 # To be raised with every change to phantoms, questions or pictures that changes what a shard
 # holds.
-GENERATOR_VERSION: Final = 3
+GENERATOR_VERSION: Final = 4
 
 ZoomBoxes = Literal["targets", "random"]
 

@@ -14,6 +14,7 @@ from engine.tiny import tiny_model
 from tests.integration.test_loading import save
 from tests.source_tree import ROOT
 from training.cli import main
+from training.averages import looks_evenly
 from training.counts import counts_columns
 
 PART = """
@@ -87,6 +88,19 @@ def test_fine_tuning_changes_the_language_model_and_not_the_tower(trained: Path)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("language_model" in name for name in changed)
     assert not any("visual" in name for name in changed)
+
+
+@pytest.mark.timeout(900)
+def test_all_stages_leave_where_the_averaging_head_looks_alone(trained: Path) -> None:
+    """The rest of its layer is trained, and so is what it reads."""
+    models = [load_checkpoint(trained / run / "checkpoint").model for run in ("run", "sft")]
+    assert all(looks_evenly(model) for model in models)
+    before, after = (model.model.language_model.layers[1].self_attn for model in models)
+    width = before.head_dim
+    assert torch.equal(before.q_proj.weight[-width:], after.q_proj.weight[-width:])
+    assert torch.equal(before.q_proj.bias[-width:], after.q_proj.bias[-width:])
+    assert not torch.equal(before.q_proj.weight[:width], after.q_proj.weight[:width])
+    assert not torch.equal(before.v_proj.weight[-1], after.v_proj.weight[-1])
 
 
 @pytest.mark.timeout(900)
