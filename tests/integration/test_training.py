@@ -13,8 +13,8 @@ from engine.loading import load_checkpoint
 from engine.tiny import tiny_model
 from tests.integration.test_loading import save
 from tests.source_tree import ROOT
-from training.cli import main
 from training.averages import looks_evenly
+from training.cli import main
 from training.counts import counts_columns
 
 PART = """
