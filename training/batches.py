@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from engine.geometry import Box, PatchGrid
 from engine.positions import PositionCursor
 from engine.prompt import IMAGE_PAD, LATENT_SLOT
 from training.embedded import single_id
@@ -180,10 +181,24 @@ def _looks(records: Sequence[Record], images: torch.Tensor) -> tuple[Look, ...]:
             .nonzero()
             .flatten()[torch.tensor(record.pictures[0].grid.cells_of(written.box))],
             written_corners(written, record.pictures[0]),
+            held_shares(record.pictures[0].grid, written.box),
         )
         for row, record in enumerate(records)
         for written in record.written
     )
+
+
+def held_shares(grid: PatchGrid, box: Box) -> torch.Tensor:
+    """How much of a box each visual token that it touches holds, of what one holds at most."""
+    held = []
+    for cell in grid.cells_of(box):
+        own = grid.box_of(*divmod(cell, grid.columns))
+        width = min(box.x1, own.x1) - max(box.x0, own.x0)
+        height = min(box.y1, own.y1) - max(box.y0, own.y0)
+        held.append(max(width, 0.0) * max(height, 0.0))
+    # A box without an area is held by the one token that it lies in.
+    most = max(held)
+    return torch.tensor([one / most if most else 1.0 for one in held])
 
 
 def written_corners(written: Written, view: Picture) -> tuple[float, ...] | None:

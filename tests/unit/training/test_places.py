@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from engine.attention import register_row_attention
-from engine.geometry import Box
+from engine.geometry import Box, PatchGrid
 from tests.unit.training.conftest import TARGET, picture, question
-from training.batches import collate, written_corners
+from training.batches import collate, held_shares, written_corners
 from training.corners import KEPT_LAYERS, KEPT_LENGTHS, CornerHead, KeptCorners
 from training.features import FeatureBank
 from training.grounding import GROUNDED_LAYER, BoxAttention, Look
@@ -106,7 +106,9 @@ def test_the_attention_that_is_taken_is_eager_attention(model, tokenizer, record
         view = images[row].nonzero().flatten()[: record.pictures[0].grid.cells]
         for one in record.written:
             cells = list(record.pictures[0].grid.cells_of(one.box))
-            mass = rows[row][:, one.begin : one.stop][:, :, view[cells]].sum(-1).mean(0)
+            shares = held_shares(record.pictures[0].grid, one.box)
+            on_box = rows[row][:, one.begin : one.stop][:, :, view[cells]] * shares
+            mass = on_box.sum(-1).mean(0)
             wanted -= float((mass + 1e-4).log().sum())
     assert found == pytest.approx(wanted, rel=1e-4)
     torch.testing.assert_close(last, outputs.last_hidden_state, rtol=1e-3, atol=1e-4)
@@ -126,6 +128,27 @@ def test_attention_on_a_box_by_hand() -> None:
     allowed = torch.tensor([[True, False, False]] * 3).reshape(1, 1, 3, 3)
     recorder.take(SimpleNamespace(layer_idx=GROUNDED_LAYER), query, key, allowed, 1.0)
     assert float(recorder.loss()) == pytest.approx(-np.log(1e-4), rel=1e-6)
+
+
+def test_shares_of_a_box_by_hand() -> None:
+    """Of two by two tokens: 0.4 by 0.2 and 0.2 by 0.2 above, nothing below."""
+    shares = held_shares(PatchGrid(2, 2), Box(0.1, 0.1, 0.7, 0.3))
+    torch.testing.assert_close(shares, torch.tensor([1.0, 0.5]))
+    torch.testing.assert_close(held_shares(PatchGrid(2, 2), Box(0.2, 0.2, 0.8, 0.8)), torch.ones(4))
+
+
+def test_attention_counts_by_what_a_token_holds_of_the_box() -> None:
+    """Attention of 1/4 and 3/4 on tokens that hold half as much and most: 1/8 + 3/4."""
+    query, key = torch.ones(1, 1, 2, 1), torch.tensor([0.0, np.log(3.0)]).float()
+    look = Look(
+        0, torch.tensor([1]), torch.tensor([1]), torch.tensor([0, 1]), None, torch.tensor([0.5, 1])
+    )
+    recorder = BoxAttention((look,))
+    layer = SimpleNamespace(layer_idx=GROUNDED_LAYER)
+    recorder.take(layer, query, key.reshape(1, 1, 2, 1), None, 1.0)
+    assert float(recorder.loss()) == pytest.approx(-np.log(0.8751), rel=1e-6)
+    # What is reported is all that lies on the box.
+    assert float(recorder.masses[0]) == pytest.approx(1.0)
 
 
 def test_attention_that_lies_elsewhere_has_a_gradient() -> None:
