@@ -10,7 +10,7 @@ So the last head of the second layer has a key that tells visual tokens from wor
 Words look at visual tokens, these at the words before them, of which there is nothing to be read.
 Its values begin as readings of the mean: logistic regressions, fitted on training phantoms to what
 the first layer makes of them. Where it looks is kept as the counts of rows and columns are, in
-every training that follows (`AveragesKeeper`); what it reads is kept while the model learns where
+every training that follows (`averages_keeper`); what it reads is kept while the model learns where
 to look, and is learned on from words.
 """
 

@@ -59,10 +59,10 @@ class Look:
         tokens: int64 `(N,)`, columns of the tokens that look.
         coordinates: int64 `(C,)`, those of them that coordinates follow.
         seen: int64 `(M,)`, columns of the visual tokens that the box touches.
-        shares: float `(M,)`, how much of the box each of them holds, in what the one holds that
-            holds most; None: all the same.
         corners: left, top, right and bottom of the box, in shares of the view's longer side; None
             where a coordinate is written in more than one token.
+        shares: float `(M,)`, how much of the box each of them holds, in what the one holds that
+            holds most; None: all the same.
     """
 
     row: int
