@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from training.counts import count_directions, counts_columns
 from training.kept import Kept
 
 AVERAGING_LAYER: Final = 1
@@ -139,6 +140,10 @@ def average_evenly(
     # Always the same: a run that goes on does not draw what the interrupted one has drawn before.
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randn(len(written), len(weights), generator=generator)
+    if counts_columns(model):
+        # Nothing else is written where the first layer has put the counts of rows and columns.
+        counts = count_directions(model)
+        drawn -= counts @ (counts.T @ drawn)
     written[:, place.queries] = 0.0
     written[:, -len(weights) :] = READING_WRITTEN * torch.linalg.qr(drawn)[0]
 

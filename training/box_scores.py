@@ -40,6 +40,8 @@ class AskedBox:
         name: of what it is of.
         finding: whether that is a finding, and no organ.
         overlap: intersection over union with the true box; 0 where no box was written.
+        expected_overlap: the same of the means of all numbers, weighted with their probabilities.
+            Far above ``overlap``, it says that the likeliest numbers are drawn from many.
         attention: mean share of the attention of the layer that looks at boxes which lies on the
             true one, over heads and what is written.
     """
@@ -47,6 +49,7 @@ class AskedBox:
     name: str
     finding: bool
     overlap: float
+    expected_overlap: float
     attention: float
 
 
@@ -78,13 +81,29 @@ def asked_boxes(loaded: LoadedModel, cases: Sequence[Case]) -> list[AskedBox]:
     found = []
     for first in range(0, len(asked), _AT_A_TIME):
         some = asked[first : first + _AT_A_TIME]
-        written, masses = _written(model, tokenizer, [record for *_, record in some], bank)
-        for (name, is_finding, view, box, _), numbers, mass in zip(
-            some, written, masses, strict=True
-        ):
-            overlap = _overlap(numbers, box, seen_size(view))
-            found.append(AskedBox(name, is_finding, overlap, mass))
+        written = _written(model, tokenizer, [record for *_, record in some], bank)
+        for (name, is_finding, view, box, _), numbers in zip(some, written, strict=True):
+            overlaps = [
+                _overlap(coordinates, box, seen_size(view))
+                for coordinates in (numbers.greedy, numbers.expected)
+            ]
+            found.append(AskedBox(name, is_finding, *overlaps, numbers.attention))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """What was written of one box.
+
+    Attributes:
+        greedy: the four numbers, -1 where there is none.
+        expected: their means, each behind the greedy ones before it.
+        attention: on the box.
+    """
+
+    greedy: list[int]
+    expected: list[float]
+    attention: float
 
 
 def _written(
@@ -92,9 +111,11 @@ def _written(
     tokenizer: PreTrainedTokenizerBase,
     records: Sequence[Record],
     bank: FeatureBank,
-) -> tuple[list[list[int]], list[float]]:
-    """The four numbers of each record, -1 where there is none, and the attention on its box."""
-    values = {token: value for value, token in enumerate(number_ids(tokenizer))}
+) -> list[_Numbers]:
+    """The four numbers of each record."""
+    listed_ids = number_ids(tokenizer)
+    counted = torch.arange(len(listed_ids), dtype=torch.float32, device=model.device)
+    values = {token: value for value, token in enumerate(listed_ids)}
     batch = collate(records, bank, tokenizer, np.random.default_rng(0)).to(model.device)
     ids, rows = batch.ids.clone(), range(len(records))
     columns = []
@@ -108,19 +129,27 @@ def _written(
             )
         columns.append(listed)
     boxes = BoxAttention(batch.looks)
+    expected = []
     for number in range(4):
         states = all_states(model, replace(batch, ids=ids))[-1]
         before = torch.stack([states[row, columns[row][number] - 1] for row in rows])
-        for row, token in enumerate(model.lm_head(before).argmax(-1).tolist()):
+        logits = model.lm_head(before)
+        expected.append(logits[:, listed_ids].float().softmax(-1) @ counted)
+        for row, token in enumerate(logits.argmax(-1).tolist()):
             ids[row, columns[row][number]] = token
     # Once more, with all that was written in its place.
     all_states(model, replace(batch, ids=ids), recorder=boxes)
-    masses = [mass.mean().item() for mass in boxes.masses]
-    numbers = [[values.get(int(ids[row, at]), -1) for at in columns[row]] for row in rows]
-    return numbers, masses
+    return [
+        _Numbers(
+            [values.get(int(ids[row, at]), -1) for at in columns[row]],
+            [float(means[row]) for means in expected],
+            mass.mean().item(),
+        )
+        for row, mass in zip(rows, boxes.masses, strict=True)
+    ]
 
 
-def _overlap(numbers: Sequence[int], box: Box, size: tuple[int, int]) -> float:
+def _overlap(numbers: Sequence[float], box: Box, size: tuple[int, int]) -> float:
     """Overlap of what was written, in pixels of a picture of a size, with the true box."""
     height, width = size
     x0, y0, x1, y1 = numbers

@@ -459,6 +459,7 @@ def _boxes(engine: Engine, options: argparse.Namespace, report: Callable[[str], 
         result[group] = {
             "mean_iou": mean_of(overlaps),
             "mean_iou_ci95": bootstrap_interval(overlaps),
+            "expected_mean_iou": mean_of(one.expected_overlap for one in boxes),
             "attention": mean_of(one.attention for one in boxes),
             "boxes": len(boxes),
         }

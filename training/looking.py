@@ -30,7 +30,7 @@ from training.corners import KeptCorners
 from training.dense_warmup import HEAD_RATE
 from training.features import FeatureBank
 from training.grounding import GROUNDED_LAYER, BoxAttention, together
-from training.kept_heads import heads_keeper
+from training.kept_weights import weights_keeper
 from training.language import MixConfig, asked_for_letters, drawn_places, letter_record
 from training.language_loss import all_states
 from training.letter_heads import (
@@ -178,7 +178,7 @@ def teach_to_look(
             parts_at=whole_steps(loss_at),
             evaluate=scores,
             readings={"corners": HEAD_RATE},
-            after_step=heads_keeper(model, tokenizer, readings=True),
+            after_step=weights_keeper(model, tokenizer, readings=True),
         )
         run_stage(stage, prefixed(report, "where to look"))
     finally:

@@ -1,26 +1,33 @@
-"""Numbers that are one token each: near ones begin alike, and a near one is nearly right.
+"""Numbers that are one token each: near ones are alike, and a near one is nearly right.
 
 The embedded model writes a coordinate as one token (`training.embedded.train_tokenizer`). Cross-
 entropy would take 98 for as wrong as 12 where 99 is true; so the target of a coordinate is spread
-over its neighbours, and numbers begin as points of a smooth curve, where what is learned of one
+over its neighbours, and numbers are points of a smooth curve, where what is learned of one
 holds for those beside it. Written digit by digit, boxes of findings were off by 5 to 8 pixels
 where a linear reading of the same hidden state was off by 3 to 5.
+
+The curve stays smooth in all trainings (`numbers_keeper`). Where a model is not sure, the best of
+many likely numbers is little better than its neighbours; with embeddings that each move on their
+own, their noise decided which of them was written, and greedy boxes were worse than those of the
+expected coordinates (docs/training.md, "Numbers on a smooth curve").
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-# Over which numbers are alike, and the share of each length in a number's embedding; what is left
-# tells it from its neighbours.
-_LENGTHS: Final = (3.0, 12.0, 48.0)
-_SHARE: Final = 0.25
+# Over which numbers begin alike; each length has the same share in a number's embedding.
+_LENGTHS: Final = (6.0, 12.0, 48.0)
+# In numbers, of the fastest wave along the curve.
+SHORTEST_WAVE: Final = 24
+# Of the energy of a curve, beside its slow waves: half precision leaves less.
+_ROUGH: Final = 1e-4
 _DIGITS: Final = 10
 
 
@@ -48,18 +55,59 @@ def number_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids
 
 
-def smooth_numbers(count: int, width: int) -> torch.Tensor:
-    """Random vectors `(count, width)` of unit variance, those of near numbers alike.
+def slow_waves(count: int) -> torch.Tensor:
+    """Orthonormal columns `(count, K)`: discrete cosines, none faster than `SHORTEST_WAVE`."""
+    waves = torch.arange(2 * count // SHORTEST_WAVE + 1, dtype=torch.float64)
+    middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    basis: torch.Tensor = torch.cos(torch.pi * middles[:, None] * waves)
+    return (basis / basis.norm(dim=0)).float()
 
-    Draws of a Gaussian process in every dimension (seed torch first).
+
+def smooth_numbers(count: int, width: int) -> torch.Tensor:
+    """Random vectors `(count, width)` of unit variance on a smooth curve (seed torch first).
+
+    Draws of a Gaussian process in every dimension, of which the slow waves are left.
     """
     numbers = torch.arange(count, dtype=torch.float64)
     apart = (numbers[:, None] - numbers[None, :]).square()
-    alike = sum((torch.exp(-apart / (2 * length**2)) for length in _LENGTHS), torch.zeros(1))
-    own = 1.0 - _SHARE * len(_LENGTHS)
-    covariance = _SHARE * alike + own * torch.eye(count, dtype=torch.float64)
-    root: torch.Tensor = torch.linalg.cholesky(covariance)
-    return (root @ torch.randn(count, width, dtype=torch.float64)).float()
+    alike = [torch.exp(-apart / (2 * length**2)) for length in _LENGTHS]
+    covariance = torch.stack(alike).mean(0) + 1e-6 * torch.eye(count, dtype=torch.float64)
+    drawn = torch.linalg.cholesky(covariance) @ torch.randn(count, width, dtype=torch.float64)
+    waves = slow_waves(count)
+    smooth: torch.Tensor = waves @ (waves.T @ drawn.float())
+    return smooth / smooth.square().mean().sqrt()
+
+
+def numbers_keeper(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[], None] | None:
+    """What leaves only slow waves in the embeddings of numbers, after a step.
+
+    None where there is more in them now, where numbers are written digit by digit, and where
+    embeddings are not trained.
+
+    Args:
+        model: its parameters must stay the same tensors, whole in this process.
+        tokenizer: of the model.
+    """
+    ids = number_ids(tokenizer)
+    words: Any = model.get_input_embeddings()
+    if len(ids) <= _DIGITS or not words.weight.requires_grad:
+        return None
+    waves = slow_waves(len(ids)).to(words.weight.device)
+
+    @torch.no_grad()
+    def smoothed() -> torch.Tensor:
+        kept: torch.Tensor = waves @ (waves.T @ words.weight[ids].float())
+        return kept
+
+    @torch.no_grad()
+    def put_back() -> None:
+        words.weight[ids] = smoothed().to(words.weight.dtype)
+
+    embeddings = words.weight.detach()[ids].float()
+    rough = (embeddings - smoothed()).square().sum()
+    return put_back if bool(rough <= _ROUGH * embeddings.square().sum()) else None
 
 
 class NumberScale:

@@ -48,7 +48,7 @@ from training.first_layer import (
     behind_first_layer,
     teach_first_layer,
 )
-from training.kept_heads import heads_keeper
+from training.kept_weights import weights_keeper
 from training.language import LanguageConfig, MixConfig
 from training.latents import LatentConfig
 from training.letter_heads import begin_copying
@@ -376,6 +376,6 @@ def train_language(
         config=stage.steps,
         parts_at=whole_steps(loss_at),
         readings={"corners": HEAD_RATE},
-        after_step=heads_keeper(model, tokenizer),
+        after_step=weights_keeper(model, tokenizer),
     )
     run_stage(language, prefixed(report, "language"))

@@ -35,7 +35,7 @@ from training.checkpoints import kept_state
 from training.config import ConfigError
 from training.evaluate import AskConfig, greedy_scores
 from training.export import ExportConfig, Thresholds, export_adapter, export_checkpoint
-from training.kept_heads import heads_keeper
+from training.kept_weights import weights_keeper
 from training.loop import Report, Stage, StepsConfig, prefixed, run_stage
 from training.metrics import Metrics, require_tensorboard
 from training.out_of_distribution import Detector
@@ -319,7 +319,7 @@ def reinforce(config: ReinforcementConfig, report: Report) -> Path:
         parts_at=updates.parts_at,
         evaluate=evaluate,
         evaluate_every=config.evaluation.every,
-        after_step=heads_keeper(policy.model, policy.engine.loaded.tokenizer),
+        after_step=weights_keeper(policy.model, policy.engine.loaded.tokenizer),
         rate_key="steps.learning_rate",
     )
     run_stage(stage, said, replicas)

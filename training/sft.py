@@ -34,7 +34,7 @@ from training.dense_warmup import HEAD_RATE
 from training.evaluate import ASKED_BUDGETS, AskConfig, greedy_scores
 from training.export import AS_TRAINED, ExportConfig, export_adapter, export_checkpoint
 from training.features import FeatureBank, TrainedTower
-from training.kept_heads import heads_keeper
+from training.kept_weights import weights_keeper
 from training.language import LanguageConfig, MixConfig
 from training.latents import LatentConfig, LatentPhase
 from training.loop import PartLoss, Report, Stage, prefixed, run_stage
@@ -396,7 +396,7 @@ def train(
         network=network,
         evaluate=evaluate if tuning.evaluate_every else None,
         evaluate_every=tuning.evaluate_every,
-        after_step=None if processes.is_sharded else heads_keeper(tuned.model, tuned.tokenizer),
+        after_step=None if processes.is_sharded else weights_keeper(tuned.model, tuned.tokenizer),
         rate_key="language.learning_rate",
     )
     run_stage(stage, prefixed(report, "language"), processes)

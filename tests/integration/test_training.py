@@ -16,6 +16,7 @@ from tests.source_tree import ROOT
 from training.averages import looks_evenly
 from training.cli import main
 from training.counts import counts_columns
+from training.numbers import number_ids, slow_waves
 
 PART = """
 - name: find
@@ -124,6 +125,21 @@ def test_all_stages_leave_the_counts_of_rows_and_columns_alone(trained: Path) ->
         writer = layer.mlp.down_proj.weight.detach()
         written = counts.detach().T @ writer
         assert float(written.abs().max()) < 2e-3 * float(writer.norm(dim=0).max())
+
+
+@pytest.mark.timeout(900)
+def test_all_stages_leave_numbers_on_a_smooth_curve(trained: Path) -> None:
+    """Which they learn: where it lies in one is not where it lies in the other."""
+    loaded = [load_checkpoint(trained / run / "checkpoint") for run in ("run", "sft")]
+    curves = [
+        one.model.get_input_embeddings().weight.detach()[number_ids(one.tokenizer)]
+        for one in loaded
+    ]
+    assert not torch.equal(*curves)
+    waves = slow_waves(len(curves[0]))
+    for curve in curves:
+        rough = curve - waves @ (waves.T @ curve)
+        assert float(rough.square().sum()) < 1e-5 * float(curve.square().sum())
 
 
 @pytest.mark.timeout(900)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from engine.geometry import PatchGrid
 from tests.unit.training.test_image_labels import ANSWERS, _case
 from training.average_readings import fitted_readings
 from training.averages import (
     AVERAGING_LAYER,
+    READING_WRITTEN,
     Apart,
     Inputs,
     Reading,
@@ -14,6 +16,7 @@ from training.averages import (
     averages_keeper,
     looks_evenly,
 )
+from training.counts import count_directions, number_rows_and_columns
 from training.embedded import embedded_config, new_model, train_tokenizer
 from training.image_labels import gathered_answers, labelled_view, number_name
 from training.phantoms import FindingRequest, labels_of
@@ -146,6 +149,19 @@ def test_a_head_holds_no_more_readings_than_it_has_dimensions(model, inputs) -> 
     reading = Reading(torch.zeros(33, DIMENSIONS), torch.zeros(33))
     with pytest.raises(ValueError, match="32 dimensions cannot hold 33 readings"):
         average_evenly(model, inputs[0], [reading])
+
+
+def test_counts_of_rows_and_columns_keep_their_room(model, inputs, readings) -> None:
+    tokenizer = train_tokenizer(["a nodule"] * 3, vocabulary=400)
+    tokens = _views(8, 10)[0].flatten(0, 1)
+    # Visual tokens lie in half of their dimensions, as those of a trained tower nearly do.
+    tokens[:, DIMENSIONS // 2 :] *= 0.02
+    number_rows_and_columns(model, tokenizer, tokens, PatchGrid(8, 8))
+    average_evenly(model, inputs[0], readings)
+    written = model.model.language_model.layers[AVERAGING_LAYER].self_attn.o_proj.weight[:, -3:]
+    assert float((count_directions(model).T @ written).detach().abs().max()) < 1e-5
+    lengths = written.detach().norm(dim=0)
+    torch.testing.assert_close(lengths, torch.full((3,), READING_WRITTEN), rtol=1e-5, atol=0.0)
 
 
 @pytest.mark.parametrize("readings_kept", [False, True])
