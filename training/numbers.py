@@ -6,28 +6,34 @@ over its neighbours, and numbers are points of a smooth curve, where what is lea
 holds for those beside it. Written digit by digit, boxes of findings were off by 5 to 8 pixels
 where a linear reading of the same hidden state was off by 3 to 5.
 
-The curve stays smooth in all trainings (`numbers_keeper`). Where a model is not sure, the best of
-many likely numbers is little better than its neighbours; with embeddings that each move on their
-own, their noise decided which of them was written, and greedy boxes were worse than those of the
-expected coordinates (docs/training.md, "Numbers on a smooth curve").
+Where a model is not sure, the best of many likely numbers is little better than its neighbours,
+and the noise of single embeddings decides which is written: greedy boxes were worse than those of
+the expected coordinates (docs/training.md, "Numbers on a smooth curve"). So the zoom stage begins
+by smoothing the curve (`smooth_curve`), and all trainings from there on leave it smooth
+(`numbers_keeper`). Digits are free: they are parts of words, too, and on the curve "bbox_2d" was
+written as "bbox_0d".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-# Over which numbers begin alike; each length has the same share in a number's embedding.
-_LENGTHS: Final = (6.0, 12.0, 48.0)
+# Over which numbers are alike, and the share of each length in a number's embedding; what is left
+# tells it from its neighbours.
+_LENGTHS: Final = (3.0, 12.0, 48.0)
+_SHARE: Final = 0.25
 # In numbers, of the fastest wave along the curve.
 SHORTEST_WAVE: Final = 24
 # Of the energy of a curve, beside its slow waves: half precision leaves less.
 _ROUGH: Final = 1e-4
+# Numbers of one digit.
 _DIGITS: Final = 10
 
 
@@ -55,59 +61,93 @@ def number_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids
 
 
-def slow_waves(count: int) -> torch.Tensor:
-    """Orthonormal columns `(count, K)`: discrete cosines, none faster than `SHORTEST_WAVE`."""
-    waves = torch.arange(2 * count // SHORTEST_WAVE + 1, dtype=torch.float64)
-    middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    basis: torch.Tensor = torch.cos(torch.pi * middles[:, None] * waves)
-    return (basis / basis.norm(dim=0)).float()
-
-
 def smooth_numbers(count: int, width: int) -> torch.Tensor:
-    """Random vectors `(count, width)` of unit variance on a smooth curve (seed torch first).
+    """Random vectors `(count, width)` of unit variance, those of near numbers alike.
 
-    Draws of a Gaussian process in every dimension, of which the slow waves are left.
+    Draws of a Gaussian process in every dimension (seed torch first).
     """
     numbers = torch.arange(count, dtype=torch.float64)
     apart = (numbers[:, None] - numbers[None, :]).square()
-    alike = [torch.exp(-apart / (2 * length**2)) for length in _LENGTHS]
-    covariance = torch.stack(alike).mean(0) + 1e-6 * torch.eye(count, dtype=torch.float64)
-    drawn = torch.linalg.cholesky(covariance) @ torch.randn(count, width, dtype=torch.float64)
-    waves = slow_waves(count)
-    smooth: torch.Tensor = waves @ (waves.T @ drawn.float())
-    return smooth / smooth.square().mean().sqrt()
+    alike = sum((torch.exp(-apart / (2 * length**2)) for length in _LENGTHS), torch.zeros(1))
+    own = 1.0 - _SHARE * len(_LENGTHS)
+    covariance = _SHARE * alike + own * torch.eye(count, dtype=torch.float64)
+    root: torch.Tensor = torch.linalg.cholesky(covariance)
+    return (root @ torch.randn(count, width, dtype=torch.float64)).float()
+
+
+def slow_waves(count: int) -> torch.Tensor:
+    """Orthonormal columns `(count - 10, K)` that make smooth curves through numbers from 10 on.
+
+    They span what cosines over all `count` numbers, none faster than `SHORTEST_WAVE`, are there.
+    """
+    waves = torch.arange(2 * count // SHORTEST_WAVE + 1, dtype=torch.float64)
+    middles = (torch.arange(_DIGITS, count, dtype=torch.float64) + 0.5) / count
+    basis: torch.Tensor = torch.linalg.qr(torch.cos(torch.pi * middles[:, None] * waves))[0]
+    return basis.float()
+
+
+class _Curve:
+    """The embeddings of numbers from 10 on, and their slow waves."""
+
+    def __init__(self, words: nn.Parameter, ids: Sequence[int]) -> None:
+        self._words, self._ids = words, list(ids[_DIGITS:])
+        self._waves = slow_waves(len(ids)).to(words.device)
+
+    @torch.no_grad()
+    def smooth(self) -> None:
+        """Leaves nothing but slow waves in them."""
+        self._words[self._ids] = self._smoothed().to(self._words.dtype)
+
+    @torch.no_grad()
+    def is_smooth(self) -> bool:
+        """Whether there is nothing else in them, to the rounding of half precision."""
+        embeddings = self._words[self._ids].float()
+        rough = (embeddings - self._smoothed()).square().sum()
+        return bool(rough <= _ROUGH * embeddings.square().sum())
+
+    def _smoothed(self) -> torch.Tensor:
+        kept: torch.Tensor = self._waves @ (self._waves.T @ self._words[self._ids].float())
+        return kept
+
+
+def _curve_of(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> _Curve | None:
+    """None where numbers are written digit by digit, and where embeddings are not trained."""
+    ids, words = number_ids(tokenizer), model.get_input_embeddings().weight
+    if len(ids) <= _DIGITS or not words.requires_grad:
+        return None
+    return _Curve(words, ids)
+
+
+def smooth_curve(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Leaves only slow waves in the embeddings of numbers from 10 on, in place.
+
+    Raises:
+        ValueError: the tokenizer writes digits one by one, or embeddings are not trained.
+    """
+    curve = _curve_of(model, tokenizer)
+    if curve is None:
+        raise ValueError(
+            "tuning.smooth_numbers needs a tokenizer whose numbers are one token each, and "
+            "embeddings that are trained (no lora): set it to false."
+        )
+    curve.smooth()
 
 
 def numbers_keeper(
     model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
 ) -> Callable[[], None] | None:
-    """What leaves only slow waves in the embeddings of numbers, after a step.
-
-    None where there is more in them now, where numbers are written digit by digit, and where
-    embeddings are not trained.
+    """What smooths that curve after a step; None where it is not smooth now.
 
     Args:
         model: its parameters must stay the same tensors, whole in this process.
         tokenizer: of the model.
     """
-    ids = number_ids(tokenizer)
-    words: Any = model.get_input_embeddings()
-    if len(ids) <= _DIGITS or not words.weight.requires_grad:
-        return None
-    waves = slow_waves(len(ids)).to(words.weight.device)
-
-    @torch.no_grad()
-    def smoothed() -> torch.Tensor:
-        kept: torch.Tensor = waves @ (waves.T @ words.weight[ids].float())
-        return kept
-
-    @torch.no_grad()
-    def put_back() -> None:
-        words.weight[ids] = smoothed().to(words.weight.dtype)
-
-    embeddings = words.weight.detach()[ids].float()
-    rough = (embeddings - smoothed()).square().sum()
-    return put_back if bool(rough <= _ROUGH * embeddings.square().sum()) else None
+    curve = _curve_of(model, tokenizer)
+    return curve.smooth if curve is not None and curve.is_smooth() else None
 
 
 class NumberScale:

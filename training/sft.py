@@ -41,6 +41,7 @@ from training.loop import PartLoss, Report, Stage, prefixed, run_stage
 from training.materials import Materials, load_materials
 from training.metrics import require_tensorboard
 from training.network import LanguageNetwork, part_losses, planned
+from training.numbers import smooth_curve
 from training.own_records import RecordsConfig, asked_of_records, read_records
 from training.places import PlaceTerms
 from training.pretrain import FeatureConfig, calibrated, place_terms
@@ -68,6 +69,8 @@ class TuningConfig:
         gradient_checkpointing: compute the layers again in the backward pass, for memory.
         micro_batch: records that go through the model at a time.
         head_chunk: tokens whose logits are held at a time; 0: all of a part.
+        smooth_numbers: put embeddings of numbers on a smooth curve (`training.numbers`), before the
+            first step.
         evaluate_every: steps between evaluations on records of validation phantoms; 0: none.
         evaluate_records: of an evaluation.
     """
@@ -78,6 +81,7 @@ class TuningConfig:
     gradient_checkpointing: bool = False
     micro_batch: int = 8
     head_chunk: int = 0
+    smooth_numbers: bool = False
     evaluate_every: int = 0
     evaluate_records: int = 64
 
@@ -255,6 +259,11 @@ def tuned_model(base: str, tuning: TuningConfig) -> Tuned:
     model.requires_grad_(True)
     model.model.visual.requires_grad_(tuning.vision == "trained")
     adapter = add_adapter(model, tuning.lora, base) if tuning.lora else None
+    if tuning.smooth_numbers:
+        try:
+            smooth_curve(model, loaded.tokenizer)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(half)
