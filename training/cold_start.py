@@ -45,7 +45,7 @@ from training.world import Case, WorldConfig, random_box
 # Of the questions, those that are answered without a zoom, some of them although the prompt
 # offers one: a policy that always zooms could not find out what a zoom is worth.
 ANSWERED_AT_ONCE: Final = 0.3
-_TELLING: Final = ("report", "real", "own", "latent", "places", "closeup")
+_TELLING: Final = ("report", "real", "own", "latent", "places", "closeup", "withheld")
 
 
 def check_boxes(
@@ -78,7 +78,7 @@ def check_boxes(
 
 
 def check_blind(mix: MixConfig, corners: float = 0.0, grounding: float = 0.0) -> None:
-    """Refuses what needs true boxes: reports, places, close-ups, real lungs, own records, latents.
+    """Refuses what needs true boxes: all records that tell where things are.
 
     Args:
         mix: of the records.

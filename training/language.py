@@ -126,6 +126,9 @@ class MixConfig:
     Attributes:
         zoom: of records about one question, those that call the tool; 0 in pretraining, where the
             call is not taught yet.
+        withheld: of these, those whose crop is kept from the model, as
+            `Interventions.skip_crops` does: a model that has seen none writes answers to other
+            questions there.
         latent: of records with a latent segment.
         report: of the records about phantoms, those that report the whole image
             (`training.reports`).
@@ -153,6 +156,7 @@ class MixConfig:
     probe: float
     auto: float
     real: float
+    withheld: float = 0.0
     own: float = 0.0
     latent: float = 0.0
     report: float = 0.0
@@ -168,7 +172,18 @@ class MixConfig:
 
     def __post_init__(self) -> None:
         whole = ("report", "conversation", "short", "closeup")
-        for name in ("zoom", "probe", "auto", "real", "own", "latent", "called", "words", *whole):
+        for name in (
+            "zoom",
+            "probe",
+            "auto",
+            "real",
+            "own",
+            "latent",
+            "called",
+            "words",
+            "withheld",
+            *whole,
+        ):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in 0 to 1, not {getattr(self, name)}.")
         if sum(getattr(self, name) for name in whole) > 1.0:
@@ -333,6 +348,8 @@ def drawn_record(
     if probe:
         form = "before_zoom" if rng.random() < 0.5 else "after_zoom"
         return writer.write(question, form, asked.view, crop, target)
+    if target is not None and mix.withheld and rng.random() < mix.withheld:
+        return writer.withheld(question, asked.view, target)
     auto = question.kind == "fine" and rng.random() < mix.auto
     return writer.write(
         question, "zoom", asked.view, crop, target, method="auto" if auto else "zoom"

@@ -31,10 +31,12 @@ from engine.prompt import (
     option_letter,
     prompt_text,
     question_text,
+    tool_message_text,
     tool_response_text,
     turn,
     zoom_call_text,
 )
+from engine.reground import SKIPPED_MESSAGE
 from engine.request import METHODS, Method
 from training.drawn_words import whole_words
 from training.grounding import Written
@@ -179,6 +181,28 @@ class RecordWriter:
             parts += [(IM_END, 1.0, None)]
         roi = tuple(Box(*box) for box in question.target_boxes)
         return self._joined(parts, roi, boxes, given)
+
+    def withheld(self, question: Question, view: Picture, target: Box) -> Record:
+        """An answer behind a zoom whose crop is kept from the model; the call is given.
+
+        As the engine answers where `Interventions.skip_crops` names the crop.
+
+        Args:
+            question: what is asked; of a fine one the answer can only be guessed.
+            view: the whole image.
+            target: the box that the call names, normalised.
+        """
+        index = question.answer_index
+        answer = question.answer if index is None else option_letter(index)
+        parts: list[tuple[str, float, Picture | None]] = [
+            (_head(question, "zoom"), 0.0, view),
+            (_call(question, target, view), 0.0, None),
+            (tool_message_text(SKIPPED_MESSAGE), 0.0, None),
+            (_thought(question.reasoning_after_zoom), 1.0, None),
+            (answer_text(answer), ANSWER_WEIGHT, None),
+            (IM_END, 1.0, None),
+        ]
+        return self._joined(parts, tuple(Box(*box) for box in question.target_boxes))
 
     def asked(self, question: Question, view: Picture) -> Record:
         """The prompt of a question with its image, and nothing to be learned from it."""

@@ -9,6 +9,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from engine.geometry import Box
+from engine.reground import SKIPPED_MESSAGE
 from tests.unit.training.conftest import TARGET, picture, question
 from training.batches import collate
 from training.drawn_words import DRAWN_OPTIONS, of_drawn_words
@@ -141,6 +142,9 @@ def test_mix_decides_the_form(tokenizer) -> None:
     asked = Asked(question(), picture(1, 84, 56), {Box(*TARGET): (picture(2, 56, 56),)})
     assert all("tool_call" not in text for text in drawn(tokenizer, asked))
     assert all("<tool_call>" in text for text in drawn(tokenizer, asked, zoom=1.0))
+    assert all(SKIPPED_MESSAGE in text for text in drawn(tokenizer, asked, zoom=1.0, withheld=1.0))
+    some = [SKIPPED_MESSAGE in text for text in drawn(tokenizer, asked, zoom=1.0, withheld=0.3)]
+    assert 0 < sum(some) < len(some)
     early = drawn(tokenizer, asked, probe=1.0)
     assert all("assistant\n<answer>" in text for text in early)
 

@@ -9,7 +9,8 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from engine.geometry import Box
-from engine.prompt import IMAGE_PAD, ZOOM_TOOL_NAME
+from engine.prompt import IMAGE_PAD, ZOOM_TOOL_NAME, tool_message_text
+from engine.reground import SKIPPED_MESSAGE
 from tests.unit.training.conftest import picture
 from training.embedded import embedded_config, train_tokenizer
 from training.place_forms import BARE, CALLED, drawn_form
@@ -69,6 +70,20 @@ def test_zoom_record_never_learns_the_tool_response(tokenizer) -> None:
     assert text.endswith("<think>Its margin is smooth.</think>\n<answer>B</answer><|im_end|>")
     assert record.ids.count(tokenizer.convert_tokens_to_ids(IMAGE_PAD)) == 56 + 63
     assert record.pictures[1] is crop
+
+
+def test_behind_a_crop_that_is_withheld_an_answer_is_learned_and_no_call(tokenizer) -> None:
+    target = Box(*QUESTION.target_boxes[0])
+    record = RecordWriter(tokenizer).withheld(QUESTION, picture(), target)
+    assert learned(tokenizer, record) == (
+        "<think>Its margin is smooth.</think>\n<answer>B</answer><|im_end|>"
+    )
+    text = tokenizer.decode(record.ids)
+    assert '"bbox_2d": [49, 112, 98, 168]' in text
+    # As the engine answers a call whose crop is skipped.
+    assert tool_message_text(SKIPPED_MESSAGE) in text
+    assert len(record.pictures) == 1
+    assert not record.written
 
 
 @pytest.mark.parametrize("form", ["early", "before_zoom", "after_zoom"])
