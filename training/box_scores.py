@@ -83,11 +83,11 @@ def asked_boxes(loaded: LoadedModel, cases: Sequence[Case]) -> list[AskedBox]:
         some = asked[first : first + _AT_A_TIME]
         written = _written(model, tokenizer, [record for *_, record in some], bank)
         for (name, is_finding, view, box, _), numbers in zip(some, written, strict=True):
-            overlaps = [
+            overlap, expected = (
                 _overlap(coordinates, box, seen_size(view))
                 for coordinates in (numbers.greedy, numbers.expected)
-            ]
-            found.append(AskedBox(name, is_finding, *overlaps, numbers.attention))
+            )
+            found.append(AskedBox(name, is_finding, overlap, expected, numbers.attention))
     return found
 
 

@@ -115,6 +115,7 @@ def _curve_of(
 ) -> _Curve | None:
     """None where numbers are written digit by digit, and where embeddings are not trained."""
     ids, words = number_ids(tokenizer), model.get_input_embeddings().weight
+    assert isinstance(words, nn.Parameter)
     if len(ids) <= _DIGITS or not words.requires_grad:
         return None
     return _Curve(words, ids)

@@ -152,7 +152,7 @@ def test_letters_behind_a_blind_zoom_tell_nothing_of_where_to_look(case: Case, t
 
 
 def test_what_tells_is_refused(tokenizer) -> None:
-    for name in ("report", "real", "latent", "places", "closeup"):
+    for name in ("report", "real", "latent", "places", "closeup", "withheld"):
         with pytest.raises(ValueError, match=rf"mix\.{name} must be 0"):
             check_blind(replace(MIX, short=0.1, **{name: 0.1}))
     box = Box(0.25, 0.25, 0.5, 0.5)
