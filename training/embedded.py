@@ -41,7 +41,7 @@ from engine.prompt import (
     TOOL_RESPONSE_CLOSE,
     TOOL_RESPONSE_OPEN,
 )
-from training.numbers import number_ids, smooth_numbers
+from training.numbers import drawn_numbers, number_ids
 
 END_OF_TEXT = "<|endoftext|>"
 # Numbers from 0 that are one token each; a view is 224 pixels wide, and few are twice that.
@@ -254,7 +254,7 @@ def order_numbers(
     """Draws the embeddings of numbers anew, those of near numbers alike, in place."""
     ids = number_ids(tokenizer)
     words: nn.Embedding = model.model.language_model.embed_tokens
-    words.weight[ids] = EMBEDDING_DEVIATION * smooth_numbers(len(ids), words.embedding_dim)
+    words.weight[ids] = EMBEDDING_DEVIATION * drawn_numbers(len(ids), words.embedding_dim)
 
 
 @torch.no_grad()

@@ -172,18 +172,8 @@ class MixConfig:
 
     def __post_init__(self) -> None:
         whole = ("report", "conversation", "short", "closeup")
-        for name in (
-            "zoom",
-            "probe",
-            "auto",
-            "real",
-            "own",
-            "latent",
-            "called",
-            "words",
-            "withheld",
-            *whole,
-        ):
+        single = ("zoom", "withheld", "probe", "auto", "real", "own", "latent", "called", "words")
+        for name in (*single, *whole):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in 0 to 1, not {getattr(self, name)}.")
         if sum(getattr(self, name) for name in whole) > 1.0:

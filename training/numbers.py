@@ -61,7 +61,7 @@ def number_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids
 
 
-def smooth_numbers(count: int, width: int) -> torch.Tensor:
+def drawn_numbers(count: int, width: int) -> torch.Tensor:
     """Random vectors `(count, width)` of unit variance, those of near numbers alike.
 
     Draws of a Gaussian process in every dimension (seed torch first).

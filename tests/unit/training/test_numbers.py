@@ -23,12 +23,12 @@ from training.language_loss import coordinate_sides, coordinate_targets, target_
 from training.network import batch_loss
 from training.numbers import (
     NumberScale,
+    drawn_numbers,
     free_losses,
     number_ids,
     numbers_keeper,
     slow_waves,
     smooth_curve,
-    smooth_numbers,
 )
 from training.place_forms import BARE
 from training.places import PlaceTerms
@@ -81,7 +81,7 @@ def test_a_tokenizer_of_digits_is_refused() -> None:
 
 def test_near_numbers_begin_alike() -> None:
     torch.manual_seed(0)
-    drawn = smooth_numbers(256, 4096)
+    drawn = drawn_numbers(256, 4096)
     assert drawn.square().mean().item() == pytest.approx(1.0, abs=0.02)
     alike = torch.nn.functional.cosine_similarity(drawn[100:101], drawn)
     expected = [
