@@ -23,6 +23,7 @@ from training.image_labels import (
     image_loss,
     labelled_crop,
     labelled_view,
+    number_scores,
 )
 from training.loop import Report, StepsConfig, prefixed, run_steps
 from training.materials import Materials
@@ -143,7 +144,7 @@ def warm_up(
             found = dense_scores(
                 model, heads.dense, materials.validation, materials.real_validation
             )
-            return found | (_answer_scores(model, heads.image, views) if part.image.answers else {})
+            return found | _image_scores(model, heads.image, views, part.image)
 
         run_steps(
             folder=out / part.name,
@@ -158,18 +159,25 @@ def warm_up(
     return heads
 
 
-def _answer_scores(
-    model: Qwen2_5_VLForConditionalGeneration, heads: ImageHeads, views: Sequence[Picture]
+def _image_scores(
+    model: Qwen2_5_VLForConditionalGeneration,
+    heads: ImageHeads,
+    views: Sequence[Picture],
+    taught: ImageWeights,
 ) -> dict[str, float]:
-    """Share of answers that are read right from the mean token of each view."""
+    """Shares of answers and of numbers that are read right in each view, of what is taught."""
+    if not taught.answers and not taught.parts:
+        return {}
     scores: dict[str, list[float]] = {}
     for view in views:
         image = torch.from_numpy(view.pixels.astype(np.float32))[None]
         with torch.no_grad():
             tokens = visual_tokens(model, [image])
-        for family, hits in answer_scores(heads, tokens, [view]).items():
-            scores.setdefault(family, []).extend(hits)
-    return {family: float(np.mean(hits)) for family, hits in scores.items()}
+        found = answer_scores(heads, tokens, [view]) if taught.answers else {}
+        found |= number_scores(heads, tokens, [view]) if taught.parts else {}
+        for name, hits in found.items():
+            scores.setdefault(name, []).extend(hits)
+    return {name: float(np.mean(hits)) for name, hits in scores.items()}
 
 
 @dataclass(frozen=True, slots=True)

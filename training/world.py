@@ -61,11 +61,14 @@ class ImageLabels:
         boxes: float32 `(names, 4)` in shares of the picture; NaN where not exactly one.
         places: float32 `(cells, names)` in 0 to 1, how far a finding in a place covers a cell;
             None on crops, where a place cannot be told.
+        parts: float32 `(cells, counted)`, the part of a finding that a cell holds, summed over
+            those of one kind on one side, whose number all cells add up to; None on crops.
     """
 
     answers: npt.NDArray[np.int8]
     boxes: npt.NDArray[np.float32]
     places: npt.NDArray[np.float32] | None = None
+    parts: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -370,6 +373,8 @@ class WorldConfig:
         boxes: `targets` crops what questions are about, `random` whatever the dice say, so that
             a zoom can be taught without a word of where to look.
         modalities: shares of chest radiographs, head CT slices and breast ultrasound images.
+        again: question families that get a second turn beside the one that each has, so that
+            twice as many phantoms are made for them.
     """
 
     count: int = 5000
@@ -380,6 +385,7 @@ class WorldConfig:
     shard: int = 125
     workers: int = 2
     modalities: ModalityShares = ModalityShares(chest=1.0)
+    again: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # None at all: questions about images of one's own need no phantoms.
@@ -388,6 +394,12 @@ class WorldConfig:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}.")
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}.")
+        known = [name for modality in self.modalities.named for name in FAMILIES_OF[modality]]
+        if unknown := [name for name in self.again if name not in known]:
+            raise ValueError(
+                f"again names {unknown[0]!r}, which is no question family of these phantoms; use "
+                f"some of {', '.join(known)}."
+            )
 
     @property
     def name(self) -> str:
@@ -407,6 +419,11 @@ class WorldConfig:
         """All that decides what the shards hold; of chests, as before there was anything else."""
         settings = dataclasses.asdict(self)
         del settings["workers"]
+        if self.again:
+            # A list, as it is read from the file again.
+            settings["again"] = list(self.again)
+        else:
+            del settings["again"]
         if not self._is_mixed:
             del settings["modalities"]
         return {"generator": GENERATOR_VERSION, **settings}
@@ -419,9 +436,12 @@ def balanced_case(config: WorldConfig, index: int) -> QuestionCase:
     """
     modality, number = config.modalities.turn(index)
     families = FAMILIES_OF[modality]
-    name = tuple(families)[number % len(families)]
+    turns = [*families, *(name for name in config.again if name in families)]
+    rounds, place = divmod(number, len(turns))
+    name = turns[place]
+    asked = rounds * turns.count(name) + turns[:place].count(name)
     answers = families[name].answers
-    answer = answers[number // len(families) % len(answers)]
+    answer = answers[asked % len(answers)]
     return case_for(name, answer, seed_for(config.split, index, config.seed))
 
 
@@ -568,9 +588,9 @@ def check_world(folder: Path, config: WorldConfig) -> None:
         kept = json.loads(path.read_text(encoding="utf-8"))
         wanted = config.fingerprint
         other = [
-            f"{name}: {kept.get(name)} there, {value} here"
-            for name, value in wanted.items()
-            if kept.get(name) != value
+            f"{name}: {kept.get(name)} there, {wanted.get(name)} here"
+            for name in {**wanted, **kept}
+            if kept.get(name) != wanted.get(name)
         ]
         reason = "; ".join(other)
     else:

@@ -42,7 +42,13 @@ def test_a_weight_that_is_set_leaves_the_others_as_they_were() -> None:
     assert asdict(part.weights) == {**asdict(whole.weights), "cover": 2.0}
     assert asdict(part.image) == {**asdict(whole.image), "boxes": 0.0}
     assert asdict(whole.weights) == dict.fromkeys(asdict(DenseWeights()), 1.0)
-    assert asdict(whole.image) == {"places": 1.0, "centres": 4.0, "answers": 1.0, "boxes": 2.0}
+    assert asdict(whole.image) == {
+        "places": 1.0,
+        "centres": 4.0,
+        "answers": 1.0,
+        "boxes": 2.0,
+        "parts": 2.0,
+    }
 
 
 @pytest.mark.parametrize(

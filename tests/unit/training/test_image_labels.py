@@ -17,11 +17,12 @@ from training.image_labels import (
     image_loss,
     labelled_crop,
     labelled_view,
+    number_scores,
 )
 from training.phantoms import FindingRequest, PhantomConfig, truth_for
 from training.phantoms.label_names import CHEST_LABELS
 from training.phantoms.truth import CONSOLIDATION, EFFUSION, NODULE
-from training.world import Case, ImageLabels, cover_of
+from training.world import Case, ImageLabels, Picture, cover_of, touched_cells
 
 WIDTH = 8
 ANSWERS = answers_of(CHEST_LABELS)
@@ -96,6 +97,36 @@ def test_places_cover_the_cells_of_their_finding_alone() -> None:
     assert 0 < column.max() <= 1
 
 
+def test_the_parts_of_what_is_counted_add_up_to_its_number_whatever_its_size() -> None:
+    case = _case(
+        FindingRequest(NODULE, side="left", size="large"),
+        FindingRequest(NODULE, side="left", size="small"),
+        FindingRequest(NODULE, side="right", size="small"),
+        FindingRequest(CONSOLIDATION, side="right"),
+    )
+    assert case.truth is not None
+    labels = labelled_view(case).labels
+    assert labels is not None
+    assert labels.parts is not None
+    assert CHEST_LABELS.counted == ((NODULE, "right"), (NODULE, "left"))
+    np.testing.assert_allclose(labels.parts.sum(0), (1, 2), atol=1e-5)
+    # A cell has the share of what it covers: the right lung has one nodule, and nothing else.
+    (small,) = case.truth.of_kind(NODULE, "right")
+    touched = touched_cells(small.box, case.view.grid)
+    covered = case.view.cover[touched, CHEST_LABELS.covers.index(NODULE)].astype(float)
+    np.testing.assert_allclose(labels.parts[touched, 0], covered / covered.sum(), atol=1e-6)
+    others = np.setdiff1d(np.arange(case.view.grid.cells), touched)
+    assert not labels.parts[others, 0].any()
+
+
+def test_a_view_without_what_is_counted_has_no_part_of_it() -> None:
+    labels = labelled_view(_case(FindingRequest(CONSOLIDATION))).labels
+    assert labels is not None
+    assert labels.parts is not None
+    assert labels.parts.shape == (64, 2)
+    assert not labels.parts.any()
+
+
 def test_centres_run_along_rows_in_shares_of_the_longer_side() -> None:
     centres = centres_of(PatchGrid(2, 4))
     assert centres[0].tolist() == [0.125, 0.125]
@@ -121,7 +152,8 @@ def test_a_crop_is_labelled_where_its_cells_agree() -> None:
 def _constant_heads() -> ImageHeads:
     """Heads whose readings are their biases."""
     heads = ImageHeads(WIDTH)
-    for linear in (heads.places, heads.centres, heads.answers, heads.boxes):
+    for linear in (heads.places, heads.centres, heads.answers, heads.boxes, heads.parts):
+        assert linear is not None
         torch.nn.init.zeros_(linear.weight)
         torch.nn.init.zeros_(linear.bias)
     return heads
@@ -144,6 +176,46 @@ def test_the_loss_by_hand() -> None:
     # Centres 0.25 and 0.75 in x, 0.25 in y, all read as 0.
     assert float(parts["centres"]) == pytest.approx(0.375)
     assert float(parts["places"]) == pytest.approx(len(CHEST_LABELS.places) * np.log(2), rel=1e-5)
+
+
+def _counting_view(parts: list[list[float]]) -> Picture:
+    """A view of two cells with these parts of nodules in the right and the left lung."""
+    answers = np.full(len(ANSWERS), -1, dtype=np.int8)
+    boxes = np.full((len(BOX_NAMES), 4), np.nan, dtype=np.float32)
+    places = np.zeros((2, len(CHEST_LABELS.places)), dtype=np.float32)
+    labels = ImageLabels(answers, boxes, places, np.array(parts, dtype=np.float32))
+    return replace(picture(0, 28, 56), labels=labels)
+
+
+def test_the_loss_of_parts_by_hand() -> None:
+    heads = _constant_heads()
+    assert heads.parts is not None
+    with torch.no_grad():
+        heads.parts.bias.copy_(torch.tensor([4.0, 0.0]))
+        first = _counting_view([[1.0, 0.0], [0.0, 0.0]])
+        second = _counting_view([[0.5, 0.25], [0.5, 0.75]])
+        parts = image_loss(heads, torch.randn(4, WIDTH), [first, second])
+    # An eighth of it is 0.5 of a nodule in each cell of the right lung: both cells of the first
+    # view are off by a half, and those of the second are right. In the left lung of the second
+    # view cells are off by 0.25 and 0.75.
+    assert float(parts["parts"]) == pytest.approx((0.5 + 0.0625 + 0.5625) / 2)
+
+
+def test_numbers_are_scored_where_there_is_something_to_count() -> None:
+    heads = _constant_heads()
+    assert heads.parts is not None
+    with torch.no_grad():
+        heads.parts.bias.copy_(torch.tensor([3.2, 7.2]))
+    views = [
+        _counting_view([[1.0, 0.0], [0.0, 0.0]]),
+        _counting_view([[1.0, 0.5], [1.0, 0.5]]),
+        _counting_view([[0.0, 0.0], [0.0, 0.0]]),
+    ]
+    # Read are 0.8 on the right and 1.8 on the left, which is one and two.
+    assert number_scores(heads, torch.randn(6, WIDTH), views) == {
+        "counted nodule right": [1.0, 0.0],
+        "counted nodule left": [0.0, 0.0],
+    }
 
 
 def test_a_batch_without_labels_costs_nothing() -> None:

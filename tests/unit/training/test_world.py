@@ -154,6 +154,32 @@ def test_phantoms_of_other_settings_are_refused(
         load_world(tmp_path, replace(kept, **{setting: value}))
 
 
+def test_families_that_get_a_second_turn_make_other_worlds(case: Case, tmp_path: Path) -> None:
+    plain, again = WorldConfig(count=1), WorldConfig(count=1, again=("nodule_count",))
+    for folder, kept, wanted in (("one", plain, again), ("two", again, plain)):
+        world_of(tmp_path / folder, kept, case)
+        assert len(load_world(tmp_path / folder, kept)) == 1
+        with pytest.raises(ValueError, match=r"\(again: .* there, .* here\)"):
+            load_world(tmp_path / folder, wanted)
+
+
+def test_a_second_turn_goes_on_with_the_answers_of_the_first() -> None:
+    config = WorldConfig(again=("nodule_count", "line_side"))
+    turns = len(FAMILIES) + 2
+    asked = [balanced_case(config, index).question for index in range(3 * turns)]
+    assert [one.family for one in asked[:turns]] == [*FAMILIES, "nodule_count", "line_side"]
+    counts = [one.answer for one in asked if one.family == "nodule_count"]
+    assert counts == ["one", "two", "three"] * 2
+    assert [one.answer for one in asked if one.family == "line_side"] == ["right", "left"] * 3
+    modalities = [one.answer for one in asked if one.family == "modality"]
+    assert modalities == ["x-ray"] * 3
+
+
+def test_an_unknown_family_gets_no_second_turn() -> None:
+    with pytest.raises(ValueError, match="again names 'nodules', which is no question family"):
+        WorldConfig(again=("nodule_count", "nodules"))
+
+
 def test_phantoms_of_an_older_generator_are_refused(case: Case, tmp_path: Path) -> None:
     config = WorldConfig(count=1)
     world_of(tmp_path, config, case)
