@@ -266,6 +266,8 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
     `coarse_from_image` is `coarse` without the families that the question itself answers;
     `mean_iou` is over questions about findings, `anatomy_mean_iou` over lungs and hearts.
+    `zooms_mean_iou` leaves out questions about findings that got no zoom, which `mean_iou` counts
+    as 0 where they need one: together they tell whether boxes are bad or seldom.
     `pointing_game_ceiling` is what pointing games by centres of cells could reach at best,
     `touching_by_chance` what a map that knows nothing would reach of `touching`, and
     `pointing_game_count` the questions with a map and a target; `findings` has the same of
@@ -284,6 +286,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     right = {name: sum(outcome.right for outcome in group) for name, group in groups.items()}
     overlaps = _overlaps(outcomes, of_anatomy=False)
     anatomy = _overlaps(outcomes, of_anatomy=True)
+    zoomed = _overlaps([outcome for outcome in outcomes if outcome.zooms], of_anatomy=False)
     return {
         "accuracy": {name: right[name] / len(group) for name, group in groups.items()},
         "ci95": {
@@ -294,6 +297,9 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "mean_iou": mean_of(overlaps),
         "mean_iou_count": len(overlaps),
         "mean_iou_ci95": bootstrap_interval(overlaps),
+        "zooms_mean_iou": mean_of(zoomed),
+        "zooms_mean_iou_count": len(zoomed),
+        "zooms_mean_iou_ci95": bootstrap_interval(zoomed),
         "anatomy_mean_iou": mean_of(anatomy),
         "anatomy_mean_iou_count": len(anatomy),
         "anatomy_mean_iou_ci95": bootstrap_interval(anatomy),

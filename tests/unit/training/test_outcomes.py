@@ -87,6 +87,9 @@ def test_table_counts_each_group() -> None:
     assert table["invalid_rate"] == pytest.approx(1 / 7)
     assert table["mean_iou"] == pytest.approx(0.4)
     assert table["mean_iou_count"] == 2
+    # Of the two fine questions one got no zoom at all.
+    assert table["zooms_mean_iou"] == pytest.approx(0.8)
+    assert table["zooms_mean_iou_count"] == 1
     assert table["anatomy_mean_iou"] == pytest.approx(0.6)
     assert table["anatomy_mean_iou_count"] == 2
     assert table["pointing_game"] == 0.5
@@ -171,6 +174,7 @@ def test_shuffles_are_told_apart_by_the_donors_answer() -> None:
 def test_nothing_to_point_at_is_no_number() -> None:
     table = summary([outcome()])
     assert table["mean_iou"] is None
+    assert table["zooms_mean_iou"] is None
     assert table["pointing_game"] is None
     assert "fine" not in table["accuracy"]
 
