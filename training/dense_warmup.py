@@ -154,7 +154,7 @@ def warm_up(
             loss_at=DenseStep(model, heads, pool, part, seed),
             report=prefixed(report, part.name),
             evaluate=scores,
-            evaluate_every=250,
+            evaluate_every=600,
         )
     return heads
 
