@@ -43,6 +43,8 @@ from training.world import Picture
 # Linear heads stand a larger learning rate than the tower under them.
 HEAD_RATE: Final = 3.0
 HEADS: Final = ("heads", "image_heads")
+# Steps between scores, which take as long as twenty of them; parts are scored at their end, too.
+SCORE_EVERY: Final = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +156,7 @@ def warm_up(
             loss_at=DenseStep(model, heads, pool, part, seed),
             report=prefixed(report, part.name),
             evaluate=scores,
-            evaluate_every=600,
+            evaluate_every=SCORE_EVERY,
         )
     return heads
 
@@ -166,7 +168,7 @@ def _image_scores(
     taught: ImageWeights,
 ) -> dict[str, float]:
     """Shares of answers and of numbers that are read right in each view, of what is taught."""
-    if not taught.answers and not taught.parts:
+    if not taught.answers and not taught.shares:
         return {}
     scores: dict[str, list[float]] = {}
     for view in views:
@@ -174,7 +176,7 @@ def _image_scores(
         with torch.no_grad():
             tokens = visual_tokens(model, [image])
         found = answer_scores(heads, tokens, [view]) if taught.answers else {}
-        found |= number_scores(heads, tokens, [view]) if taught.parts else {}
+        found |= number_scores(heads, tokens, [view]) if taught.shares else {}
         for name, hits in found.items():
             scores.setdefault(name, []).extend(hits)
     return {name: float(np.mean(hits)) for name, hits in scores.items()}

@@ -80,7 +80,7 @@ class FirstImageWeights(ImageWeights):
     centres: float = 4.0
     answers: float = 1.0
     boxes: float = 2.0
-    parts: float = 2.0
+    shares: float = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,10 @@ linear and are thrown away afterwards.
 
 Numbers are taught once more, token by token. A classifier of the mean is told that there are two
 nodules and not where the second is, and a large one adds more to the mean than a small one: it took
-one for two. So a token also learns which part of a finding it holds, as density maps do that are
-learned to count crowds (Lempitsky and Zisserman, NIPS 2010): whatever its size, the parts of one
-finding add up to 1, and a linear reading of the mean is their number.
+one for two. So a token also learns its share of a finding, as density maps do that are learned to
+count crowds (Lempitsky and Zisserman, NIPS 2010): whatever its size, the shares of one finding add
+up to 1, and summed over all tokens a linear reading of each, normalised, is their number. What is
+read of the mean of tokens of one length can be nearly that.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from training.world import Case, ImageLabels, Picture, touched_cells
 _NOT_TAUGHT: Final = ("lung", "lung_name", "hemisphere")
 # Of one kind on one side; phantoms have no more.
 _NUMBERS: Final = ("none", *COUNTS)
-# Of what is read as a part. A step of the optimiser moves the reading of all sixty-four cells of a
+# Of what is read as a share. A step of the optimiser moves the reading of all sixty-four cells of a
 # view alike, and as many small errors are a large one of their sum.
-_PART_SCALE: Final = 1 / 8
+_SHARE_SCALE: Final = 1 / 8
 # Most cells hold nothing: the weight of one that does.
 _PRESENT_WEIGHT: Final = 4.0
 _UNKNOWN: Final = -1
@@ -102,7 +103,7 @@ def labelled_view(case: Case, labels: LabelNames = CHEST_LABELS) -> Picture:
             answers,
             _boxes(case.truth, labels),
             _places(case.truth, case.view, labels),
-            _parts(case.truth, case.view, labels),
+            _shares(case.truth, case.view, labels),
         ),
     )
 
@@ -149,12 +150,13 @@ def _places(truth: AnyTruth, view: Picture, labels: LabelNames) -> npt.NDArray[n
     return places
 
 
-def _parts(truth: AnyTruth, view: Picture, labels: LabelNames) -> npt.NDArray[np.float32]:
-    """The part of a finding that each cell of a view holds, summed over those of a kind and side.
+def _shares(truth: AnyTruth, view: Picture, labels: LabelNames) -> npt.NDArray[np.float32]:
+    """The share of a finding that each cell of a view holds, summed over those of a kind and side.
 
-    Of a finding's cells each has its share of what they cover together: they add up to 1.
+    It is in proportion to what is covered of each cell that the finding's box touches, by whichever
+    finding of the kind: those of one finding add up to 1, also where another one is near.
     """
-    parts = np.zeros((view.grid.cells, len(labels.counted)), dtype=np.float32)
+    shares = np.zeros((view.grid.cells, len(labels.counted)), dtype=np.float32)
     for index, (kind, side) in enumerate(labels.counted):
         for finding in truth.of_kind(kind, side):
             cells = touched_cells(tuple(finding.box), view.grid)
@@ -162,8 +164,8 @@ def _parts(truth: AnyTruth, view: Picture, labels: LabelNames) -> npt.NDArray[np
             if covered.sum() == 0:
                 # Too small to cover a 255th of any cell: each cell that it touches has as much.
                 covered = np.ones(len(cells), dtype=np.float32)
-            parts[cells, index] += covered / covered.sum()
-    return parts
+            shares[cells, index] += covered / covered.sum()
+    return shares
 
 
 def centres_of(grid: PatchGrid) -> torch.Tensor:
@@ -183,10 +185,10 @@ class ImageHeads(nn.Module):
         self.token_norm = nn.LayerNorm(width)
         self.places = nn.Linear(width, len(labels.places))
         self.centres = nn.Linear(width, 2)
-        self.parts = nn.Linear(width, len(labels.counted)) if labels.counted else None
-        if self.parts is not None:
-            nn.init.zeros_(self.parts.weight)
-            nn.init.zeros_(self.parts.bias)
+        self.shares = nn.Linear(width, len(labels.counted)) if labels.counted else None
+        if self.shares is not None:
+            nn.init.zeros_(self.shares.weight)
+            nn.init.zeros_(self.shares.bias)
         self.image_norm = nn.LayerNorm(width)
         self.answers = nn.Linear(width, sum(self.sizes.values()))
         self.boxes = nn.Linear(width, len(box_names_of(labels)) * 4)
@@ -196,12 +198,12 @@ class ImageHeads(nn.Module):
         tokens = self.token_norm(tokens)
         return self.places(tokens), self.centres(tokens)
 
-    def read_parts(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Of tokens `(N, D)`: parts of what is counted `(N, K)`."""
-        if self.parts is None:
+    def read_shares(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Of tokens `(N, D)`: shares of what is counted `(N, K)`."""
+        if self.shares is None:
             return tokens.new_zeros(len(tokens), 0)
-        read: torch.Tensor = self.parts(self.token_norm(tokens))
-        return _PART_SCALE * read
+        read: torch.Tensor = self.shares(self.token_norm(tokens))
+        return _SHARE_SCALE * read
 
     def read_images(self, means: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """Of mean tokens `(M, D)`: logits of each family's answers and boxes `(M, B, 4)`."""
@@ -219,14 +221,14 @@ class ImageWeights:
         centres: of a mean distance, in shares of the longer side of a view.
         answers: of a mean over known answers.
         boxes: of a mean over edges, in shares of the longer side of a view.
-        parts: of a sum of squared errors over the cells of a view.
+        shares: of a sum of squared errors over the cells of a view.
     """
 
     places: float = 0.0
     centres: float = 0.0
     answers: float = 0.0
     boxes: float = 0.0
-    parts: float = 0.0
+    shares: float = 0.0
 
 
 def image_loss(
@@ -234,10 +236,10 @@ def image_loss(
 ) -> dict[str, torch.Tensor]:
     """Losses of labelled pictures.
 
-    Places (BCE), centres (L1), answers (CE), boxes (L1) and parts (L2).
+    Places (BCE), centres (L1), answers (CE), boxes (L1) and shares (L2).
 
-    Of parts each cell's is to be right. That their sum is, was asked, too, for a time: what it says
-    it says to all cells alike, and its gradient was several times that of all the rest.
+    Of shares each cell's is to be right. That their sum is, was asked, too, for a time: that says
+    the same to all cells, and its gradient was several times that of all the rest.
 
     Args:
         heads: to read with.
@@ -246,7 +248,7 @@ def image_loss(
     """
     split = torch.split(tokens, [picture.grid.cells for picture in pictures])
     zero = tokens.new_zeros(())
-    parts = {"places": zero, "centres": zero, "answers": zero, "boxes": zero, "parts": zero}
+    parts = {"places": zero, "centres": zero, "answers": zero, "boxes": zero, "shares": zero}
     views = [
         (own, picture.labels.places, picture.grid)
         for own, picture in zip(split, pictures, strict=True)
@@ -262,7 +264,7 @@ def image_loss(
         )
         true_centres = torch.cat([centres_of(grid) for _, _, grid in views])
         parts["centres"] = (centres - true_centres).abs().mean()
-        parts["parts"] = _parts_loss(heads, split, pictures)
+        parts["shares"] = _shares_loss(heads, split, pictures)
     labelled = [
         (own.mean(0), picture.labels, picture.labels.boxes * np.tile(picture.sides, 2))
         for own, picture in zip(split, pictures, strict=True)
@@ -285,15 +287,14 @@ def image_loss(
     return parts
 
 
-def _parts_loss(
+def _shares_loss(
     heads: ImageHeads, tokens: Sequence[torch.Tensor], pictures: Sequence[Picture]
 ) -> torch.Tensor:
     """Mean over views of the sum of squared errors of their cells (`tokens` of each picture)."""
     losses = []
     for own, picture in zip(tokens, pictures, strict=True):
-        if picture.labels is not None and picture.labels.parts is not None:
-            true = torch.from_numpy(picture.labels.parts).to(own.device)
-            errors = heads.read_parts(own) - true
+        if picture.labels is not None and picture.labels.shares is not None:
+            errors = heads.read_shares(own) - torch.from_numpy(picture.labels.shares)
             losses.append(errors.square().sum())
     return torch.stack(losses).mean() if losses else tokens[0].new_zeros(())
 
@@ -302,9 +303,10 @@ def _parts_loss(
 def number_scores(
     heads: ImageHeads, tokens: torch.Tensor, pictures: Sequence[Picture]
 ) -> dict[str, list[float]]:
-    """1 where the nearest number to the sum of parts is right, else 0, by kind and side.
+    """1 where the nearest number to the sum of shares is right, else 0, by kind and side.
 
-    Of views that have some of the kind, on whichever side: in all others there is nothing to count.
+    Of both sides of views that have some of the kind on either: in all others there is nothing to
+    count.
 
     Args:
         heads: to read with.
@@ -314,10 +316,10 @@ def number_scores(
     scores: dict[str, list[float]] = {}
     cells = [picture.grid.cells for picture in pictures]
     for own, picture in zip(torch.split(tokens, cells), pictures, strict=True):
-        if picture.labels is None or picture.labels.parts is None:
+        if picture.labels is None or picture.labels.shares is None:
             continue
-        true = picture.labels.parts.sum(0).round()
-        read = heads.read_parts(own).sum(0).round().tolist()
+        true = picture.labels.shares.sum(0).round()
+        read = heads.read_shares(own).sum(0).round().tolist()
         kinds = [kind for kind, _ in heads.labels.counted]
         shown = {kind for kind, number in zip(kinds, true, strict=True) if number}
         for (kind, side), number, guess in zip(heads.labels.counted, true, read, strict=True):

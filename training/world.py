@@ -61,14 +61,14 @@ class ImageLabels:
         boxes: float32 `(names, 4)` in shares of the picture; NaN where not exactly one.
         places: float32 `(cells, names)` in 0 to 1, how far a finding in a place covers a cell;
             None on crops, where a place cannot be told.
-        parts: float32 `(cells, counted)`, the part of a finding that a cell holds, summed over
+        shares: float32 `(cells, counted)`, the share of a finding that a cell holds, summed over
             those of one kind on one side, whose number all cells add up to; None on crops.
     """
 
     answers: npt.NDArray[np.int8]
     boxes: npt.NDArray[np.float32]
     places: npt.NDArray[np.float32] | None = None
-    parts: npt.NDArray[np.float32] | None = None
+    shares: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -373,8 +373,8 @@ class WorldConfig:
         boxes: `targets` crops what questions are about, `random` whatever the dice say, so that
             a zoom can be taught without a word of where to look.
         modalities: shares of chest radiographs, head CT slices and breast ultrasound images.
-        again: question families that get a second turn beside the one that each has, so that
-            twice as many phantoms are made for them.
+        again: question families that get a second turn beside the one that each has: of the
+            phantoms, twice as many are made for one of them as for any other.
     """
 
     count: int = 5000
@@ -400,6 +400,8 @@ class WorldConfig:
                 f"again names {unknown[0]!r}, which is no question family of these phantoms; use "
                 f"some of {', '.join(known)}."
             )
+        if len(set(self.again)) < len(self.again):
+            raise ValueError("again names a question family twice, which gets but a second turn.")
 
     @property
     def name(self) -> str:

@@ -47,7 +47,7 @@ def test_a_weight_that_is_set_leaves_the_others_as_they_were() -> None:
         "centres": 4.0,
         "answers": 1.0,
         "boxes": 2.0,
-        "parts": 2.0,
+        "shares": 2.0,
     }
 
 

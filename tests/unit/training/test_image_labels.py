@@ -97,7 +97,7 @@ def test_places_cover_the_cells_of_their_finding_alone() -> None:
     assert 0 < column.max() <= 1
 
 
-def test_the_parts_of_what_is_counted_add_up_to_its_number_whatever_its_size() -> None:
+def test_the_shares_of_what_is_counted_add_up_to_its_number_whatever_its_size() -> None:
     case = _case(
         FindingRequest(NODULE, side="left", size="large"),
         FindingRequest(NODULE, side="left", size="small"),
@@ -107,24 +107,54 @@ def test_the_parts_of_what_is_counted_add_up_to_its_number_whatever_its_size() -
     assert case.truth is not None
     labels = labelled_view(case).labels
     assert labels is not None
-    assert labels.parts is not None
+    assert labels.shares is not None
     assert CHEST_LABELS.counted == ((NODULE, "right"), (NODULE, "left"))
-    np.testing.assert_allclose(labels.parts.sum(0), (1, 2), atol=1e-5)
-    # A cell has the share of what it covers: the right lung has one nodule, and nothing else.
+    np.testing.assert_allclose(labels.shares.sum(0), (1, 2), atol=1e-5)
+    # A cell has the share of what is covered of it: no other nodule is near, and a consolidation
+    # is none.
     (small,) = case.truth.of_kind(NODULE, "right")
     touched = touched_cells(small.box, case.view.grid)
     covered = case.view.cover[touched, CHEST_LABELS.covers.index(NODULE)].astype(float)
-    np.testing.assert_allclose(labels.parts[touched, 0], covered / covered.sum(), atol=1e-6)
+    np.testing.assert_allclose(labels.shares[touched, 0], covered / covered.sum(), atol=1e-6)
     others = np.setdiff1d(np.arange(case.view.grid.cells), touched)
-    assert not labels.parts[others, 0].any()
+    assert not labels.shares[others, 0].any()
 
 
-def test_a_view_without_what_is_counted_has_no_part_of_it() -> None:
+def test_two_findings_in_one_cell_share_it_and_count_as_two() -> None:
+    case = _case(FindingRequest(NODULE, side="left"), FindingRequest(NODULE, side="left"))
+    assert case.truth is not None
+    column = CHEST_LABELS.covers.index(NODULE)
+    one, other = case.truth.of_kind(NODULE, "left")
+    near = replace(other, box=one.box)
+    truth = replace(case.truth, findings=(one, near))
+    first, *others = touched_cells(one.box, case.view.grid)
+    cover = np.zeros_like(case.view.cover)
+    cover[first, column], cover[others[0], column] = 30, 90
+    labels = labelled_view(Case(truth=truth, view=replace(case.view, cover=cover))).labels
+    assert labels is not None
+    assert labels.shares is not None
+    np.testing.assert_allclose(labels.shares[[first, others[0]], 1], (0.5, 1.5), atol=1e-6)
+    assert labels.shares.sum() == pytest.approx(2)
+
+
+def test_a_finding_too_small_to_cover_a_cell_counts_all_the_same() -> None:
+    case = _case(FindingRequest(NODULE, side="left"))
+    assert case.truth is not None
+    bare = replace(case.view, cover=np.zeros_like(case.view.cover))
+    labels = labelled_view(replace(case, view=bare)).labels
+    assert labels is not None
+    assert labels.shares is not None
+    touched = touched_cells(case.truth.of_kind(NODULE)[0].box, case.view.grid)
+    np.testing.assert_allclose(labels.shares[touched, 1], 1 / len(touched), rtol=1e-6)
+    assert labels.shares.sum() == pytest.approx(1)
+
+
+def test_a_view_without_what_is_counted_has_no_share_of_it() -> None:
     labels = labelled_view(_case(FindingRequest(CONSOLIDATION))).labels
     assert labels is not None
-    assert labels.parts is not None
-    assert labels.parts.shape == (64, 2)
-    assert not labels.parts.any()
+    assert labels.shares is not None
+    assert labels.shares.shape == (64, 2)
+    assert not labels.shares.any()
 
 
 def test_centres_run_along_rows_in_shares_of_the_longer_side() -> None:
@@ -152,7 +182,7 @@ def test_a_crop_is_labelled_where_its_cells_agree() -> None:
 def _constant_heads() -> ImageHeads:
     """Heads whose readings are their biases."""
     heads = ImageHeads(WIDTH)
-    for linear in (heads.places, heads.centres, heads.answers, heads.boxes, heads.parts):
+    for linear in (heads.places, heads.centres, heads.answers, heads.boxes, heads.shares):
         assert linear is not None
         torch.nn.init.zeros_(linear.weight)
         torch.nn.init.zeros_(linear.bias)
@@ -178,34 +208,34 @@ def test_the_loss_by_hand() -> None:
     assert float(parts["places"]) == pytest.approx(len(CHEST_LABELS.places) * np.log(2), rel=1e-5)
 
 
-def _counting_view(parts: list[list[float]]) -> Picture:
-    """A view of two cells with these parts of nodules in the right and the left lung."""
+def _counting_view(shares: list[list[float]]) -> Picture:
+    """A view of two cells with these shares of nodules in the right and the left lung."""
     answers = np.full(len(ANSWERS), -1, dtype=np.int8)
     boxes = np.full((len(BOX_NAMES), 4), np.nan, dtype=np.float32)
     places = np.zeros((2, len(CHEST_LABELS.places)), dtype=np.float32)
-    labels = ImageLabels(answers, boxes, places, np.array(parts, dtype=np.float32))
+    labels = ImageLabels(answers, boxes, places, np.array(shares, dtype=np.float32))
     return replace(picture(0, 28, 56), labels=labels)
 
 
-def test_the_loss_of_parts_by_hand() -> None:
+def test_the_loss_of_shares_by_hand() -> None:
     heads = _constant_heads()
-    assert heads.parts is not None
+    assert heads.shares is not None
     with torch.no_grad():
-        heads.parts.bias.copy_(torch.tensor([4.0, 0.0]))
+        heads.shares.bias.copy_(torch.tensor([4.0, 0.0]))
         first = _counting_view([[1.0, 0.0], [0.0, 0.0]])
         second = _counting_view([[0.5, 0.25], [0.5, 0.75]])
         parts = image_loss(heads, torch.randn(4, WIDTH), [first, second])
     # An eighth of it is 0.5 of a nodule in each cell of the right lung: both cells of the first
     # view are off by a half, and those of the second are right. In the left lung of the second
     # view cells are off by 0.25 and 0.75.
-    assert float(parts["parts"]) == pytest.approx((0.5 + 0.0625 + 0.5625) / 2)
+    assert float(parts["shares"]) == pytest.approx((0.5 + 0.0625 + 0.5625) / 2)
 
 
 def test_numbers_are_scored_where_there_is_something_to_count() -> None:
     heads = _constant_heads()
-    assert heads.parts is not None
+    assert heads.shares is not None
     with torch.no_grad():
-        heads.parts.bias.copy_(torch.tensor([3.2, 7.2]))
+        heads.shares.bias.copy_(torch.tensor([3.2, 7.2]))
     views = [
         _counting_view([[1.0, 0.0], [0.0, 0.0]]),
         _counting_view([[1.0, 0.5], [1.0, 0.5]]),

@@ -4,13 +4,16 @@ import json
 import re
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from engine.geometry import FULL_IMAGE, Box, PatchGrid
 from engine.processor import ImageProcessor
+from tests.source_tree import ROOT
 from training.config import ConfigError, build
 from training.image_labels import ImageHeads, answers_of, image_loss, labelled_crop, labelled_view
 from training.materials import load_materials
@@ -171,13 +174,15 @@ def test_a_second_turn_goes_on_with_the_answers_of_the_first() -> None:
     counts = [one.answer for one in asked if one.family == "nodule_count"]
     assert counts == ["one", "two", "three"] * 2
     assert [one.answer for one in asked if one.family == "line_side"] == ["right", "left"] * 3
-    modalities = [one.answer for one in asked if one.family == "modality"]
-    assert modalities == ["x-ray"] * 3
+    sizes = [one.answer for one in asked if one.family == "heart_size"]
+    assert sizes == list(FAMILIES["heart_size"].answers)
 
 
 def test_an_unknown_family_gets_no_second_turn() -> None:
     with pytest.raises(ValueError, match="again names 'nodules', which is no question family"):
         WorldConfig(again=("nodule_count", "nodules"))
+    with pytest.raises(ValueError, match="again names a question family twice"):
+        WorldConfig(again=("nodule_count", "nodule_count"))
 
 
 def test_phantoms_of_an_older_generator_are_refused(case: Case, tmp_path: Path) -> None:
@@ -378,3 +383,18 @@ def test_training_and_validation_must_show_the_same(tmp_path: Path) -> None:
 def test_worlds_that_cannot_be_drawn_are_refused(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         WorldConfig(**changes)
+
+
+def test_configurations_that_share_a_folder_of_phantoms_ask_for_the_same() -> None:
+    asked: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for path in sorted((ROOT / "training/configs").rglob("*.yaml")):
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        folder = settings.get("world", f"{settings.get('out')}/world")
+        for part in ("train", "validation"):
+            if isinstance(settings.get(part), dict):
+                config = build(WorldConfig, settings[part])
+                asked.setdefault((folder, config.name), {})[path.name] = config.fingerprint
+    assert {"pretrain.yaml", "sft-zoom.yaml"} <= set(asked["runs/base/world", "train-1"])
+    for configs in asked.values():
+        first = next(iter(configs.values()))
+        assert configs == dict.fromkeys(configs, first)
